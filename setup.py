@@ -1,0 +1,70 @@
+"""Packaging: three rooms of the checkout install under one import name, ``fastseg``.
+
+``kernels`` and ``pipelines`` are names of other people's packages, so the folders stay where they
+are and are mapped to ``fastseg.kernels`` and ``fastseg.pipelines``.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+DALI = 'nvidia-dali-cuda130>=2.4,<3; sys_platform == "linux"'
+PLOT = "matplotlib>=3.8"
+
+setup(
+    name="fastseg",
+    version="0.1.0",
+    description="Fast, dependable training of multi-modal segmenters that survive sensor failure",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=[
+        "fastseg",
+        "fastseg.models",
+        "fastseg.report",
+        "fastseg.kernels",
+        "fastseg.kernels.reference",
+        "fastseg.pipelines",
+        "fastseg.pipelines.synthetic",
+    ],
+    package_dir={
+        "fastseg": "fastseg",
+        "fastseg.kernels": "kernels",
+        "fastseg.pipelines": "pipelines",
+    },
+    package_data={"fastseg": ["py.typed"]},
+    # apex is not listed on purpose: the name on PyPI belongs to another project
+    install_requires=[
+        "torch>=2.10",
+        "numpy>=1.26",
+        "pillow>=10.3",
+        "tyro>=1.0",
+        "safetensors>=0.5",
+        "tqdm>=4.66",
+        PLOT,
+    ],
+    extras_require={
+        "dali": [DALI],
+        "triton": ["triton>=3.6"],
+        "test": [
+            DALI,
+            "triton>=3.6",
+            "pytest>=8",
+            "pytest-benchmark>=5",
+            "hypothesis>=6.100",
+            "torchmetrics>=1.4",
+            "transformers>=5",
+        ],
+        "lint": ["ruff==0.17.5", "mypy>=1.15", "types-tqdm"],
+    },
+    entry_points={
+        "console_scripts": [
+            "fastseg-train = fastseg.train:main",
+            "fastseg-evaluate = fastseg.evaluate:main",
+            "fastseg-data = fastseg.data:main",
+            "fastseg-doctor = fastseg.doctor:main",
+        ]
+    },
+)
