@@ -1,0 +1,51 @@
+"""Which student modality learns from which teacher modality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def draw_pairing(
+    batch: int, num_teacher: int, present: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    """Random student row for every teacher modality of every sample.
+
+    With all modalities present each sample gets an independent uniform permutation. With some
+    dropped it gets a random map of the teacher's modalities onto the present ones that misses none
+    of these: every present one once, the rest filled uniformly, in random order.
+
+    Args:
+        batch: B, the number of samples.
+        num_teacher: Mt, the number of teacher modalities.
+        present: teacher indices of the student's rows, in the order of these rows. Zeroed
+            modalities count as present, because the student encodes them.
+        generator: source of the draw; the result lies on its device.
+
+    Returns:
+        ``[B, Mt]`` int64 of values in ``[0, len(present))``: the student row that each teacher
+        modality teaches.
+
+    Raises:
+        ValueError: ``present`` is empty, repeats itself or names a modality out of range.
+
+    Source: the permutation pi of L_hp, arXiv:2505.12861v1; the map for dropped modalities, which
+    the text leaves open, is ours.
+    """
+    rows = len(present)
+    if (
+        rows == 0
+        or len(set(present)) != rows
+        or any(not 0 <= modality < num_teacher for modality in present)
+    ):
+        raise ValueError(
+            f"present must name some of the modalities 0 to {num_teacher - 1}, each at most once, "
+            f"got {list(present)}"
+        )
+    device = generator.device
+    each = torch.arange(rows, device=device).expand(batch, -1)
+    fill = torch.randint(rows, (batch, num_teacher - rows), generator=generator, device=device)
+    order = torch.rand((batch, num_teacher), generator=generator, device=device).argsort(1)
+    return torch.cat([each, fill], 1).gather(1, order)

@@ -1,0 +1,38 @@
+"""The definitions of all losses in plain PyTorch.
+
+They are the truth that tests compare fast operators with, what runs on a CPU, and the baseline of
+benchmarks. All of them compute in float32 (float64 for float64 inputs) whatever the dtype of the
+inputs and under autocast, treat the teacher as a constant, and wait for no device.
+
+Symbols: M modalities, B samples, C channels, H W image, h w feature map of a level, K classes, S
+noise samples; p, x student and q, t teacher, after and before the softmax.
+"""
+
+from .divergence import logit_distillation, softmax_divergence
+from .entropy import functional_entropy, student_information, teacher_information
+from .fisher import channel_sigma, fisher_regulariser
+from .noise import fold_key, keyed_noise
+from .pooling import level_labels, masked_prototype_pool
+from .profile import profile_regulariser
+from .prototypes import hybrid_prototype_distillation, prototype_divergence
+from .representation import representation_regularisation
+from .supervised import ohem_cross_entropy
+
+__all__ = [
+    "channel_sigma",
+    "fisher_regulariser",
+    "fold_key",
+    "functional_entropy",
+    "hybrid_prototype_distillation",
+    "keyed_noise",
+    "level_labels",
+    "logit_distillation",
+    "masked_prototype_pool",
+    "ohem_cross_entropy",
+    "profile_regulariser",
+    "prototype_divergence",
+    "representation_regularisation",
+    "softmax_divergence",
+    "student_information",
+    "teacher_information",
+]

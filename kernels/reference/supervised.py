@@ -1,0 +1,86 @@
+"""The supervised loss: cross-entropy of the hard pixels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ._precision import upcast, without_autocast
+
+_IGNORED = -100  # not a class and not a value of any label map
+
+
+@without_autocast
+def ohem_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    threshold: float = 0.7,
+    min_kept: float = 1 / 16,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Cross-entropy averaged over the hard pixels of the batch (online hard example mining).
+
+        loss_p = -log softmax(logits)[y_p],    hard = {p : loss_p > -log(threshold)}
+        n_min = floor(min_kept * number of valid pixels)
+        L = mean of the max(|hard|, n_min) largest losses
+
+    This is the published rule in one sentence: the hard pixels are the |hard| largest losses, and
+    when they are fewer than n_min the n_min largest are taken instead. The gradient is
+    ``(softmax - onehot) / number kept`` on the kept pixels and zero elsewhere.
+
+    Args:
+        logits: ``[B, K, H, W]``, any float dtype.
+        labels: ``[B, H, W]`` integers; ``ignore_index`` and everything outside ``[0, K)`` is
+            ignored.
+        threshold: predicted probability of the true class below which a pixel is hard, in (0, 1].
+        min_kept: smallest share of the valid pixels that is kept, in [0, 1].
+        ignore_index: label of pixels without a class.
+
+    Returns:
+        A scalar; zero with zero gradient when no pixel is kept, that is when all are ignored, or
+        all are easy and too few for ``min_kept`` to ask for one.
+
+    Raises:
+        ValueError: the shapes do not agree, or a share is out of range.
+
+    Source: ``OhemCrossEntropy`` of github.com/RobustSeg/RobustSeg at ea9add7, which returns NaN
+    where this returns zero. On other devices than the CPU nothing here waits for the device.
+    """
+    if logits.ndim != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"expected logits [B, K, H, W] and labels [B, H, W], "
+            f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    if not 0 < threshold <= 1 or not 0 <= min_kept <= 1:
+        raise ValueError(
+            f"threshold must be in (0, 1] and min_kept in [0, 1], got {threshold} and {min_kept}"
+        )
+    target = labels.long()
+    valid = (target != ignore_index) & (target >= 0) & (target < logits.shape[1])
+    losses = functional.cross_entropy(
+        upcast(logits), target.where(valid, _IGNORED), ignore_index=_IGNORED, reduction="none"
+    ).flatten()
+    hard = ~(losses.detach() <= -math.log(threshold))  # NaN is hard, so that it shows
+    least = (valid.sum().double() * min_kept).long()
+    # on the CPU reading the counts costs nothing, sorting does; a compiled graph cannot branch
+    if losses.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _mean_of_largest_by_count(losses, hard, least)
+    return _mean_of_largest_by_rank(losses, hard, least)
+
+
+def _mean_of_largest_by_count(losses: Tensor, hard: Tensor, least: Tensor) -> Tensor:
+    """Mean of the hard losses, or of the ``least`` largest; reads both counts."""
+    if int(least) <= int(hard.sum()):
+        return losses.where(hard, 0.0).sum() / hard.sum().clamp(min=1)
+    return losses.topk(int(least), sorted=False).values.mean()
+
+
+def _mean_of_largest_by_rank(losses: Tensor, hard: Tensor, least: Tensor) -> Tensor:
+    """The same without a value on the host, at the price of a sort."""
+    kept = torch.maximum(hard.sum(), least)
+    ranked = losses.sort(descending=True).values
+    rank = torch.arange(ranked.numel(), device=ranked.device)
+    return ranked.where(rank < kept, 0.0).sum() / kept.clamp(min=1)
