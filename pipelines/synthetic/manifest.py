@@ -1,0 +1,116 @@
+"""The manifest: says what a folder holds, guards it against other settings, marks it finished."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ..errors import DataError
+from .catalogue import CLASS_ID
+from .config import SPLITS, SyntheticConfig
+from .plan import FOLDERS, Frame
+from .rng import VERSION
+from .writer import Record
+
+NAME: Final = "manifest.json"
+STARTED: Final = "manifest.partial.json"
+"""Holds the settings only, from the first frame until the manifest replaces it."""
+
+
+def open_folder(config: SyntheticConfig) -> dict[str, Any] | None:
+    """Claim the folder for these settings, or explain why it cannot be.
+
+    Returns:
+        The manifest of a finished set with the same settings, else None.
+
+    Raises:
+        DataError: ``out`` is a file, holds something else, or a set of other settings.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; give --out a folder")
+    for name in (NAME, STARTED):
+        found = _read(out / name)
+        if found is not None:
+            _compare(out, found, config)
+            return found if name == NAME else None
+    foreign = [folder for folder in FOLDERS if (out / folder).exists()]
+    if foreign:
+        raise DataError(
+            f"{out} already holds {', '.join(foreign)} but no {NAME}: it is not a synthetic set. "
+            "Choose another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / STARTED, _header(config))
+    return None
+
+
+def close_folder(config: SyntheticConfig, records: dict[Frame, Record]) -> None:
+    """Write the manifest, which marks the set as finished."""
+    histogram = {split: [0] * (len(CLASS_ID) + 1) for split in SPLITS}
+    files: dict[str, str] = {}
+    for frame, record in records.items():
+        sums = histogram[frame.split]
+        histogram[frame.split] = [a + b for a, b in zip(sums, record.pixels, strict=True)]
+        files |= record.hashes
+    names = (*CLASS_ID, "ignored")
+    manifest = {
+        **_header(config),
+        "numpy": np.__version__,
+        "histogram": {
+            split: dict(zip(names, sums, strict=True))
+            for split, sums in histogram.items()
+            if config.counts[split]
+        },
+        "files": dict(sorted(files.items())),
+    }
+    _write(config.out / NAME, manifest)
+    (config.out / STARTED).unlink(missing_ok=True)
+
+
+def _header(config: SyntheticConfig) -> dict[str, Any]:
+    return {
+        "dataset": "fastseg synthetic",
+        "version": VERSION,
+        "profile": config.profile,
+        "settings": config.settings(),
+    }
+
+
+def _compare(out: Path, found: dict[str, Any], config: SyntheticConfig) -> None:
+    there = {"version": found.get("version"), **found.get("settings", {})}
+    here = {"version": VERSION, **config.settings()}
+    differing = [
+        f"{name} is {there.get(name)}, asked for {value}"
+        for name, value in here.items()
+        if there.get(name) != value
+    ]
+    if differing:
+        raise DataError(
+            f"{out} holds a synthetic set of other settings: {'; '.join(differing)}. "
+            "Choose another --out, ask for the settings that are there, or delete the folder"
+        )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not valid JSON ({error}); delete the folder and rerun"
+        ) from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not a manifest; delete the folder and rerun")
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
