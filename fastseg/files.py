@@ -1,0 +1,30 @@
+"""Files that appear whole or not at all, also when the process or the machine dies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write beside ``path``, then rename; missing folders are made, text is UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data.encode() if isinstance(data, str) else data)
+    commit(partial, path)
+
+
+def commit(partial: Path, final: Path) -> None:
+    """Make a finished file or folder durable and give it its name."""
+    sync(partial)
+    os.replace(partial, final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
