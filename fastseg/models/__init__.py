@@ -1,0 +1,18 @@
+"""The networks: Mix Transformer encoders and the multi-modal SegFormer built on them."""
+
+from .mit import BACKBONES, Backbone, MixTransformer, get_backbone
+from .segformer import SegFormer, SegFormerOutput
+from .weights import LoadReport, load_encoder_weights, load_model_weights, read_state_dict
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "LoadReport",
+    "MixTransformer",
+    "SegFormer",
+    "SegFormerOutput",
+    "get_backbone",
+    "load_encoder_weights",
+    "load_model_weights",
+    "read_state_dict",
+]

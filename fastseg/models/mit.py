@@ -1,0 +1,283 @@
+"""The Mix Transformer (MiT), SegFormer's hierarchical encoder.
+
+Four levels of strides 4, 8, 16 and 32. Each opens with an overlapping patch convolution and runs
+transformer blocks whose keys and values come from a spatially reduced copy of the tokens. There is
+no positional embedding: the depthwise 3x3 inside the MLP sees the zero padding.
+
+Source: SegFormer, arXiv:2105.15203, section 3.1 and the authors' released hyper-parameters. Written
+from the paper; module names follow the released weights, so that their files load unchanged.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+# the released weights were trained with 1e-6 in blocks and after levels, and with torch's default
+# of 1e-5 in the patch embeddings and after the spatial reduction
+_BLOCK_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The hyper-parameters of one Mix Transformer, one entry per level.
+
+    Attributes:
+        widths: channels ``C_1..C_4``; each a multiple of its number of heads.
+        depths: transformer blocks.
+        heads: attention heads.
+        reductions: side of the square of tokens that becomes one key and value.
+        mlp_ratio: hidden channels of the MLP over ``C_i``, the same at all levels.
+
+    Raises:
+        ConfigError: an entry is not positive or a width does not divide into its heads.
+    """
+
+    widths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int] = (1, 2, 5, 8)
+    reductions: tuple[int, int, int, int] = (8, 4, 2, 1)
+    mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        if min(*self.widths, *self.depths, *self.heads, *self.reductions, self.mlp_ratio) < 1:
+            raise ConfigError(f"every entry of a backbone must be at least 1, got {self}")
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % heads:
+                raise ConfigError(f"width {width} is not a multiple of its {heads} heads")
+
+
+BACKBONES: dict[str, Backbone] = {
+    # not in the paper: small enough to train on two CPU cores in minutes
+    "mit_nano": Backbone((16, 32, 64, 128), (1, 1, 1, 1), heads=(1, 2, 4, 8)),
+    "mit_b0": Backbone((32, 64, 160, 256), (2, 2, 2, 2)),
+    "mit_b1": Backbone((64, 128, 320, 512), (2, 2, 2, 2)),
+    "mit_b2": Backbone((64, 128, 320, 512), (3, 4, 6, 3)),
+    "mit_b3": Backbone((64, 128, 320, 512), (3, 4, 18, 3)),
+    "mit_b4": Backbone((64, 128, 320, 512), (3, 8, 27, 3)),
+    "mit_b5": Backbone((64, 128, 320, 512), (3, 6, 40, 3)),
+}
+
+
+def get_backbone(name: str) -> Backbone:
+    """The hyper-parameters registered as ``name``.
+
+    Raises:
+        ConfigError: there is no such backbone; the message suggests the nearest name.
+    """
+    if name not in BACKBONES:
+        nearest = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.0)[0]
+        known = ", ".join(BACKBONES)
+        raise ConfigError(f"unknown backbone {name!r}, did you mean {nearest!r}? Known: {known}")
+    return BACKBONES[name]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, zero a residual branch per image with probability ``p``.
+
+    Kept branches are divided by ``1 - p``, so the expectation is the input. The draw comes from
+    torch's global generator. Source: arXiv:1603.09382.
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, ...]`` to the same shape; the identity in evaluation and for ``p = 0``."""
+        if not self.training or self.p == 0.0:
+            return x
+        keep = 1.0 - self.p
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+        return x * mask
+
+    def extra_repr(self) -> str:
+        """The probability, for ``print(model)``."""
+        return f"p={self.p:.3g}"
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches: a strided convolution and a LayerNorm."""
+
+    def __init__(self, in_channels: int, width: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to tokens ``[N, h, w, width]``, ``h = ceil(H / stride)``."""
+        return cast(Tensor, self.norm(self.proj(x).permute(0, 2, 3, 1)))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``softmax(q k^T / sqrt(d)) v``.
+
+    Args:
+        q: ``[N, heads, L, d]``.
+        k: ``[N, heads, S, d]``.
+        v: ``[N, heads, S, d]``.
+
+    Returns:
+        ``[N, heads, L, d]``.
+    """
+    # the fused CPU kernel does not pay for few keys: with 16 (128 x 128 images) it is no faster in
+    # fp32, and in bf16 forward and backward take two to nine times as long as the plain form
+    if q.device.type == "cpu" and k.shape[2] <= 64:
+        return (q / math.sqrt(q.shape[3]) @ k.transpose(2, 3)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of all tokens to the spatially reduced tokens."""
+
+    def __init__(self, width: int, heads: int, reduction: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.reduction = reduction
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        if reduction > 1:
+            self.sr = nn.Conv2d(width, width, reduction, reduction)
+            self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[N, h, w, C]`` to the same shape."""
+        n, h, w, c = x.shape
+        q = self.q(x).view(n, h * w, self.heads, -1).transpose(1, 2)
+        if self.reduction > 1:
+            x = self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        kv = self.kv(x).view(n, -1, 2, self.heads, c // self.heads)
+        k, v = kv.transpose(1, 3).unbind(2)
+        out = attention(q, k, v).transpose(1, 2).reshape(n, h, w, c)
+        return cast(Tensor, self.proj(out))
+
+
+class DepthwiseConv(nn.Module):
+    """A 3x3 convolution of each channel alone; it also carries the position information."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(width, width, 3, padding=1, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[N, h, w, C]`` to the same shape."""
+        # contiguous tokens are a channels_last image: no copy on either side
+        return cast(Tensor, self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class Mlp(nn.Module):
+    """Linear, depthwise 3x3, GELU, linear (the paper's Mix-FFN)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.dwconv = DepthwiseConv(hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[N, h, w, C]`` to the same shape."""
+        return cast(Tensor, self.fc2(F.gelu(self.dwconv(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: ``x += attn(norm1(x))``, then ``x += mlp(norm2(x))``."""
+
+    def __init__(
+        self, width: int, heads: int, reduction: int, mlp_ratio: int, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=_BLOCK_EPS)
+        self.attn = Attention(width, heads, reduction)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(width, eps=_BLOCK_EPS)
+        self.mlp = Mlp(width, mlp_ratio * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[N, h, w, C]`` to the same shape."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))
+
+
+class MixTransformer(nn.Module):
+    """Images to features of strides 4, 8, 16 and 32, each image on its own.
+
+    No operation mixes images, so any grouping of images into calls gives the same features.
+
+    Args:
+        config: widths, depths, heads and reductions.
+        drop_path: stochastic depth of the last block; it rises linearly from 0 over all blocks.
+    """
+
+    def __init__(self, config: Backbone, drop_path: float = 0.1) -> None:
+        super().__init__()
+        self.config = config
+        rates = iter(torch.linspace(0, drop_path, sum(config.depths), device="cpu").tolist())
+        in_channels = 3
+        for i in range(4):
+            width, heads, reduction = config.widths[i], config.heads[i], config.reductions[i]
+            patch_embed = PatchEmbed(in_channels, width, *((7, 4) if i == 0 else (3, 2)))
+            blocks = [
+                Block(width, heads, reduction, config.mlp_ratio, next(rates))
+                for _ in range(config.depths[i])
+            ]
+            self.add_module(f"patch_embed{i + 1}", patch_embed)
+            self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
+            self.add_module(f"norm{i + 1}", nn.LayerNorm(width, eps=_BLOCK_EPS))
+            in_channels = width
+        self.apply(init_weights)
+
+    def levels(self) -> Iterator[tuple[PatchEmbed, nn.ModuleList, nn.LayerNorm]]:
+        """Patch embedding, blocks and final norm of levels 1 to 4."""
+        for i in range(1, 5):
+            yield (
+                cast(PatchEmbed, getattr(self, f"patch_embed{i}")),
+                cast(nn.ModuleList, getattr(self, f"block{i}")),
+                cast(nn.LayerNorm, getattr(self, f"norm{i}")),
+            )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Encode images.
+
+        Args:
+            images: ``[N, 3, H, W]``, normalised floats. A side of 32 pixels is the least that the
+                spatial reduction of level 1 can work on.
+
+        Returns:
+            Four features ``[N, C_i, h_i, w_i]`` in channels_last memory, after each level's norm;
+            ``h_1 = ceil(H / 4)``, then halved and rounded up per level.
+        """
+        features = []
+        x = images
+        for patch_embed, blocks, norm in self.levels():
+            tokens = patch_embed(x)
+            for block in blocks:
+                tokens = block(tokens)
+            x = norm(tokens).permute(0, 3, 1, 2)
+            features.append(x)
+        return features
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise one layer as the authors do; use with ``model.apply``.
+
+    Linear: normal of std 0.02 cut at ±2, bias 0. Convolution: normal of std ``sqrt(2 / fan_out)``
+    with ``fan_out = k * k * C_out / groups``, bias 0. LayerNorm keeps torch's 1 and 0.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-2.0, b=2.0)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
