@@ -1,0 +1,74 @@
+"""From settings to a loader."""
+
+from __future__ import annotations
+
+import torch
+
+from .batch import Loader
+from .config import DataConfig
+from .dali_loader import DaliLoader, dali_import_error
+from .datasets import get_dataset
+from .errors import DataError
+from .files import list_split
+from .order import EvalOrder, Order, TrainOrder
+from .plan import Plan
+from .samples import SampleReader
+from .torch_loader import TorchLoader
+
+
+def build_loader(
+    config: DataConfig, *, train: bool, seed: int = 0, rank: int = 0, world: int = 1
+) -> Loader:
+    """The loader of one process for training or evaluation.
+
+    Files are listed and the first sample is decoded, so that a wrong root, a gap or a wrong label
+    convention ends here and not in the middle of an epoch.
+
+    Args:
+        config: what to load and how.
+        train: draw flips and crops from ``config.train_split``; else one plain pass over
+            ``config.eval_split``.
+        seed: key of order and draws, at least 0.
+        rank: this process, from 0.
+        world: number of processes; ``config.batch_size`` is per process.
+
+    Raises:
+        DataError: the files cannot be used, a name is unknown, or the loader is not available.
+    """
+    kind, reason = choose_loader(config)
+    spec = get_dataset(config.dataset)
+    split = config.train_split if train else config.eval_split
+    files = list_split(spec, config.root, split, config.modalities)
+    order: Order
+    if train:
+        order = TrainOrder(len(files), config.batch_size, seed, rank, world)
+    else:
+        order = EvalOrder(len(files), config.eval_batch_size, rank, world)
+    SampleReader(files).read(0)
+    return kind(Plan(files, config, order, seed, train), reason)
+
+
+def choose_loader(config: DataConfig) -> tuple[type[TorchLoader] | type[DaliLoader], str]:
+    """The loader to use and why."""
+    if config.loader == "torch":
+        return TorchLoader, "as configured"
+    problem = dali_import_error()
+    if config.loader == "dali":
+        if problem is not None:
+            raise DataError(
+                f"--data.loader dali, but DALI cannot be imported ({problem}); "
+                "install it with pip install 'fastseg[dali]', or use --data.loader torch"
+            )
+        if config.cache:
+            raise DataError(
+                "--data.cache keeps decoded samples in the torch loader; use --data.loader torch, "
+                "or turn the cache off"
+            )
+        return DaliLoader, "as configured"
+    if config.cache:
+        return TorchLoader, "the cache of decoded samples belongs to it"
+    if problem is not None:
+        return TorchLoader, f"DALI cannot be imported: {problem}"
+    if not torch.cuda.is_available():
+        return TorchLoader, "no GPU, and on the CPU DALI is not faster"
+    return DaliLoader, "DALI and a GPU are there"

@@ -1,0 +1,55 @@
+"""Settings of the data path, checked on construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the files are and how they become batches."""
+
+    dataset: str = "deliver"
+    """Name of the data set's spec: its layout, modalities, label map and classes."""
+    root: Path = Path("data/deliver")
+    """Folder that holds the data set in its published layout."""
+    modalities: tuple[str, ...] = ()
+    """Modalities to use, in any order; empty for all of the spec."""
+    train_split: str = "train"
+    """Split that the network is trained on."""
+    eval_split: str = "val"
+    """Split that scores are computed on."""
+    size: int = 1024
+    """Height and width of training crops and of evaluation images, in pixels; a multiple of 32."""
+    batch_size: int = 2
+    """Samples per training step and process."""
+    eval_batch_size: int = 4
+    """Samples per evaluation step and process."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random rescaling before the training crop; 1 shrinks the whole image to size."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """Loader: dali, torch, or auto (dali where it imports and pays, else torch)."""
+    workers: int = 2
+    """Worker processes of the torch loader or threads of the DALI loader; 0 loads in line."""
+    cache: bool = False
+    """Keep decoded samples in memory (torch loader); for sets that fit."""
+
+    def __post_init__(self) -> None:
+        if self.size < 32 or self.size % 32:
+            raise ValueError(f"size must be a positive multiple of 32, got {self.size}")
+        for field in ("batch_size", "eval_batch_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale must be 0 < low <= high, got {low} {high}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be a probability from 0 to 1, got {self.flip}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        if len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"modalities are named twice: {' '.join(self.modalities)}")

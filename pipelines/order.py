@@ -1,0 +1,118 @@
+"""Which sample comes when: arithmetic on (seed, epoch, step), no state to save.
+
+Resuming is asking for another step, and any number of processes sees the same global batches.
+Only raw Philox words are used, whose values NumPy guarantees across versions.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+_PERMUTATION, _SAMPLE = 0, 1
+"""Purpose of a stream, part of its key, so that no two purposes share numbers."""
+
+
+class Order(Protocol):
+    """The plan of one process."""
+
+    steps_per_epoch: int
+
+    def at(self, step: int) -> tuple[int, tuple[int, ...]]:
+        """Epoch and sample indices of this process at global step ``step``."""
+        ...
+
+
+class TrainOrder:
+    """A new permutation each epoch, cut into equal global batches; the rest of it is left out.
+
+    Args:
+        num_samples: n.
+        batch: samples per step and process.
+        seed: at least 0.
+        rank: this process, from 0.
+        world: number of processes.
+
+    Raises:
+        DataError: one global batch needs more samples than there are.
+        ValueError: rank, world or seed make no sense.
+    """
+
+    def __init__(
+        self, num_samples: int, batch: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        _check_rank(rank, world)
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        if num_samples < batch * world:
+            largest = num_samples // world
+            remedy = (
+                f"set --data.batch-size to at most {largest}"
+                if largest
+                else f"use at most {num_samples} processes with --data.batch-size 1"
+            )
+            raise DataError(
+                f"{num_samples} training samples are fewer than one global batch of "
+                f"{batch * world} ({batch} x {world} processes); {remedy}, or add samples"
+            )
+        self.steps_per_epoch = num_samples // (batch * world)
+        self._num_samples, self._batch, self._seed = num_samples, batch, seed
+        self._rank, self._world = rank, world
+
+    def at(self, step: int) -> tuple[int, tuple[int, ...]]:
+        """Epoch and sample indices at global step ``step``.
+
+        Every ``world``-th sample of the global batch, from ``rank``.
+        """
+        epoch, position = divmod(step, self.steps_per_epoch)
+        width = self._batch * self._world
+        everyone = _permutation(self._num_samples, self._seed, epoch)
+        own = everyone[position * width + self._rank : (position + 1) * width : self._world]
+        return epoch, tuple(own.tolist())
+
+
+class EvalOrder:
+    """Each sample exactly once, in the order of the list; the last batch may be smaller.
+
+    Process ``rank`` takes every ``world``-th sample, so processes may differ by one step.
+    """
+
+    def __init__(self, num_samples: int, batch: int, rank: int = 0, world: int = 1) -> None:
+        _check_rank(rank, world)
+        self._own = range(rank, num_samples, world)
+        self._batch = batch
+        self.steps_per_epoch = -(-len(self._own) // batch)
+
+    def at(self, step: int) -> tuple[int, tuple[int, ...]]:
+        """Epoch 0 and the sample indices of batch ``step``."""
+        return 0, tuple(self._own[step * self._batch : (step + 1) * self._batch])
+
+
+def sample_uniforms(seed: int, epoch: int, index: int, count: int) -> NDArray[np.float64]:
+    """``count`` numbers in [0, 1) that belong to one sample in one epoch."""
+    words = _words(count, seed, _SAMPLE, epoch, index)
+    # 53 bits fill the mantissa of a double
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@lru_cache(maxsize=4)
+def _permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    words = _words(num_samples, seed, _PERMUTATION, epoch)
+    return np.argsort(words, kind="stable")
+
+
+def _words(count: int, *key: int) -> NDArray[np.uint64]:
+    """``count`` random 64-bit words of the stream ``key``."""
+    stream = np.random.Philox(np.random.SeedSequence(key))
+    words: NDArray[np.uint64] = stream.random_raw(count)
+    return words
+
+
+def _check_rank(rank: int, world: int) -> None:
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be 0 to world - 1, got rank {rank} of {world}")

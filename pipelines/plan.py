@@ -1,0 +1,68 @@
+"""What a batch consists of, decided without touching a pixel; both loaders carry it out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from .config import DataConfig
+from .errors import DataError
+from .files import SplitFiles
+from .geometry import Geometry, draw, eval_geometry, train_geometry
+from .order import Order
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of one process: files, settings, order and draws."""
+
+    files: SplitFiles
+    config: DataConfig
+    order: Order
+    seed: int
+    train: bool
+
+    @property
+    def batch_size(self) -> int:
+        """Largest number of samples in a batch of this process."""
+        return self.config.batch_size if self.train else self.config.eval_batch_size
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names along the modality axis."""
+        return tuple(m.name for m in self.files.modalities)
+
+    def steps(self, start: int, stop: int | None) -> range:
+        """Global steps to run: endless in training, one pass at most in evaluation."""
+        end = sys.maxsize if self.train else self.order.steps_per_epoch
+        return range(start, end if stop is None else min(stop, end))
+
+    def sample_ids(self, step: int) -> tuple[str, ...]:
+        """Names of the samples at global step ``step``."""
+        _, indices = self.order.at(step)
+        return tuple(self.files.sample_ids[index] for index in indices)
+
+    def geometries(self, step: int, sizes: list[tuple[int, int]]) -> list[Geometry]:
+        """The mapping of each sample of a step, given its (height, width).
+
+        Drawn from (seed, epoch, sample index) for training, fixed by the size for evaluation.
+
+        Raises:
+            DataError: evaluation images of different shape cannot share a batch.
+        """
+        epoch, indices = self.order.at(step)
+        config = self.config
+        if self.train:
+            return [
+                train_geometry(
+                    draw(self.seed, epoch, index, config.scale, config.flip), *size, config.size
+                )
+                for index, size in zip(indices, sizes, strict=True)
+            ]
+        geometries = [eval_geometry(*size, config.size) for size in sizes]
+        if len({(g.rows.out, g.cols.out) for g in geometries}) > 1:
+            raise DataError(
+                "images of different shape meet in one evaluation batch "
+                f"({', '.join(self.sample_ids(step))}); set --data.eval-batch-size 1"
+            )
+        return geometries
