@@ -1,0 +1,244 @@
+"""Everything a run can be told, as checked dataclasses, and their JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fastseg.errors import ConfigError
+from fastseg.losses import LossOptions
+from fastseg.models import BACKBONES
+from fastseg.optim import OptimConfig
+from fastseg.pipelines import DataConfig
+from fastseg.schedule import Stage
+
+# fields that cannot change what is learnt: a run may go on after they changed
+HARMLESS = {
+    "out",
+    "device",
+    "fresh",
+    "stop_after",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "data.root",
+    "data.loader",
+    "data.workers",
+    "data.cache",
+    "data.eval_batch_size",
+    "evaluation",
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """M-SegFormer: one Mix Transformer shared by all modalities, mean fusion, an MLP head."""
+
+    backbone: str = "mit_b0"
+    """Encoder: mit_nano (for a CPU) or mit_b0 to mit_b5."""
+    embed_dim: int = 768
+    """Width of the head; the published checkpoints use 768 for every backbone."""
+    dropout: float = 0.1
+    """Channel dropout before the classifier."""
+    weights: Path | None = None
+    """Encoder weights (ImageNet) for stages that start from the encoder; none: random."""
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(unknown("backbone", self.backbone, BACKBONES))
+        if self.embed_dim < 1:
+            raise ValueError(f"embed_dim must be at least 1, got {self.embed_dim}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the networks are scored."""
+
+    missing: Literal["drop", "zero"] = "drop"
+    """A missing modality is left out of the mean (drop) or set to 0 after normalisation (zero)."""
+    every: int = 0
+    """Validate during training every so many steps; 0: ten times per stage."""
+    samples: int = 0
+    """Samples of a validation during training; 0: all. The final table always uses all."""
+    pictures: int = 5
+    """Samples shown in the report."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples", "pictures"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SyntheticData:
+    """Make the synthetic data set at data.root before training if it is not there."""
+
+    train: int = 0
+    """Training frames; 0: never make data."""
+    val: int = 0
+    """Validation frames."""
+    size: int = 128
+    """Height and width in pixels."""
+    seed: int = 0
+    """Seed of the scenes (not of the training)."""
+
+    def __post_init__(self) -> None:
+        if self.train < 0 or self.val < 0:
+            raise ValueError(f"frame counts must be at least 0, got {self.train} and {self.val}")
+        if self.train > 0 and self.val == 0:
+            raise ValueError("give at least one validation frame")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run: data, network, stages."""
+
+    name: str = "run"
+    """Name of the run; its folder is <out>/<name>."""
+    out: Path = Path("runs")
+    """Folder of all runs."""
+    seed: int = 0
+    """Seed of everything: order, augmentation, initial weights, dropout, noise."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes the GPU if there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the networks (autocast); losses are always fp32."""
+    data: DataConfig = field(default_factory=DataConfig)
+    synthetic: SyntheticData = field(default_factory=SyntheticData)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: Path | None = None
+    """Weights of a finished teacher; stages that train the teacher are then skipped."""
+    stages: dict[str, Stage] = field(default_factory=dict)
+    losses: LossOptions = field(default_factory=LossOptions)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    log_every: int = 20
+    """Steps between two rows of metrics.jsonl."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept of the current stage."""
+    max_skipped: int = 20
+    """Stop after so many steps in a row with a non-finite gradient."""
+    stop_after: int = 0
+    """Save and stop after so many steps in this session, for queues with a time limit; 0: never."""
+    fresh: bool = False
+    """Start anew: an existing run of this name is moved aside, not continued."""
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "-_." for c in self.name):
+            raise ValueError(f"name must consist of letters, digits, - _ and ., got {self.name!r}")
+        if self.name.startswith("."):
+            raise ValueError(f"name must not start with a dot, got {self.name!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        for name in ("log_every", "save_every", "keep_checkpoints", "max_skipped"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.stop_after < 0:
+            raise ValueError(f"stop_after must be at least 0, got {self.stop_after}")
+        teacher = self.teacher is not None
+        for name, stage in self.stages.items():
+            if stage.needs_teacher() and not teacher:
+                raise ValueError(
+                    f"stage {name!r} needs a teacher: put a stage that trains one before it "
+                    "or name its weights with --teacher FILE"
+                )
+            teacher |= stage.trains == "teacher"
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Message for a name that does not exist, with the nearest one that does."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}"
+
+
+def to_dict(config: Any) -> Any:
+    """The JSON form of a config: nested dicts, lists, strings and numbers."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_dict(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_dict(kind: type[Any], values: Any, where: str = "config") -> Any:
+    """Inverse of `to_dict`: build ``kind`` and check it.
+
+    Raises:
+        ConfigError: a field is unknown or its value is out of range; the message names it.
+    """
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: expected an object, got {values!r}")
+        hints = typing.get_type_hints(kind)
+        for name in values:
+            if name not in hints:
+                raise ConfigError(f"{where}: {unknown('field', name, hints)}")
+        parts = {k: from_dict(hints[k], v, f"{where}.{k}") for k, v in values.items()}
+        try:
+            return kind(**parts)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict:
+        return {key: from_dict(args[1], value, f"{where}.{key}") for key, value in values.items()}
+    if origin is tuple:
+        return tuple(from_dict(args[0], value, where) for value in values)
+    if origin in (types.UnionType, typing.Union):
+        return None if values is None else from_dict(args[0], values, where)
+    if origin is Literal:
+        if values not in args:
+            raise ConfigError(f"{where}: expected one of {', '.join(args)}, got {values!r}")
+        return values
+    if kind is float and isinstance(values, int) and not isinstance(values, bool):
+        return float(values)
+    if kind is Path:
+        return Path(values)
+    if not isinstance(values, kind):
+        raise ConfigError(f"{where}: expected {kind.__name__}, got {values!r}")
+    return values
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read the ``config.json`` of a run."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config at {path}: give the config.json of a run") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    config: TrainConfig = from_dict(TrainConfig, values, path.name)
+    return config
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as ``{"a.b": value}``."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    parts = [flatten(v, f"{prefix}.{k}" if prefix else k) for k, v in values.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def changed_fields(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields whose values differ and that change what is learnt, with old and new value."""
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and not any(key == name or key.startswith(name + ".") for name in HARMLESS)
+    }

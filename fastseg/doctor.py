@@ -1,0 +1,116 @@
+"""``python -m fastseg.doctor``: what is installed, what is used instead of the rest, and why."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import tyro
+
+import fastseg
+from fastseg.cli import command
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what, its version or the reason why it cannot be used, and what follows."""
+
+    name: str
+    state: str
+    consequence: str
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """No options: the doctor looks at this machine."""
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print one line per component; the exit code is 0."""
+    tyro.cli(DoctorConfig, prog="python -m fastseg.doctor", description=__doc__, args=arguments)
+    findings = examine()
+    names, states = (max(len(getattr(f, key)) for f in findings) for key in ("name", "state"))
+    for finding in findings:
+        print(f"{finding.name:<{names}}  {finding.state:<{states}}  {finding.consequence}")
+    return 0
+
+
+def examine() -> list[Finding]:
+    """Look at everything that decides how a run is executed."""
+    gpu = torch.cuda.is_available()
+    return [
+        Finding("fastseg", fastseg.__version__, f"Python {platform.python_version()}"),
+        Finding("torch", torch.__version__, f"{os.cpu_count()} cores"),
+        Finding(
+            "GPU",
+            torch.cuda.get_device_name() if gpu else "none",
+            "used with --device auto" if gpu else "runs use the CPU",
+        ),
+        _dali(gpu),
+        _apex(),
+        _triton(),
+        _module("matplotlib", "figures of the report", "pip install matplotlib"),
+    ]
+
+
+def _dali(gpu: bool) -> Finding:
+    reason = import_error("nvidia.dali")
+    if reason:
+        return Finding("DALI", reason, "the torch loader is used; pip install 'fastseg[dali]'")
+    used = "used by --data.loader auto" if gpu else "used with --data.loader dali (no GPU: torch)"
+    return Finding("DALI", _version("nvidia-dali-cuda130"), used)
+
+
+def _apex() -> Finding:
+    """NVIDIA apex; the package of that name on PyPI is another project."""
+    instead = "torch.optim.AdamW(fused=True) and torch LayerNorm are used"
+    try:
+        if importlib.util.find_spec("apex") is None:
+            return Finding("apex", "not installed", instead)
+        if importlib.util.find_spec("apex.optimizers") is None:
+            return Finding("apex", "not NVIDIA apex but another package of that name", instead)
+    except ImportError as error:
+        return Finding("apex", f"the web toolkit of PyPI, or broken: {error}", instead)
+    if importlib.util.find_spec("amp_C") is None:
+        return Finding("apex", "built without CUDA extensions", instead)
+    return Finding("apex", "found", "not used by this version: " + instead)
+
+
+def _triton() -> Finding:
+    reason = import_error("triton")
+    instead = "losses run as their PyTorch definitions"
+    return Finding("triton", reason or _version("triton"), instead)
+
+
+def _module(name: str, use: str, remedy: str) -> Finding:
+    reason = import_error(name)
+    return Finding(name, reason or _version(name), remedy if reason else use)
+
+
+def import_error(name: str) -> str | None:
+    """Why a module cannot be imported, or None."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and (error.name or "") in name
+        return "not installed" if missing else f"does not import: {error}"
+    return None
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "found"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

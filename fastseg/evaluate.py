@@ -1,0 +1,120 @@
+"""``python -m fastseg.evaluate``: the table of every sensor subset from weights on disk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from fastseg.checkpoint import Identity, read_identity
+from fastseg.cli import command
+from fastseg.config import EvaluationConfig, ModelConfig, TrainConfig, read_config
+from fastseg.context import RunContext
+from fastseg.errors import CheckpointError
+from fastseg.host import keep_freed_memory
+from fastseg.pipelines import DataConfig
+from fastseg.report import write_results
+from fastseg.scoring import score_networks, subset_results, table
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to score."""
+
+    checkpoint: Path
+    """Folder of a run (both networks are scored) or one .safetensors file of it."""
+    root: Path | None = None
+    """Folder of the data set; default: the one the run was trained on."""
+    split: str | None = None
+    """Split to score; default: the evaluation split of the run."""
+    missing: Literal["drop", "zero"] | None = None
+    """How a missing modality is treated; default: as in the run."""
+    size: int | None = None
+    """Height and width of the images; default: as in the run."""
+    batch_size: int | None = None
+    """Samples per step; default: as in the run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Arithmetic; default: as in the run."""
+    out: Path | None = None
+    """Also write the scores to this CSV file (layout of results.csv)."""
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; the exit code is 0 if every network could be scored."""
+    options = tyro.cli(
+        EvaluateConfig, prog="python -m fastseg.evaluate", description=__doc__, args=arguments
+    )
+    keep_freed_memory()
+    files = weights_files(options.checkpoint)
+    config = run_config(options, files)
+    context = RunContext(config)
+    networks = {name: context.load_network(path) for name, path in files.items()}
+    results = subset_results(score_networks(context, networks))
+    if options.out is not None:
+        write_results(options.out, results, context.spec.classes)
+    print(table(context, results))
+    return 0
+
+
+def weights_files(path: Path) -> dict[str, Path]:
+    """The weights to score by name of their network, the teacher first."""
+    if path.is_file():
+        return {read_identity(path)[0].network: path}
+    files = {name: path / f"{name}.safetensors" for name in ("teacher", "student")}
+    found = {name: file for name, file in files.items() if file.is_file()}
+    if not found:
+        raise CheckpointError(
+            f"no weights at {path}: expected teacher.safetensors or student.safetensors in it; "
+            "give the folder of a run that has finished a stage, such as runs/demo"
+        )
+    return found
+
+
+def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
+    """The config of the run that the weights come from, with the options put over it."""
+    first = next(iter(files.values()))
+    beside = first.parent / "config.json"
+    if beside.is_file():
+        config = read_config(beside)
+    elif options.root is None:
+        raise CheckpointError(f"there is no config.json beside {first}: name the data with --root")
+    else:
+        config = _config_of(*read_identity(first))
+    data = replace(
+        config.data,
+        root=options.root or config.data.root,
+        eval_split=options.split or config.data.eval_split,
+        size=options.size or config.data.size,
+        eval_batch_size=options.batch_size or config.data.eval_batch_size,
+    )
+    return replace(
+        config,
+        data=data,
+        device=options.device,
+        precision=options.precision or config.precision,
+        evaluation=replace(config.evaluation, missing=options.missing or config.evaluation.missing),
+    )
+
+
+def _config_of(identity: Identity, facts: dict[str, object]) -> TrainConfig:
+    """The part of a run's config that its weights remember."""
+    return TrainConfig(
+        data=DataConfig(
+            dataset=identity.dataset,
+            modalities=identity.modalities,
+            size=int(str(facts["size"])),
+        ),
+        model=ModelConfig(backbone=identity.backbone, embed_dim=identity.embed_dim),
+        evaluation=EvaluationConfig(),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Scores of a network on every modality subset, from one encoding per image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastseg.context import RunContext
+from fastseg.metrics import ConfusionMatrix
+from fastseg.models import SegFormer
+from fastseg.pipelines import Batch
+from fastseg.subsets import Subset
+
+
+class SubsetDecoder:
+    """Predictions for any subset of the modalities of one batch.
+
+    The encoder treats every modality alone and the fusion is a mean, so each image is encoded
+    once and only fusion and head run per subset: M encoder passes instead of M 2^(M-1).
+
+    With ``drop`` the mean runs over the present modalities; with ``zero`` over all of them, a
+    missing one giving the features of an image of zeros (after normalisation).
+    """
+
+    def __init__(self, model: SegFormer, images: Tensor, missing: str) -> None:
+        self.model = model
+        self.num_modalities = images.shape[0]
+        self.size = images.shape[-2:]
+        self.features = model.encode(images)
+        self.blank = model.encode(torch.zeros_like(images[:1])) if missing == "zero" else None
+
+    def predict(self, subset: Subset) -> Tensor:
+        """Most likely class ``[B, H, W]`` (int64) with the modalities of ``subset``."""
+        fused = [self._fuse(level, subset) for level in range(len(self.features))]
+        logits = self.model.decode(fused).float()
+        logits = F.interpolate(logits, size=self.size, mode="bilinear", align_corners=False)
+        return logits.argmax(dim=1)
+
+    def _fuse(self, level: int, subset: Subset) -> Tensor:
+        features = self.features[level][list(subset.positions)]
+        if self.blank is None:
+            return features.mean(dim=0)
+        absent = self.num_modalities - len(subset.positions)
+        return (features.sum(dim=0) + absent * self.blank[level][0]) / self.num_modalities
+
+
+def evaluate_subsets(
+    context: RunContext, model: SegFormer, batches: Iterable[Batch]
+) -> dict[str, ConfusionMatrix]:
+    """One confusion matrix per subset of the run over all batches, the full set last.
+
+    The network is left in eval mode.
+    """
+    model.eval()
+    matrices = {
+        subset.name: ConfusionMatrix(context.num_classes, context.device)
+        for subset in context.subsets
+    }
+    for batch in batches:
+        batch = batch.to(context.device)
+        with torch.no_grad(), context.autocast():
+            decoder = SubsetDecoder(model, batch.images, context.config.evaluation.missing)
+            for subset in context.subsets:
+                matrices[subset.name].update(decoder.predict(subset), batch.labels)
+    return matrices

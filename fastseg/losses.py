@@ -1,0 +1,108 @@
+"""The loss terms of a stage: calls into the kernels, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastseg.kernels import reference
+from fastseg.models import SegFormerOutput
+from fastseg.pairing import draw_pairing
+from fastseg.schedule import Stage
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Forms of the loss terms, where paper and released code differ or leave a choice."""
+
+    ohem_threshold: float = 0.7
+    """Pixels whose true class has a probability below this are hard."""
+    ohem_min_kept: float = 1 / 16
+    """At least this share of the labelled pixels is kept."""
+    hpdm: Literal["paper", "code"] = "paper"
+    """paper: class means, permuted modalities, absent classes masked; code: as released."""
+    hpdm_axis: Literal["class", "channel"] = "class"
+    """Axis that turns prototypes into distributions (paper form)."""
+    rrm: Literal["paper", "code"] = "paper"
+    """paper: Fisher information of perturbed features; code: as released (height softmax)."""
+    rrm_samples: int = 10
+    """Noise samples of the regulariser."""
+
+    def __post_init__(self) -> None:
+        for name in ("ohem_threshold", "ohem_min_kept"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.rrm_samples < 1:
+            raise ValueError(f"rrm_samples must be at least 1, got {self.rrm_samples}")
+
+
+def stage_losses(
+    stage: Stage,
+    options: LossOptions,
+    output: SegFormerOutput,
+    teacher: SegFormerOutput | None,
+    labels: Tensor,
+    *,
+    present: Sequence[int],
+    pairing_seed: int,
+    noise_seed: int,
+) -> dict[str, Tensor]:
+    """Every active term of the stage and their weighted sum ``loss``, as fp32 scalars.
+
+    Args:
+        stage: names the active terms and their weights.
+        options: forms of the terms.
+        output: of the network that learns; features ``[M', B, C, h, w]`` per level.
+        teacher: of the frozen network on all M modalities; None in a stage without one.
+        labels: ``[B, H, W]`` integer, 255 ignored.
+        present: teacher modalities that the M' feature maps of ``output`` belong to, in order.
+        pairing_seed: seed of the modality permutations of HPDM.
+        noise_seed: seed of the perturbations of RRM.
+    """
+    weights = stage.losses.active()
+    terms: dict[str, Tensor] = {}
+    num_classes = output.logits.shape[1]
+    logits = _full_size(output.logits, labels) if {"ohem", "logit"} & set(weights) else None
+    if "ohem" in weights and logits is not None:
+        terms["ohem"] = reference.ohem_cross_entropy(
+            logits, labels, threshold=options.ohem_threshold, min_kept=options.ohem_min_kept
+        )
+    if teacher is not None:
+        if "logit" in weights and logits is not None:
+            target = _full_size(teacher.logits, labels)
+            terms["logit"] = reference.logit_distillation(logits, target)
+        if "hpdm" in weights:
+            generator = torch.Generator().manual_seed(pairing_seed)
+            num_teacher = teacher.features[0].shape[0]
+            pairing = draw_pairing(labels.shape[0], num_teacher, present, generator)
+            terms["hpdm"] = reference.hybrid_prototype_distillation(
+                output.features,
+                teacher.features,
+                labels,
+                num_classes,
+                pairing.to(labels.device),
+                form=options.hpdm,
+                present=present,
+                axis=options.hpdm_axis,
+            )
+        if "rrm" in weights:
+            terms["rrm"] = reference.representation_regularisation(
+                output.features,
+                [f[list(present)] for f in teacher.features],
+                seed=noise_seed,
+                samples=options.rrm_samples,
+                form=options.rrm,
+            )
+    total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+    return {**terms, "loss": total}
+
+
+def _full_size(logits: Tensor, labels: Tensor) -> Tensor:
+    """Stride-4 logits at the size of the labels, in fp32."""
+    size = labels.shape[-2:]
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,115 @@
+"""The folder of one run: who may write it, which config it belongs to, where things lie."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from fastseg.config import TrainConfig, changed_fields, read_config, to_dict
+from fastseg.errors import ConfigError
+from fastseg.files import write_whole
+
+
+class RunFolder:
+    """``<out>/<name>``, locked for this process while used as a context manager.
+
+    A second process that wants the same run is refused; the lock goes with the process, so a
+    crash leaves none behind.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.path = config.out / config.name
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self._config = config
+        self._lock: int | None = None
+
+    def weights_file(self, network: str) -> Path:
+        """Where the weights of a finished network lie."""
+        return self.path / f"{network}.safetensors"
+
+    def teacher_file(self) -> Path:
+        """The teacher of this run: the one named in the config, or the one it trains."""
+        return self._config.teacher or self.weights_file("teacher")
+
+    def network_files(self) -> dict[str, Path]:
+        """The weights of every network of this run, the teacher first."""
+        files = {s.trains: self.weights_file(s.trains) for s in self._config.stages.values()}
+        teacher = {"teacher": self.teacher_file()} if self._config.teacher else {}
+        return {**teacher, **files, **teacher}
+
+    def __enter__(self) -> RunFolder:
+        self._create()
+        self._acquire()
+        try:
+            if self._config.fresh:
+                self._move_aside()
+            self._claim()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release()
+
+    def _create(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot create the run folder {self.path}: {error.strerror}; choose another --out"
+            ) from None
+        if not os.access(self.path, os.W_OK):
+            raise ConfigError(f"the run folder {self.path} is read-only; choose another --out")
+
+    def _acquire(self) -> None:
+        handle = os.open(self.path.parent / f".{self.path.name}.lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise ConfigError(
+                f"another process is writing the run {self.path}: wait for it or choose --name"
+            ) from None
+        self._lock = handle
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _move_aside(self) -> None:
+        if not any(self.path.iterdir()):
+            return
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        self.path.mkdir()
+
+    def _claim(self) -> None:
+        if self.config_file.exists():
+            changed = changed_fields(read_config(self.config_file), self._config)
+            if changed:
+                lines = [
+                    f"  {key}: {old!r} before, {new!r} now" for key, (old, new) in changed.items()
+                ]
+                raise ConfigError(
+                    f"the run {self.path} was started with other settings:\n"
+                    + "\n".join(lines)
+                    + "\nUse another --name, or --fresh to move the old run aside."
+                )
+        # what only concerns this session is not part of the recipe
+        config = replace(self._config, fresh=False, stop_after=0)
+        write_whole(self.config_file, json.dumps(to_dict(config), indent=2) + "\n")

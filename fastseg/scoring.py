@@ -1,0 +1,160 @@
+"""The end of a run: its networks on every subset, the table, results.csv, the report's pictures."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import fastseg
+from fastseg.config import to_dict
+from fastseg.context import RunContext
+from fastseg.evaluation import SubsetDecoder, evaluate_subsets
+from fastseg.metrics import ConfusionMatrix
+from fastseg.models import SegFormer
+from fastseg.pipelines import Batch, ModalitySpec, build_loader
+from fastseg.report import (
+    Picture,
+    RunReport,
+    SubsetResult,
+    format_table,
+    write_report,
+    write_results,
+)
+from fastseg.subsets import Subset
+from fastseg.telemetry import tracked
+
+
+def score_networks(
+    context: RunContext, networks: Mapping[str, SegFormer]
+) -> dict[str, dict[str, ConfusionMatrix]]:
+    """Confusion matrix of every network on every subset over the whole evaluation split."""
+    loader = build_loader(context.config.data, train=False)
+    try:
+        return {
+            name: evaluate_subsets(
+                context,
+                network,
+                tracked(loader.batches(), f"scoring the {name}", loader.steps_per_epoch),
+            )
+            for name, network in networks.items()
+        }
+    finally:
+        loader.close()
+
+
+def subset_results(matrices: dict[str, dict[str, ConfusionMatrix]]) -> list[SubsetResult]:
+    """One result per network and subset."""
+    return [
+        SubsetResult(network, subset, scores.miou_all, scores.miou_present, scores.iou)
+        for network, found in matrices.items()
+        for subset, scores in ((name, matrix.scores()) for name, matrix in found.items())
+    ]
+
+
+def table(context: RunContext, results: list[SubsetResult]) -> str:
+    """The results in the papers' layout."""
+    return format_table(results, [subset.name for subset in context.subsets])
+
+
+def write_run_report(
+    context: RunContext,
+    networks: Mapping[str, SegFormer],
+    history: list[dict[str, Any]],
+    folder: Path,
+) -> str:
+    """Score the networks, write ``results.csv`` and ``report.html``; returns the table."""
+    matrices = score_networks(context, networks)
+    results = subset_results(matrices)
+    spec, full = context.spec, context.subsets[-1].name
+    write_results(folder / "results.csv", results, spec.classes)
+    report = RunReport(
+        title=f"{context.config.name}: {spec.name}, {context.config.model.backbone}",
+        config=to_dict(context.config),
+        history=history,
+        results=results,
+        classes=tuple(spec.classes),
+        palette=np.asarray(spec.palette, dtype=np.uint8),
+        confusions={name: found[full].counts.cpu().numpy() for name, found in matrices.items()},
+        pictures=take_pictures(context, networks),
+        facts=run_facts(context, folder),
+    )
+    write_report(folder / "report.html", report)
+    return table(context, results)
+
+
+def take_pictures(context: RunContext, networks: Mapping[str, SegFormer]) -> list[Picture]:
+    """Predictions for samples spread evenly over the evaluation split."""
+    config = context.config.data
+    loader = build_loader(config, train=False)
+    wanted = min(context.config.evaluation.pictures, loader.num_samples)
+    # the middle of equal parts of the sorted list: one sample of each condition, about
+    chosen = ((np.arange(wanted) + 0.5) * loader.num_samples / max(1, wanted)).astype(int)
+    pictures = []
+    try:
+        for index in chosen.tolist():
+            step, row = divmod(index, config.eval_batch_size)
+            for batch in loader.batches(step, step + 1):
+                pictures.append(_picture(context, networks, batch, row))
+    finally:
+        loader.close()
+    return pictures
+
+
+def shown_subsets(subsets: list[Subset]) -> list[Subset]:
+    """The full set, every single modality, and what is left when the first one is missing."""
+    full = subsets[-1]
+    singles = [subset for subset in subsets[:-1] if len(subset.positions) == 1]
+    rest = [s for s in subsets[:-1] if s.positions == full.positions[1:] and s not in singles]
+    return [full, *singles, *rest]
+
+
+def _picture(
+    context: RunContext, networks: Mapping[str, SegFormer], batch: Batch, row: int
+) -> Picture:
+    images = batch.images[:, row : row + 1].to(context.device)
+    predictions = {}
+    for name, network in networks.items():
+        with torch.no_grad(), context.autocast():
+            decoder = SubsetDecoder(network, images, context.config.evaluation.missing)
+            for subset in shown_subsets(context.subsets):
+                classes = decoder.predict(subset)[0].to(torch.uint8)
+                predictions[name, subset.name] = classes.cpu().numpy()
+    return Picture(
+        sample_id=batch.sample_ids[row],
+        images={
+            modality.name: displayable(modality, image)
+            for modality, image in zip(context.modalities, batch.images[:, row], strict=True)
+        },
+        label=batch.labels[row].to(torch.uint8).numpy(),
+        predictions=predictions,
+    )
+
+
+def displayable(modality: ModalitySpec, image: Tensor) -> NDArray[np.uint8]:
+    """The 8-bit image ``[H, W, 3]`` that a normalised ``[3, H, W]`` came from."""
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (modality.mean, modality.std))
+    codes = (255 * (image * std + mean)).round().clamp(0, 255).to(torch.uint8)
+    pixels: NDArray[np.uint8] = codes.permute(1, 2, 0).numpy()
+    return pixels
+
+
+def run_facts(context: RunContext, folder: Path) -> dict[str, str]:
+    """What a reader needs to repeat the run."""
+    config = context.config
+    return {
+        "command": f"python -m fastseg.train --config {folder / 'config.json'}",
+        "seed": str(config.seed),
+        "data": f"{config.data.root}, {config.data.eval_split} split for the scores",
+        "missing modalities": config.evaluation.missing,
+        "device": f"{context.device}, {config.precision}, {torch.get_num_threads()} threads",
+        "versions": f"fastseg {fastseg.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()} on {sys.platform}",
+    }

@@ -1,0 +1,159 @@
+"""What a run tells: metrics.jsonl for programs, one live line for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastseg.files import write_whole
+
+
+class MetricsLog:
+    """Append-only JSON lines, one row per logging step or validation.
+
+    Rows have ``kind`` (``train`` or ``eval``), ``stage`` and ``step`` (steps done in the stage).
+    A value that is not finite is written as null, so that every line is valid JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row."""
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All complete rows; a line cut off by a crash is left out."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drop the rows of ``stage`` behind ``step``: they will be written again."""
+        kept = [row for row in self.rows() if row["stage"] != stage or row["step"] <= step]
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+class Meter:
+    """Means of device scalars between two logging steps, read by the host only once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._samples = 0
+        self._waited = 0.0
+        self._trained = 0.0
+        self._began = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last step out, such as that of a validation."""
+        self._began = time.perf_counter()
+
+    def add(self, values: dict[str, Tensor], samples: int, waited: float) -> None:
+        """Add one step: its scalars, its number of samples and the seconds it waited for data."""
+        for name, value in values.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        now = time.perf_counter()
+        self._trained += now - self._began
+        self._began = now
+        self._steps += 1
+        self._samples += samples
+        self._waited += waited
+
+    def read(self) -> dict[str, float]:
+        """Means since the last call, with ``images_per_s`` and ``data_wait`` (share of time)."""
+        names = list(self._sums)
+        means = torch.stack([self._sums[name].float() for name in names]) / max(1, self._steps)
+        values = dict(zip(names, means.tolist(), strict=True))
+        values["images_per_s"] = self._samples / self._trained
+        values["data_wait"] = self._waited / self._trained
+        self.__init__()  # type: ignore[misc]
+        return values
+
+
+class Progress:
+    """One line that is rewritten on a terminal, and a plain line now and then in a pipe."""
+
+    def __init__(self, title: str, total: int, start: int = 0, every_s: float = 10.0) -> None:
+        self._title, self._total, self._start, self._step = title, total, start, start
+        self._every_s = every_s
+        self._began = time.perf_counter()
+        self._printed = self._began
+        self._bar = (
+            tqdm(total=total, initial=start, desc=title, dynamic_ncols=True, mininterval=0.2)
+            if sys.stderr.isatty()
+            else None
+        )
+        self._facts = ""
+
+    def show(self, facts: dict[str, str]) -> None:
+        """Set what stands behind the count."""
+        self._facts = " ".join(f"{key} {value}" for key, value in facts.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._facts, refresh=False)
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._step += 1
+        if self._bar is not None:
+            self._bar.update(1)
+            return
+        now = time.perf_counter()
+        if now - self._printed >= self._every_s or self._step == self._total:
+            self._printed = now
+            done = self._step - self._start
+            left = (self._total - self._step) * (now - self._began) / done
+            print(
+                f"{self._title}: {self._step}/{self._total} {self._facts} ETA {duration(left)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Finish the line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def tracked(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
+    """Iterate with a `Progress` line."""
+    progress = Progress(title, total)
+    try:
+        for item in items:
+            yield item
+            progress.advance()
+    finally:
+        progress.close()
+
+
+def duration(seconds: float) -> str:
+    """``1:05`` or ``2:03:04``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error so that standard output holds results only."""
+    tqdm.write(text, file=sys.stderr)

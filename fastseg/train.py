@@ -1,0 +1,57 @@
+"""``python -m fastseg.train``: teacher, student, the table of every sensor subset, a report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from fastseg.cli import command, parse_config
+from fastseg.config import TrainConfig
+from fastseg.context import RunContext
+from fastseg.host import keep_freed_memory
+from fastseg.pipelines.synthetic import SyntheticConfig, generate
+from fastseg.run_folder import RunFolder
+from fastseg.scoring import write_run_report
+from fastseg.telemetry import duration, say
+from fastseg.trainer import Stopped, Trainer
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run or continue a run; the exit code is 0 when it is finished or stopped on request."""
+    config = parse_config("python -m fastseg.train", __doc__ or "", arguments)
+    began = time.monotonic()
+    keep_freed_memory()
+    with RunFolder(config) as run:
+        make_data(config)
+        context = RunContext(config)
+        trainer = Trainer(context, run)
+        try:
+            trainer.fit()
+        except Stopped as stopped:
+            say(f"{stopped}; run the same command again to continue")
+            return 0
+        networks = {name: context.load_network(path) for name, path in run.network_files().items()}
+        print(write_run_report(context, networks, trainer.metrics.rows(), run.path))
+        say(f"done in {duration(time.monotonic() - began)}; see {run.path / 'report.html'}")
+    return 0
+
+
+def make_data(config: TrainConfig) -> None:
+    """Generate the synthetic data set that a preset asks for; does nothing if it is complete."""
+    wanted = config.synthetic
+    if wanted.train:
+        generate(
+            SyntheticConfig(
+                out=config.data.root,
+                size=wanted.size,
+                train=wanted.train,
+                val=wanted.val,
+                seed=wanted.seed,
+            )
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The commands as a user meets them: in a process of their own, good input and bad."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastseg import data, doctor, evaluate, train
+from fastseg.subsets import all_subsets
+
+SUBSETS = [subset.name for subset in all_subsets("RDEL")]
+STEPS = ["--stages.teacher.steps", "4", "--stages.student.steps", "4"]
+
+
+def options(scenes, out, *more):
+    return [
+        *["--preset", "debug", "--out", str(out), "--data.root", str(scenes)],
+        *["--synthetic.train", "0", "--synthetic.val", "0", *STEPS, *more],
+    ]
+
+
+@pytest.fixture(scope="session")
+def finished(scenes, tmp_path_factory):
+    """A finished run of the debug preset and what the command printed."""
+    out = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, "-m", "fastseg.train", *options(scenes, out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return out / "debug", done
+
+
+def test_a_run_leaves_everything_it_promises(finished):
+    path, done = finished
+    names = {p.name for p in path.iterdir()}
+    assert {
+        *{"config.json", "metrics.jsonl", "teacher.safetensors", "student.safetensors"},
+        *{"results.csv", "report.html"},
+    } <= names
+    assert not any("partial" in name for name in names)
+    assert "checkpoints" not in names
+    table = done.stdout.splitlines()
+    assert table[0].split() == [*SUBSETS, "Mean"]
+    assert [line.split()[0] for line in table[1:]] == ["teacher", "student", "gain"]
+    for word in ("loss", "mIoU", "images/s", "data-wait", "ETA"):
+        assert word in done.stderr
+
+
+def test_results_have_one_row_per_network_and_subset(finished):
+    with (finished[0] / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["model"], r["subset"]) for r in rows] == [
+        (model, subset) for model in ("teacher", "student") for subset in [*SUBSETS, "Mean"]
+    ]
+    assert list(rows[0])[:4] == ["model", "subset", "miou_all", "miou_present"]
+    assert len(rows[0]) == 4 + 25
+
+
+def test_metrics_rows_follow_their_schema(finished):
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    train_rows = [r for r in rows if r["kind"] == "train"]
+    assert {r["stage"] for r in train_rows} == {"teacher", "student"}
+    for row in train_rows:
+        assert {"step", "lr", "loss", "ohem", "grad_norm", "images_per_s", "data_wait"} <= set(row)
+        assert 0 <= row["data_wait"] <= 1
+    assert all({"logit", "hpdm", "rrm"} <= set(r) for r in train_rows if r["stage"] == "student")
+    assert {r["subset"] for r in rows if r["kind"] == "eval"} == {"RDEL", "Mean"}
+
+
+def test_evaluate_reprints_the_table(finished, capsys, tmp_path):
+    path, done = finished
+    out = tmp_path / "scores.csv"
+    assert evaluate.main(["--checkpoint", str(path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == done.stdout.strip()
+    assert out.read_text() == (path / "results.csv").read_text()
+
+
+def test_evaluate_one_file_away_from_its_run(finished, scenes, capsys, tmp_path):
+    path, done = finished
+    moved = tmp_path / "student.safetensors"
+    shutil.copy(path / "student.safetensors", moved)
+    assert evaluate.main(["--checkpoint", str(moved)]) == 2
+    assert "name the data with --root" in capsys.readouterr().err
+    assert evaluate.main(["--checkpoint", str(moved), "--root", str(scenes)]) == 0
+    student = next(line for line in done.stdout.splitlines() if line.startswith("student"))
+    assert student.split() in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_running_a_finished_run_again_only_scores_it(finished, scenes, capsys):
+    path, done = finished
+    before = (path / "student.safetensors").stat().st_mtime_ns
+    assert train.main(options(scenes, path.parent)) == 0
+    assert (path / "student.safetensors").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.strip() == done.stdout.strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_continues(scenes, tmp_path, number):
+    command = [sys.executable, "-m", "fastseg.train", *options(scenes, tmp_path)]
+    command += ["--stages.teacher.steps", "400", "--evaluation.every", "1000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "debug" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"train"' in metrics.read_text()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "run the same command again to continue" in said
+    states = [p.name for p in (tmp_path / "debug" / "checkpoints").iterdir()]
+    assert states
+    assert not any(name.endswith(".partial") for name in states)
+    done = subprocess.run(
+        [*command, "--stop-after", "1"], capture_output=True, text=True, timeout=120, check=False
+    )
+    newest = max(int(name.removeprefix("step-")) for name in states)
+    assert done.returncode == 0
+    assert f"continued at step {newest}" in done.stderr
+    assert f"stopped after step {newest + 1}" in done.stderr
+
+
+def run(main, arguments, capsys):
+    """Exit code and error text of a command; a traceback would fail the test."""
+    try:
+        code = main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    text = capsys.readouterr().err
+    return code, " ".join(text.replace("│", " ").split())
+
+
+def copied(scenes, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(scenes, root)
+    return root
+
+
+def a_file(root, folder, split):
+    return sorted(root.glob(f"{folder}/*/{split}/*/*.png"))[0]
+
+
+def test_no_data_at_the_root(tmp_path, capsys):
+    root = tmp_path / "nothing"
+    code, text = run(train.main, options(root, tmp_path / "runs"), capsys)
+    assert code == 2
+    assert str(root) in text
+    assert "--data.root" in text
+
+
+def test_a_missing_modality_file_is_named_before_training(scenes, tmp_path, capsys):
+    root = copied(scenes, tmp_path)
+    victim = a_file(root, "event", "train")
+    victim.unlink()
+    code, text = run(train.main, options(root, tmp_path / "runs"), capsys)
+    assert code == 2
+    assert victim.name in text
+    assert "event" in text
+    assert not (tmp_path / "runs" / "debug" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_truncated_image_is_named(scenes, tmp_path, capsys, workers):
+    root = copied(scenes, tmp_path)
+    for victim in root.glob("hha/*/train/*/*.png"):
+        victim.write_bytes(victim.read_bytes()[:200])
+    arguments = options(root, tmp_path / "runs", "--data.workers", workers)
+    code, text = run(train.main, arguments, capsys)
+    assert code == 2
+    assert "_depth_front.png" in text
+    assert "truncated" in text or "damaged" in text or "cannot be read" in text
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_a_label_out_of_range_is_named_with_its_value(scenes, tmp_path, capsys):
+    root = copied(scenes, tmp_path)
+    for victim in root.glob("semantic/*/train/*/*.png"):
+        Image.new("RGBA", Image.open(victim).size, (77, 0, 0, 255)).save(victim)
+    code, text = run(train.main, options(root, tmp_path / "runs"), capsys)
+    assert code == 2
+    assert "_semantic_front.png" in text
+    assert "77" in text
+    assert "25" in text
+
+
+def test_an_unknown_preset(capsys):
+    code, text = run(train.main, ["--preset", "demmo"], capsys)
+    assert code == 2
+    assert "did you mean 'demo'" in text
+
+
+def test_a_checkpoint_of_another_model(finished, scenes, tmp_path, capsys):
+    teacher = str(finished[0] / "teacher.safetensors")
+    more = ["--teacher", teacher, "--data.modalities", "img", "depth"]
+    code, text = run(train.main, options(scenes, tmp_path, *more), capsys)
+    assert code == 2
+    assert "modalities: 4 (img depth event lidar) in the file, 2 (img depth) wanted" in text
+
+
+def test_evaluate_without_weights(tmp_path, capsys):
+    code, text = run(evaluate.main, ["--checkpoint", str(tmp_path)], capsys)
+    assert code == 2
+    assert f"no weights at {tmp_path}" in text
+
+
+def test_data_command_needs_a_task(capsys):
+    code, text = run(data.main, [], capsys)
+    assert code == 2
+    assert "synthetic" in text
+
+
+def test_doctor_names_what_serves_instead(capsys, monkeypatch):
+    assert doctor.main([]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {"fastseg", "torch", "GPU", "DALI", "apex", "triton", "matplotlib"} <= set(lines)
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    doctor.main([])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "the torch loader is used" in lines["DALI"]
+    assert "PyTorch definitions" in lines["triton"]
+
+
+@pytest.mark.parametrize(
+    ("package", "verdict"),
+    [
+        ({}, "not installed"),
+        ({"apex/__init__.py": ""}, "not NVIDIA apex"),
+        ({"apex/__init__.py": "raise ImportError('pyramid')"}, "web toolkit of PyPI"),
+        ({"apex/__init__.py": "", "apex/optimizers/__init__.py": ""}, "without CUDA extensions"),
+    ],
+)
+def test_doctor_tells_the_four_kinds_of_apex_apart(tmp_path, package, verdict):
+    for name, text in package.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", "from fastseg import doctor; print(doctor._apex().state)"],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert verdict in done.stdout

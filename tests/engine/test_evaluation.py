@@ -1,0 +1,75 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastseg.context import RunContext
+from fastseg.evaluation import SubsetDecoder, evaluate_subsets
+from fastseg.pipelines import Batch, build_loader
+
+
+@pytest.fixture
+def context(config):
+    return RunContext(config)
+
+
+def random_batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(4, 2, 3, 64, 64, generator=generator)
+    labels = torch.randint(0, 25, (2, 64, 64), generator=generator)
+    return Batch(images, labels, ("img", "depth", "event", "lidar"), ("a", "b"))
+
+
+@torch.no_grad()
+def predict(network, images):
+    logits = network(images).logits
+    full = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear")
+    return full.argmax(1)
+
+
+@torch.no_grad()
+def test_every_subset_equals_a_forward_pass_of_its_own(context):
+    network, batch = context.new_network(0).eval(), random_batch()
+    decoder = SubsetDecoder(network, batch.images, "drop")
+    for subset in context.subsets:
+        wanted = predict(network, batch.images[list(subset.positions)])
+        assert (decoder.predict(subset) == wanted).float().mean() > 0.999, subset.name
+
+
+@torch.no_grad()
+def test_zeroing_equals_zeroed_images(context):
+    network, batch = context.new_network(0).eval(), random_batch()
+    decoder = SubsetDecoder(network, batch.images, "zero")
+    for subset in context.subsets:
+        images = torch.zeros_like(batch.images)
+        images[list(subset.positions)] = batch.images[list(subset.positions)]
+        assert (decoder.predict(subset) == predict(network, images)).float().mean() > 0.999
+
+
+def test_both_conventions_agree_on_the_full_set_only(context, config):
+    network, batch = context.new_network(0), random_batch()
+    dropped = evaluate_subsets(context, network, [batch])
+    evaluation = replace(config.evaluation, missing="zero")
+    zeroed = evaluate_subsets(RunContext(replace(config, evaluation=evaluation)), network, [batch])
+    assert torch.equal(dropped["RDEL"].counts, zeroed["RDEL"].counts)
+    assert not torch.equal(dropped["E"].counts, zeroed["E"].counts)
+    assert list(dropped) == [subset.name for subset in context.subsets]
+
+
+def test_every_pixel_of_every_sample_is_counted_once(context, config):
+    loader = build_loader(config.data, train=False)
+    labelled = sum(int((batch.labels != 255).sum()) for batch in loader.batches())
+    assert sum(batch.labels.shape[0] for batch in loader.batches()) == loader.num_samples == 5
+    matrices = evaluate_subsets(context, context.new_network(0), loader.batches())
+    assert all(int(matrix.counts.sum()) == labelled for matrix in matrices.values())
+
+
+def test_batch_size_does_not_change_the_scores(context, config):
+    network = context.new_network(0)
+    small = build_loader(replace(config.data, eval_batch_size=1), train=False)
+    large = build_loader(config.data, train=False)
+    left = evaluate_subsets(context, network, small.batches())
+    right = evaluate_subsets(context, network, large.batches())
+    for name in left:
+        moved = (left[name].counts - right[name].counts).abs().sum()
+        assert moved <= 2e-4 * left[name].counts.sum(), name  # ties decided by rounding

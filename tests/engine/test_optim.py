@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastseg.optim import OptimConfig, build_optimizer, guarded_step, set_learning_rate
+
+
+def make(config=OptimConfig()):  # noqa: B008
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    optimizer = build_optimizer(module, config)
+    set_learning_rate(optimizer, 1e-2)
+    return module, optimizer
+
+
+def test_only_matrices_decay():
+    module, optimizer = make()
+    decays = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    assert decays[id(module[0].weight)] == 0.01
+    assert decays[id(module[0].bias)] == decays[id(module[1].weight)] == 0.0
+    assert len(decays) == 4
+
+
+def test_a_step_moves_the_weights_and_clears_the_gradients():
+    module, optimizer = make()
+    before = module[0].weight.detach().clone()
+    module(torch.randn(5, 3)).square().sum().backward()
+    norm, skipped = guarded_step(optimizer, 0.0)
+    assert skipped == 0
+    assert norm > 0
+    assert not torch.equal(module[0].weight, before)
+    assert module[0].weight.grad is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_non_finite_gradient_changes_nothing(bad):
+    module, optimizer = make()
+    module(torch.randn(5, 3)).square().sum().backward()
+    guarded_step(optimizer, 0.0)
+    before = [p.detach().clone() for p in module.parameters()]
+    moments = [s["exp_avg"].clone() for s in optimizer.state.values()]
+    steps = [s["step"].item() for s in optimizer.state.values()]
+    (module(torch.randn(5, 3)).sum() * bad).backward()
+    norm, skipped = guarded_step(optimizer, 1.0)
+    assert skipped == 1
+    assert not norm.isfinite()
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert all(
+        torch.equal(a, s["exp_avg"]) for a, s in zip(moments, optimizer.state.values(), strict=True)
+    )
+    assert steps == [s["step"].item() for s in optimizer.state.values()]
+
+
+def test_clipping_bounds_the_update():
+    module, optimizer = make()
+    (1e4 * module(torch.randn(5, 3)).square().sum()).backward()
+    norm, _ = guarded_step(optimizer, 1.0)
+    moments = torch.cat([s["exp_avg"].flatten() for s in optimizer.state.values()])
+    assert norm > 1
+    assert moments.norm() == pytest.approx(0.1, rel=1e-3)  # (1 - beta1) * max_norm
+
+
+@pytest.mark.parametrize(
+    "change", [{"weight_decay": -1}, {"beta1": 1.0}, {"eps": 0}, {"max_norm": -1}]
+)
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        OptimConfig(**change)

@@ -1,0 +1,74 @@
+import os
+from dataclasses import replace
+
+import pytest
+
+from fastseg.config import read_config
+from fastseg.errors import ConfigError
+from fastseg.presets import get_preset
+from fastseg.run_folder import RunFolder
+
+
+@pytest.fixture
+def config(tmp_path):
+    return replace(get_preset("demo"), out=tmp_path / "runs")
+
+
+def test_config_is_written_and_the_run_can_be_entered_again(config):
+    for _ in range(2):
+        with RunFolder(config) as run:
+            assert read_config(run.config_file) == config
+
+
+def test_other_settings_are_refused_field_by_field(config):
+    with RunFolder(config):
+        pass
+    with pytest.raises(ConfigError) as error, RunFolder(replace(config, seed=5)):
+        pass
+    assert "seed: 0 before, 5 now" in str(error.value)
+    assert "--fresh" in str(error.value)
+    with RunFolder(config) as run:  # nothing was overwritten
+        assert read_config(run.config_file).seed == 0
+
+
+def test_fresh_moves_the_old_run_aside(config):
+    with RunFolder(config) as run:
+        (run.path / "teacher.safetensors").write_text("precious")
+    for number in (1, 2):
+        with RunFolder(replace(config, fresh=True, seed=number)) as run:
+            assert [p.name for p in run.path.iterdir()] == ["config.json"]
+    old = config.out / "demo.old1"
+    assert (old / "teacher.safetensors").read_text() == "precious"
+
+
+def test_two_writers_are_refused(config):
+    with RunFolder(config), pytest.raises(ConfigError, match="another process"), RunFolder(config):
+        pass
+    with RunFolder(config):
+        pass
+
+
+def test_a_file_in_the_way(config):
+    config.out.write_text("not a folder")
+    with pytest.raises(ConfigError, match="cannot create the run folder"), RunFolder(config):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder(config):
+    config.out.mkdir()
+    config.out.chmod(0o500)
+    with pytest.raises(ConfigError, match="choose another --out"), RunFolder(config):
+        pass
+
+
+def test_teacher_file_is_the_named_one_or_its_own(config, tmp_path):
+    own = {name: config.out / "demo" / f"{name}.safetensors" for name in ("teacher", "student")}
+    assert RunFolder(config).teacher_file() == own["teacher"]
+    assert RunFolder(config).network_files() == own
+    named = replace(config, teacher=tmp_path / "t.safetensors")
+    assert RunFolder(named).teacher_file() == named.teacher
+    wanted = {"teacher": named.teacher, "student": own["student"]}
+    assert RunFolder(named).network_files() == wanted
+    alone = replace(named, stages={"student": named.stages["student"]})
+    assert list(RunFolder(alone).network_files().items()) == list(wanted.items())

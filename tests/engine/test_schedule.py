@@ -1,0 +1,89 @@
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from fastseg.schedule import LossWeights, Stage, derive_seed, draw_modalities, learning_rate
+
+PUBLISHED = Stage(epochs=200, warmup_epochs=10, lr=6e-5)
+
+
+def test_learning_rate_follows_the_published_schedule():
+    per_epoch = 100
+    assert learning_rate(PUBLISHED, 0, per_epoch) == pytest.approx(6e-6)
+    assert learning_rate(PUBLISHED, 500, per_epoch) == pytest.approx(6e-5 * 0.55)
+    assert learning_rate(PUBLISHED, 1000, per_epoch) == pytest.approx(6e-5)
+    # the decay would reach zero one epoch behind the end: T_max = 201 epochs
+    expected = 6e-5 * (1 - (19_999 - 1000) / (20_100 - 1000)) ** 0.9
+    assert learning_rate(PUBLISHED, 19_999, per_epoch) == pytest.approx(expected)
+    rates = [learning_rate(PUBLISHED, step, per_epoch) for step in range(0, 20_000, 50)]
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_short_stage_still_reaches_its_learning_rate():
+    stage = replace(PUBLISHED, steps=10)
+    rates = [learning_rate(stage, step, 100) for step in range(10)]
+    assert max(rates) == pytest.approx(stage.lr)
+    assert min(rates) > 0
+
+
+def test_stage_length_is_in_epochs_unless_steps_are_given():
+    assert PUBLISHED.num_steps(497) == 99_400
+    assert replace(PUBLISHED, epochs=0.5).num_steps(7) == 4
+    assert replace(PUBLISHED, steps=20).num_steps(497) == 20
+
+
+def test_dropout_draws_every_size_equally_often_and_never_nothing():
+    draws = [draw_modalities("drop", 4, seed=1, stage=1, step=s) for s in range(4000)]
+    sizes = Counter(len(d) for d in draws)
+    assert set(sizes) == {1, 2, 3, 4}
+    assert all(abs(count - 1000) < 130 for count in sizes.values())  # 4.7 sigma
+    kept = Counter(itertools.chain.from_iterable(draws))
+    assert all(abs(kept[m] / 4000 - 0.625) < 0.04 for m in range(4))  # (M + 1) / (2 M)
+    assert all(d == sorted(set(d)) for d in draws)
+
+
+def test_dropout_depends_on_seed_stage_and_step_alone():
+    again = [draw_modalities("drop", 4, 7, 1, step) for step in range(50)]
+    assert again == [draw_modalities("drop", 4, 7, 1, step) for step in range(50)]
+    assert again != [draw_modalities("drop", 4, 8, 1, step) for step in range(50)]
+    assert again != [draw_modalities("drop", 4, 7, 0, step) for step in range(50)]
+    assert draw_modalities("full", 3, 7, 0, 5) == [0, 1, 2]
+
+
+def test_derived_seeds_do_not_collide():
+    seeds = {
+        derive_seed(seed, stage, step, purpose)
+        for seed in range(3)
+        for stage in range(2)
+        for step in range(20)
+        for purpose in ("dropout", "pairing", "noise", "weights")
+    }
+    assert len(seeds) == 3 * 2 * 20 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"lr": -1e-3}, "lr must be between 0 and 1"),
+        ({"losses": LossWeights(hpdm=1)}, "hpdm need learns_from=teacher"),
+        ({"learns_from": "teacher"}, "cannot learn or start from it"),
+        ({"warmup_ratio": 2}, "warmup_ratio"),
+    ],
+)
+def test_impossible_stage_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PUBLISHED, **change)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_impossible_loss_weight_is_refused(weight):
+    with pytest.raises(ValueError, match="loss weight rrm"):
+        LossWeights(rrm=weight)
+    with pytest.raises(ValueError, match="all loss weights are 0"):
+        LossWeights(ohem=0)

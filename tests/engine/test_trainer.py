@@ -1,0 +1,180 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastseg import trainer as trainer_module
+from fastseg.checkpoint import read_identity
+from fastseg.context import RunContext
+from fastseg.errors import CheckpointError, ConfigError
+from fastseg.run_folder import RunFolder
+from fastseg.schedule import LossWeights
+from fastseg.trainer import Trainer
+
+NETWORKS = ("teacher", "student")
+
+
+def weights(path):
+    return {name: load_file(path / f"{name}.safetensors") for name in NETWORKS}
+
+
+def same(left, right):
+    return all(
+        torch.equal(left[name][key], right[name][key]) for name in NETWORKS for key in left[name]
+    )
+
+
+@pytest.fixture
+def whole(config, fit):
+    path, finished = fit(replace(config, name="whole"))
+    assert finished
+    return path
+
+
+def test_same_seed_same_losses_to_the_last_bit(config, fit, losses, whole):
+    again, _ = fit(replace(config, name="again"))
+    assert losses(again) == losses(whole)
+    assert same(weights(again), weights(whole))
+    other, _ = fit(replace(config, name="other", seed=1))
+    assert losses(other) != losses(whole)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_interrupted_and_resumed_is_bitwise_the_same(config, fit, losses, whole, stop_after):
+    config = replace(config, name="parts", stop_after=stop_after)
+    sessions, finished = 0, False
+    while not finished:
+        path, finished = fit(config)
+        sessions += 1
+    assert sessions > 2
+    assert losses(path) == losses(whole)
+    assert same(weights(path), weights(whole))
+    assert not (path / "checkpoints").exists()
+
+
+def test_finished_run_trains_nothing_more(config, fit, whole, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("a finished stage was trained again")
+
+    monkeypatch.setattr(Trainer, "_train_step", forbidden)
+    before = weights(whole)
+    assert fit(replace(config, name="whole")) == (whole, True)
+    assert same(weights(whole), before)
+
+
+def test_weights_know_what_they_belong_to(config, whole):
+    identity, facts = read_identity(whole / "student.safetensors")
+    assert identity.network == "student"
+    assert identity.dataset == "deliver"
+    assert identity.modalities == ("img", "depth", "event", "lidar")
+    assert len(identity.classes) == 25
+    assert facts == {"stage": "student", "steps": 5, "seed": 0, "size": 64}
+
+
+def test_student_starts_as_the_teacher_and_leaves_it_alone(config, fit, whole):
+    context = RunContext(config)
+    with RunFolder(replace(config, name="whole")) as run:
+        trainer = Trainer(context, run)
+        session = trainer._open(1, "student", config.stages["student"])
+        teacher = load_file(whole / "teacher.safetensors")
+        for key, value in session.network.state_dict().items():
+            assert torch.equal(value, teacher[key]), key
+        frozen = {k: v.clone() for k, v in session.teacher.state_dict().items()}
+        batch = next(trainer.loader.batches(0))
+        for step in range(2):
+            trainer._train_step(session, step, batch)
+        assert all(torch.equal(frozen[k], v) for k, v in session.teacher.state_dict().items())
+        assert not all(torch.equal(teacher[k], v) for k, v in session.network.state_dict().items())
+        assert all(p.grad is None for p in session.teacher.parameters())
+
+
+@pytest.mark.parametrize("policy", ["full", "drop", "zero"])
+def test_what_the_student_sees(config, whole, policy, monkeypatch):
+    stage = replace(config.stages["student"], modalities=policy)
+    seen, taught = [], []
+    monkeypatch.setattr(trainer_module, "draw_modalities", lambda p, m, *_: [1, 3])
+    if policy == "full":
+        monkeypatch.undo()
+    with RunFolder(replace(config, name="whole")) as run:
+        trainer = Trainer(RunContext(config), run)
+        session = trainer._open(1, "student", stage)
+        session.network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        session.teacher.register_forward_pre_hook(lambda _, args: taught.append(args[0]))
+        batch = next(trainer.loader.batches(0))
+        values = trainer._train_step(session, 0, batch)
+    assert torch.equal(taught[0], batch.images)
+    expected = {
+        "full": batch.images,
+        "drop": batch.images[[1, 3]],
+        "zero": batch.images * torch.tensor([0.0, 1, 0, 1]).view(4, 1, 1, 1, 1),
+    }
+    assert torch.equal(seen[0], expected[policy])
+    assert set(values) == {"ohem", "logit", "hpdm", "rrm", "loss", "grad_norm", "skipped"}
+    assert all(value.isfinite() for value in values.values())
+
+
+def test_loss_is_the_weighted_sum(config, fit, losses, whole):
+    rows = losses(whole)
+    terms = config.stages["student"].losses.active()
+    for step in range(1, 6):
+        total = sum(w * float.fromhex(rows["student", step, t]) for t, w in terms.items())
+        assert float.fromhex(rows["student", step, "loss"]) == pytest.approx(total, rel=1e-5)
+
+
+def test_a_teacher_file_replaces_the_first_stage(config, fit, losses, whole):
+    config = replace(config, name="given", teacher=whole / "teacher.safetensors")
+    path, _ = fit(config)
+    assert not (path / "teacher.safetensors").exists()
+    assert {key[0] for key in losses(path)} == {"student"}
+    student = {k: v for k, v in losses(whole).items() if k[0] == "student"}
+    assert losses(path) == student
+
+
+def test_a_teacher_of_another_model_is_refused(config, fit, whole):
+    model = replace(config.model, embed_dim=32)
+    teacher = whole / "teacher.safetensors"
+    with pytest.raises(CheckpointError, match="embed_dim: 64 in the file, 32 wanted"):
+        fit(replace(config, name="given", teacher=teacher, model=model))
+
+
+def test_a_missing_teacher_is_refused_before_training(config, fit, tmp_path):
+    with pytest.raises(CheckpointError, match="no weights at"):
+        fit(replace(config, name="given", teacher=tmp_path / "none.safetensors"))
+
+
+def test_persistent_non_finite_gradients_stop_the_run(config, fit, monkeypatch):
+    real = trainer_module.stage_losses
+
+    def poisoned(*args, **kwargs):
+        values = real(*args, **kwargs)
+        return values | {"loss": values["loss"] * torch.nan}
+
+    monkeypatch.setattr(trainer_module, "stage_losses", poisoned)
+    with pytest.raises(ConfigError, match=r"not finite in 3 steps.*--stages.teacher.lr"):
+        fit(replace(config, max_skipped=3))
+
+
+def test_other_training_samples_under_a_run_are_refused(config, fit, monkeypatch):
+    fit(replace(config, stop_after=2))
+    monkeypatch.setattr(
+        trainer_module,
+        "build_loader",
+        lambda *args, build=trainer_module.build_loader, **kwargs: _renamed(build(*args, **kwargs)),
+    )
+    with pytest.raises(ConfigError, match=r"training samples under .* are not those"):
+        fit(config)
+
+
+def _renamed(loader):
+    loader.fingerprint = "0" * 64
+    return loader
+
+
+def test_learning_from_scratch_lowers_the_loss(config, fit, losses):
+    stage = replace(config.stages["teacher"], steps=40, losses=LossWeights(ohem=1))
+    config = replace(config, name="learn", stages={"teacher": stage}, log_every=10)
+    config = replace(config, evaluation=replace(config.evaluation, every=1000))
+    path, _ = fit(config)
+    values = [float.fromhex(v) for (_, _, term), v in losses(path).items() if term == "loss"]
+    assert values[-1] < 0.8 * values[0]
