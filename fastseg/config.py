@@ -47,6 +47,8 @@ class ModelConfig:
     """Width of the head; the published checkpoints use 768 for every backbone."""
     dropout: float = 0.1
     """Channel dropout before the classifier."""
+    drop_path: float = 0.1
+    """Stochastic depth of the encoder's last block; it rises linearly from 0."""
     weights: Path | None = None
     """Encoder weights (ImageNet) for stages that start from the encoder; none: random."""
 
@@ -55,8 +57,9 @@ class ModelConfig:
             raise ValueError(unknown("backbone", self.backbone, BACKBONES))
         if self.embed_dim < 1:
             raise ValueError(f"embed_dim must be at least 1, got {self.embed_dim}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,11 @@ class RunContext:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return SegFormer(
-                model.backbone, self.num_classes, embed_dim=model.embed_dim, dropout=model.dropout
+                model.backbone,
+                self.num_classes,
+                embed_dim=model.embed_dim,
+                dropout=model.dropout,
+                drop_path=model.drop_path,
             )
 
     def load_network(self, path: Path) -> SegFormer:

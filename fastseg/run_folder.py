@@ -39,9 +39,11 @@ class RunFolder:
 
     def network_files(self) -> dict[str, Path]:
         """The weights of every network of this run, the teacher first."""
-        files = {s.trains: self.weights_file(s.trains) for s in self._config.stages.values()}
-        teacher = {"teacher": self.teacher_file()} if self._config.teacher else {}
-        return {**teacher, **files, **teacher}
+        names: list[str] = [stage.trains for stage in self._config.stages.values()]
+        if self._config.teacher is not None:
+            names.insert(0, "teacher")
+        files = {name: self.weights_file(name) for name in names}
+        return files | ({"teacher": self.teacher_file()} if "teacher" in files else {})
 
     def __enter__(self) -> RunFolder:
         self._create()

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from fastseg import data, doctor, evaluate, train
 from fastseg.subsets import all_subsets
+from fastseg.trainer import Trainer
 
 SUBSETS = [subset.name for subset in all_subsets("RDEL")]
 STEPS = ["--stages.teacher.steps", "4", "--stages.student.steps", "4"]
@@ -98,6 +100,13 @@ def test_running_a_finished_run_again_only_scores_it(finished, scenes, capsys):
     before = (path / "student.safetensors").stat().st_mtime_ns
     assert train.main(options(scenes, path.parent)) == 0
     assert (path / "student.safetensors").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.strip() == done.stdout.strip()
+
+
+def test_a_run_from_a_given_teacher_scores_both(finished, scenes, tmp_path, capsys):
+    path, done = finished
+    more = ["--teacher", str(path / "teacher.safetensors"), "--evaluation.pictures", "0"]
+    assert train.main(options(scenes, tmp_path, *more)) == 0
     assert capsys.readouterr().out.strip() == done.stdout.strip()
 
 
@@ -189,6 +198,17 @@ def test_a_label_out_of_range_is_named_with_its_value(scenes, tmp_path, capsys):
     assert "_semantic_front.png" in text
     assert "77" in text
     assert "25" in text
+
+
+def test_out_of_memory_names_the_settings_that_help(scenes, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+
+    monkeypatch.setattr(Trainer, "_train_step", full)
+    code, text = run(train.main, options(scenes, tmp_path), capsys)
+    assert code == 75
+    for part in ("3 GiB", "--data.batch-size", "--data.size", "--precision bf16"):
+        assert part in text
 
 
 def test_an_unknown_preset(capsys):
