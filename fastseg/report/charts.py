@@ -211,7 +211,8 @@ def _curve_panel(
             axes.set_yticks([])
             axes.text(0.5, 0.5, "no finite value", color=_MUTED, ha="center",
                       transform=axes.transAxes)  # fmt: skip
-        axes.margins(x=0.02, y=0.08)
+        # the names at the ends of dotted lines need room
+        axes.margins(x=0.08 if dotted else 0.02, y=0.2 if dotted else 0.08)
         if from_zero:
             axes.set_ylim(bottom=0)
         axes.set_xlabel("step", color=_MUTED, fontsize=8.5)
