@@ -48,7 +48,8 @@ def main() -> None:
     config = tyro.cli(AblationConfig, description=__doc__)
     with ThreadPoolExecutor(config.jobs) as pool:
         list(pool.map(lambda seed: run_teacher(config, seed), config.seeds))
-        rows = [(seed, count) for seed in config.seeds for count in range(1, len(TERMS) + 1)]
+        # the whole recipe first: it is the row that people wait for
+        rows = [(seed, count) for count in range(len(TERMS), 0, -1) for seed in config.seeds]
         list(pool.map(lambda row: run_student(config, *row), rows))
     write_table(config)
 

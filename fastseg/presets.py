@@ -29,7 +29,7 @@ def demo() -> TrainConfig:
 
     ``python -m fastseg.train``
     """
-    teacher = Stage(trains="teacher", start="random", epochs=10, lr=6e-3, warmup_epochs=1)
+    teacher = Stage(trains="teacher", start="random", epochs=8, lr=6e-3, warmup_epochs=1)
     return TrainConfig(
         name="demo",
         data=DataConfig(
@@ -53,7 +53,8 @@ def demo() -> TrainConfig:
                 start="teacher",
                 modalities="drop",
                 losses=LossWeights(ohem=1, logit=50, hpdm=1, rrm=0.01),
-                epochs=24,
+                epochs=16,
+                lr=4e-3,
             ),
         ),
         losses=LossOptions(rrm_samples=2),
