@@ -143,6 +143,15 @@ def test_a_missing_teacher_is_refused_before_training(config, fit, tmp_path):
         fit(replace(config, name="given", teacher=tmp_path / "none.safetensors"))
 
 
+def test_bf16_trains_close_to_fp32(config, fit, losses, whole):
+    path, _ = fit(replace(config, name="bf16", precision="bf16"))
+    rough, exact = losses(path), losses(whole)
+    assert rough != exact
+    for key, value in exact.items():
+        if key[2] == "loss" and key[0] == "teacher":
+            assert float.fromhex(rough[key]) == pytest.approx(float.fromhex(value), rel=0.05)
+
+
 def test_persistent_non_finite_gradients_stop_the_run(config, fit, monkeypatch):
     real = trainer_module.stage_losses
 
