@@ -53,6 +53,7 @@ class RunContext:
                 embed_dim=model.embed_dim,
                 dropout=model.dropout,
                 drop_path=model.drop_path,
+                norm_momentum=model.norm_momentum,
             )
 
     def load_network(self, path: Path) -> SegFormer:

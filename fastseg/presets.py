@@ -43,7 +43,9 @@ def demo() -> TrainConfig:
         ),
         synthetic=SyntheticData(train=600, val=150, size=128),
         # so small a network, so short a training: nothing to regularise
-        model=ModelConfig(backbone="mit_nano", embed_dim=64, dropout=0, drop_path=0),
+        model=ModelConfig(
+            backbone="mit_nano", embed_dim=64, dropout=0, drop_path=0, norm_momentum=0.01
+        ),
         stages=two_stages(
             teacher,
             replace(

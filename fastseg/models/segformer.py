@@ -51,10 +51,16 @@ class MLPHead(nn.Module):
         num_classes: K.
         embed_dim: E.
         dropout: probability that a channel of the fused map is dropped in training.
+        norm_momentum: share of the newest batch in the running statistics of the BatchNorm.
     """
 
     def __init__(
-        self, widths: Sequence[int], num_classes: int, embed_dim: int, dropout: float
+        self,
+        widths: Sequence[int],
+        num_classes: int,
+        embed_dim: int,
+        dropout: float,
+        norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
         conv = nn.Conv2d(4 * embed_dim, embed_dim, 1, bias=False)
@@ -62,7 +68,8 @@ class MLPHead(nn.Module):
         # the dictionaries only spell the names of the published checkpoints
         for i, width in enumerate(widths, start=1):
             self.add_module(f"linear_c{i}", nn.ModuleDict({"proj": nn.Linear(width, embed_dim)}))
-        self.linear_fuse = nn.ModuleDict({"conv": conv, "bn": nn.BatchNorm2d(embed_dim)})
+        norm = nn.BatchNorm2d(embed_dim, momentum=norm_momentum)
+        self.linear_fuse = nn.ModuleDict({"conv": conv, "bn": norm})
         self.dropout = nn.Dropout2d(dropout)
         self.linear_pred = nn.Conv2d(embed_dim, num_classes, 1)
 
@@ -102,6 +109,7 @@ class SegFormer(nn.Module):
         embed_dim: channels E of the head; 768 in the published AnySeg and RobustSeg models,
             whatever the backbone.
         dropout: probability that a channel of the fused map is dropped in training.
+        norm_momentum: share of the newest batch in the running statistics of the BatchNorm.
         drop_path: stochastic depth of the encoder's last block, see :class:`MixTransformer`.
 
     Raises:
@@ -115,6 +123,7 @@ class SegFormer(nn.Module):
         embed_dim: int,
         dropout: float = 0.1,
         drop_path: float = 0.1,
+        norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
         for name, value in (("num_classes", num_classes), ("embed_dim", embed_dim)):
@@ -125,7 +134,7 @@ class SegFormer(nn.Module):
                 raise ConfigError(f"{name} must be a probability below 1, got {p}")
         config = get_backbone(backbone) if isinstance(backbone, str) else backbone
         self.encoder = MixTransformer(config, drop_path)
-        self.decoder = MLPHead(config.widths, num_classes, embed_dim, dropout)
+        self.decoder = MLPHead(config.widths, num_classes, embed_dim, dropout, norm_momentum)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Encode every image of every modality in one call.
