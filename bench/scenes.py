@@ -1,12 +1,13 @@
-"""Do the synthetic scenes ask for every sensor? Scores of a finished demo by weather and sensor.
+"""Do the synthetic scenes ask for every sensor? Scores of a finished run by weather and sensor.
 
     python bench/scenes.py --checkpoint runs/demo
 
-Prints, for the robust student, mIoU in percent (classes that occur) of each single modality and
-of the full set per weather condition, and what the full set loses without each modality. The
-scenes are as designed if RGB alone is at least 8 points worse at night than in cloud, if depth and
-LiDAR alone change by less than 4 points between these two, if every modality costs at least 2
-points when it is left out, and if no single one reaches 90 % of the full set.
+Prints mIoU in percent (classes that occur) of each single modality and of the full set per weather
+condition. With several modalities it also prints what the full set loses without each of them: the
+scenes are as designed if every modality costs at least 2 points and no single one reaches 90 % of
+the full set. With one (``fastseg.train --name rgb --data.modalities img``, scored with ``--network
+teacher``) it says what night does to it: RGB should lose at least 8 points against cloud, depth
+and LiDAR less than 4.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class ScenesConfig:
 
 
 def main() -> None:
-    """Score and print both tables and the four verdicts."""
+    """Score and print the tables and verdicts."""
     options = tyro.cli(ScenesConfig, description=__doc__)
     context = RunContext(read_config(options.checkpoint / "config.json"))
     scores = by_condition(context, options.checkpoint / f"{options.network}.safetensors")
@@ -46,20 +47,18 @@ def main() -> None:
     full = context.subsets[-1].name
     conditions = [*context.spec.conditions, ALL]
     print(f"{'':8}" + "".join(f"{name:>8}" for name in conditions))
-    for subset in (*singles, full):
+    for subset in dict.fromkeys((*singles, full)):
         print(f"{subset:8}" + "".join(f"{scores[name, subset]:8.1f}" for name in conditions))
+    print(f"night against cloud: {scores['night', full] - scores['cloud', full]:+.1f}")
+    if len(singles) == 1:
+        return
     losses = {
         letter: scores[ALL, full] - scores[ALL, full.replace(letter, "")] for letter in singles
     }
     print("without " + "  ".join(f"{letter}: -{loss:.1f}" for letter, loss in losses.items()))
 
-    rgb, steady = "R", ("D", "L")
     best = max(scores[ALL, letter] for letter in singles)
     verdicts = {
-        "RGB loses at least 8 points at night": scores["cloud", rgb] - scores["night", rgb] >= 8,
-        "depth and LiDAR lose less than 4": all(
-            abs(scores["cloud", letter] - scores["night", letter]) < 4 for letter in steady
-        ),
         "every modality is worth at least 2 points": min(losses.values()) >= 2,
         "no modality reaches 90 % of all": best < 0.9 * scores[ALL, full],
     }
@@ -68,7 +67,7 @@ def main() -> None:
 
 
 def by_condition(context: RunContext, weights: Path) -> dict[tuple[str, str], float]:
-    """mIoU in percent over the classes that occur, by (condition or ``all``, subset)."""
+    """Give mIoU in percent over the classes that occur, by (condition or ``all``, subset)."""
     network = context.load_network(weights)
     matrices: dict[tuple[str, str], ConfusionMatrix] = defaultdict(
         lambda: ConfusionMatrix(context.num_classes, context.device)
