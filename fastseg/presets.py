@@ -38,7 +38,8 @@ def demo() -> TrainConfig:
             batch_size=8,
             eval_batch_size=10,
             scale=(0.8, 1.5),
-            workers=1,
+            # in line: beside two busy cores a loader thread costs more than it hides
+            workers=0,
             cache=True,
         ),
         synthetic=SyntheticData(train=600, val=150, size=128),

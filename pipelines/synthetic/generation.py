@@ -86,7 +86,11 @@ def _complete(config: SyntheticConfig, progress: bool) -> dict[Frame, Record]:
     frames = _frames(config)
     records: dict[Frame, Record] = {}
     missing: list[Frame] = []
-    with tqdm(total=len(frames), unit="frame", desc="synthetic", disable=not progress) as bar:
+    # in a pipe every refresh is a line of its own
+    pause = 0.1 if sys.stderr.isatty() else 5.0
+    with tqdm(
+        total=len(frames), unit="frame", desc="synthetic", disable=not progress, mininterval=pause
+    ) as bar:
         for frame in frames:
             record = read_sample(config.out, frame)
             if record is None:
