@@ -83,8 +83,14 @@ def prototype_divergence(
         seen = counts > 0
         # a sample without any class keeps its zero rows, which diverge by nothing
         present = (seen | ~seen.any(1, keepdim=True)).unsqueeze(-1)
+    # a product with one-hot rows and not an index: rows that teach twice add up their gradients in
+    # a fixed order, where the backward of indexing depends on the threads
+    each = torch.arange(len(student), device=pairing.device)
+    chosen = (pairing.unsqueeze(2) == each).to(student.dtype)
+    rows = student.permute(1, 0, 2, 3).flatten(2)
+    paired = (chosen @ rows).unflatten(2, (num_classes, channels)).transpose(0, 1)
     divergence = softmax_divergence(
-        student[pairing.T, torch.arange(batch, device=pairing.device)],
+        paired,
         teacher,
         2 if axis == "class" else 3,
         temperature=temperature,

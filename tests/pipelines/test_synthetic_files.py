@@ -212,6 +212,8 @@ def test_interrupt_leaves_no_process_and_can_be_continued(tmp_path, stop):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a suite that was started in the background ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(out.glob("semantic/*/*/*/*.png")) and time.monotonic() < deadline:
