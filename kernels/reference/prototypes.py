@@ -88,7 +88,7 @@ def prototype_divergence(
     each = torch.arange(len(student), device=pairing.device)
     chosen = (pairing.unsqueeze(2) == each).to(student.dtype)
     rows = student.permute(1, 0, 2, 3).flatten(2)
-    paired = (chosen @ rows).unflatten(2, (num_classes, channels)).transpose(0, 1)
+    paired = (chosen @ rows).reshape(batch, -1, num_classes, channels).transpose(0, 1)
     divergence = softmax_divergence(
         paired,
         teacher,
