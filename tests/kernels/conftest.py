@@ -1,0 +1,43 @@
+"""What the tests of the kernels share: a device, the switch to the kernels, poisoned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastseg.kernels import _launch
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run: the GPU, else the CPU under Triton's interpreter."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if not _launch.INTERPRET:
+        pytest.skip("no GPU, and TRITON_INTERPRET=1 was not set when Triton was imported")
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def kernels(device: torch.device) -> Iterator[None]:
+    """The public operators use their kernels, or raise, for the length of the test."""
+    with _launch.force_kernels():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fresh memory holds NaN, or the largest integer, so that an unwritten element is seen."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    # torch fills fresh memory in this mode only; operators without a deterministic form may run
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = before[2]
