@@ -1,0 +1,213 @@
+"""The kernels of masked prototype pooling: partial sums, their reduction, and the gather.
+
+They get the properties of all feature maps as a tuple of tuples, ``geometry``, and pick those of
+the map that a program belongs to. What wide loads need to know is compiled in: which axis is
+contiguous, and a power of two that divides all offsets, ``VEC``.
+"""
+
+import triton
+import triton.language as tl
+
+from ._rounding import rounded_to
+
+
+@triton.jit
+def of_map(fields, pid):
+    """The entry of each field for the map of a program; field 0 is the map's first program."""
+    found = ()
+    for f in tl.static_range(len(fields)):
+        value = fields[f][0]
+        for i in tl.static_range(1, len(fields[0])):
+            value = tl.where(pid >= fields[0][i], fields[f][i], value)
+        found = found + (value,)  # type: ignore[assignment]  # noqa: RUF005
+    return found
+
+
+@triton.jit
+def sample_labels(labels_ptr, offs_p, height, width, H, W, stride_h, stride_w, K,
+                  STRIDED: tl.constexpr):  # fmt: skip
+    """Class of each pixel of a level, -1 for none: the nearest label of the full-size map."""
+    row = offs_p // width
+    column = offs_p - row * width
+    if STRIDED:
+        y, x = row * (H // height), column * (W // width)
+    else:
+        y, x = row * H // height, column * W // width
+    in_map = offs_p < height * width
+    ptrs = labels_ptr + (y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w)
+    # int64 before the comparison: a uint8 would wrap around, an int64 would lose its high bits
+    label = tl.load(ptrs, mask=in_map, other=0).to(tl.int64)
+    return tl.where((label >= 0) & (label < K) & in_map, label, -1).to(tl.int32)
+
+
+@triton.jit
+def map_columns(block, C, columns, stride_m, stride_c,
+                CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """A tile of the M C columns: modality, channel, offset in memory, whether it exists."""
+    offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = offs_n // C
+    c = offs_n - m * C
+    if CHANNELS_LAST:
+        # VEC divides C, so VEC neighbours lie in one modality
+        offset = tl.max_contiguous(tl.multiple_of(m.to(tl.int64) * stride_m + c, VEC), VEC)
+    else:
+        offset = m.to(tl.int64) * stride_m + c.to(tl.int64) * stride_c
+    return m, c, offset, offs_n < columns
+
+
+@triton.jit
+def tf32_halves(x):
+    """Float32 as a sum of two tf32 numbers of 11 bits; the second may lose its last bit."""
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    upper = bits.to(tl.float32, bitcast=True)
+    return upper, x - upper
+
+
+@triton.jit
+def _prototype_pool_fwd_kernel(
+    geometry, labels_ptr, sums_ptr, pixels_ptr, B, H, W, label_stride_b, label_stride_h,
+    label_stride_w, K,
+    STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr, UP: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    start, blocks, C, columns, height, width, stride_m, stride_b, stride_x, x_ptr = of_map(
+        geometry, pid
+    )
+    block = (pid - start) % blocks
+    rest = (pid - start) // blocks
+    b = (rest % B).to(tl.int64)
+    begin = (rest // B).to(tl.int64) * CHUNK
+    labels_ptr += b * label_stride_b
+    offs_k = tl.arange(0, BLOCK_K)
+    row = pid.to(tl.int64) * K + offs_k
+    if block * BLOCK_N >= columns:
+        # one tile more than the columns need: it counts, once per sample and level
+        offs_p = begin.to(tl.int32) + tl.arange(0, CHUNK)
+        label = sample_labels(labels_ptr, offs_p, height, width, H, W,
+                              label_stride_h, label_stride_w, K, STRIDED)  # fmt: skip
+        pixels = tl.histogram(label, BLOCK_K, mask=label >= 0)
+        tl.store(pixels_ptr + row, pixels, mask=offs_k < K)
+    else:
+        # divided and multiplied back, to tell the compiler that VEC divides
+        stride_m, stride_b = stride_m // VEC * VEC, stride_b // VEC * VEC
+        step = stride_x // VEC * VEC if CHANNELS_LAST else 1
+        limit = height * width if CHANNELS_LAST else height * width // VEC * VEC
+        if CHANNELS_LAST:
+            C, columns = C // VEC * VEC, columns // VEC * VEC
+        else:
+            stride_x = stride_x // VEC * VEC
+        _m, _c, offs_n, in_n = map_columns(block, C, columns, stride_m, stride_x,
+                                           CHANNELS_LAST, VEC, BLOCK_N)  # fmt: skip
+        x_ptr += b * stride_b + begin * step
+        x_ptr = tl.multiple_of(x_ptr, VEC * x_ptr.dtype.element_ty.primitive_bitwidth // 8)
+        sums = tl.zeros((BLOCK_K, BLOCK_N), dtype=tl.float32)
+        for first in range(0, CHUNK, BLOCK_P):
+            offs_j = first + tl.arange(0, BLOCK_P)
+            offs_p = begin.to(tl.int32) + offs_j
+            label = sample_labels(labels_ptr, offs_p, height, width, H, W,
+                                  label_stride_h, label_stride_w, K, STRIDED)  # fmt: skip
+            x = tl.load(x_ptr + ((offs_j * step)[:, None] + offs_n[None, :]),
+                        mask=(offs_p < limit)[:, None] & in_n[None, :], other=0.0)  # fmt: skip
+            if UP:
+                x = x.to(tl.float32)
+            onehot = (offs_k[:, None] == label[None, :]).to(x.dtype)
+            if SPLIT:
+                upper, lower = tf32_halves(x)
+                sums = tl.dot(onehot, lower, sums, input_precision="tf32")
+                sums = tl.dot(onehot, upper, sums, input_precision="tf32")
+            else:
+                sums = tl.dot(onehot, x, sums)
+        sums_ptrs = sums_ptr + row[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        tl.store(sums_ptrs, sums, mask=(offs_k < K)[:, None])
+
+
+@triton.jit
+def _prototype_pool_reduce_kernel(
+    geometry, sums_ptr, pixels_ptr, prototypes_ptr, counts_ptr, B, K,
+    TWICE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    start, splits, first, blocks, count_first, count_blocks, rank, C, columns, out = of_map(
+        geometry, pid
+    )
+    k = (pid - start) % K
+    rest = (pid - start) // K
+    b = rest % B
+    block = rest // B
+    offs_j = tl.arange(0, BLOCK_N)
+    pixels = tl.zeros((BLOCK_S,), dtype=tl.int32)
+    sums = tl.zeros((BLOCK_S, BLOCK_N), dtype=tl.float32)
+    for s in range(0, SPLITS, BLOCK_S):
+        offs_s = s + tl.arange(0, BLOCK_S)
+        mask = offs_s < splits
+        chunk = (offs_s * B + b).to(tl.int64)
+        # of the first map of this size: its last tile has counted
+        pixels_ptrs = pixels_ptr + (count_first + chunk * count_blocks) * K + k
+        pixels += tl.load(pixels_ptrs, mask=mask, other=0)
+        rows = ((first + block + chunk * blocks) * K + k) * BLOCK_N
+        sums += tl.load(sums_ptr + rows[:, None] + offs_j[None, :], mask=mask[:, None], other=0.0)
+    count = tl.sum(pixels, axis=0)
+    number = tl.maximum(count, 1).to(tl.float32)
+    mean = tl.sum(sums, axis=0) / (number * number if TWICE else number)
+    offs_n = block * BLOCK_N + offs_j
+    rows = ((offs_n // C * B + b).to(tl.int64) * K + k) * C + out
+    tl.store(prototypes_ptr + rows + offs_n % C, mean, mask=offs_n < columns)
+    if block == 0:
+        tl.store(counts_ptr + (rank * B + b) * K + k, count.to(tl.int64))
+
+
+@triton.jit
+def _prototype_pool_bwd_kernel(
+    geometry, labels_ptr, grad_ptr, counts_ptr, scale_ptr, B, H, W, label_stride_b,
+    label_stride_h, label_stride_w, K,
+    STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, HAS_SCALE: tl.constexpr, TWICE: tl.constexpr,
+    UP: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    (start, blocks, C, columns, height, width, stride_m, stride_b, stride_x, x_ptr, rank,
+     out) = of_map(geometry, pid)  # fmt: skip
+    block = (pid - start) % blocks
+    rest = (pid - start) // blocks
+    b = (rest % B).to(tl.int64)
+    begin = (rest // B).to(tl.int64) * CHUNK
+    stride_m, stride_b = stride_m // VEC * VEC, stride_b // VEC * VEC
+    step = stride_x // VEC * VEC if CHANNELS_LAST else 1
+    limit = height * width if CHANNELS_LAST else height * width // VEC * VEC
+    labels_ptr += b * label_stride_b
+    counts_ptr += (rank * B + b) * K
+    grad_ptr += out // VEC * VEC if CHANNELS_LAST else out
+    x_ptr += b * stride_b + begin * step
+    x_ptr = tl.multiple_of(x_ptr, VEC * x_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    scale = tl.load(scale_ptr).to(tl.float32) if HAS_SCALE else 1.0
+    for first in range(0, CHUNK, BLOCK_P):
+        offs_j = first + tl.arange(0, BLOCK_P)
+        offs_p = begin.to(tl.int32) + offs_j
+        in_p = offs_p < limit
+        label = sample_labels(labels_ptr, offs_p, height, width, H, W,
+                              label_stride_h, label_stride_w, K, STRIDED)  # fmt: skip
+        seen = label >= 0
+        row = tl.maximum(label, 0)
+        number = tl.load(counts_ptr + row, mask=seen, other=1).to(tl.float32)
+        share = scale / (number * number if TWICE else number)
+        if CHANNELS_LAST:
+            C, columns = C // VEC * VEC, columns // VEC * VEC
+            m, c, offs_n, in_n = map_columns(block, C, columns, stride_m, stride_x,
+                                             CHANNELS_LAST, VEC, BLOCK_N)  # fmt: skip
+            offs_g = tl.max_contiguous(tl.multiple_of((m * B + b) * K * C + c, VEC), VEC)
+            x = tl.load(grad_ptr + ((row * C)[:, None] + offs_g[None, :]),
+                        mask=seen[:, None] & in_n[None, :], other=0.0)  # fmt: skip
+            x = rounded_to(x * share[:, None], x_ptr.dtype.element_ty, UP)
+            tl.store(x_ptr + ((offs_j * step)[:, None] + offs_n[None, :]), x,
+                     mask=in_p[:, None] & in_n[None, :])  # fmt: skip
+        else:
+            # column by column: a tile of both axes would look labels up again for every column
+            for n in range(block * BLOCK_N, tl.minimum(block * BLOCK_N + BLOCK_N, columns)):
+                m = n // C
+                c = n - m * C
+                x = tl.load(grad_ptr + ((m * B + b) * K * C + c) + row * C, mask=seen, other=0.0)
+                offs_n = m.to(tl.int64) * stride_m + c.to(tl.int64) * (stride_x // VEC * VEC)
+                x = rounded_to(x * share, x_ptr.dtype.element_ty, UP)
+                tl.store(x_ptr + offs_n + offs_j, x, mask=in_p)
