@@ -1,0 +1,103 @@
+"""The kernel of the prototype divergence: values and the gradient table in one launch."""
+
+import triton
+import triton.language as tl
+
+from ._prototype_pool_kernels import of_map
+
+# exp(-40) is below the rounding of float32 next to probabilities that add up to one
+_LEAST_LOG = tl.constexpr(-40.0)
+
+
+@triton.jit
+def _exp_terms(r):
+    """``exp(r) - 1`` and ``exp(r) - 1 - r``, without cancellation near zero."""
+    near = tl.abs(r) < 1
+    x = tl.where(near, r, 0.0)
+    # Taylor: the first term left out is below 2^-27 of the sum
+    tail = 1 / 39916800
+    tail = tail * x + 1 / 3628800
+    tail = tail * x + 1 / 362880
+    tail = tail * x + 1 / 40320
+    tail = tail * x + 1 / 5040
+    tail = tail * x + 1 / 720
+    tail = tail * x + 1 / 120
+    tail = tail * x + 1 / 24
+    tail = tail * x + 1 / 6
+    tail = tail * x + 1 / 2
+    growth = tl.exp(r) - 1
+    rest = tl.where(near, x * x * tail, growth - r)
+    return tl.where(near, x + rest, growth), rest
+
+
+@triton.jit
+def _log_softmax(x, takes_part, temperature):
+    """Over axis 0, minus infinity where an entry takes no part; its two summands but the logit."""
+    z = tl.where(takes_part, x / temperature, float("-inf"))
+    top = tl.max(z, axis=0)
+    z -= top[None, :]
+    log_sum = tl.log(tl.sum(tl.exp(z), axis=0))
+    return z - log_sum[None, :], top, log_sum
+
+
+@triton.jit
+def _prototype_divergence_fwd_kernel(
+    geometry, rows, student_ptr, teacher_ptr, counts_ptr, pairing_ptr, table_ptr, values_ptr,
+    B, K, temperature,
+    PAIRED: tl.constexpr, CLASS_AXIS: tl.constexpr, MASKED: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    start, level, C, student_first, teacher_first = of_map(geometry, pid)
+    size = K * C
+    groups = C if CLASS_AXIS else K
+    blocks = (groups + BLOCK_G - 1) // BLOCK_G
+    block = (pid - start) % blocks
+    rest = (pid - start) // blocks
+    b = rest % B
+    m = rest // B
+    offs_a = tl.arange(0, BLOCK_A)
+    offs_g = block * BLOCK_G + tl.arange(0, BLOCK_G)
+    in_axis = offs_a < (K if CLASS_AXIS else C)
+    if CLASS_AXIS:
+        offs = offs_a[:, None] * C + offs_g[None, :]
+    else:
+        offs = offs_g[None, :] * C + offs_a[:, None]
+    mask = in_axis[:, None] & (offs_g < groups)[None, :]
+    if MASKED:
+        counts = tl.load(counts_ptr + (level * B + b) * K + offs_a, mask=in_axis, other=0)
+        present = (counts > 0) & in_axis
+        # a sample without any class keeps its zero rows, which diverge by nothing
+        takes_part = (present | (in_axis & (tl.max(present.to(tl.int32), axis=0) == 0)))[:, None]
+    else:
+        takes_part = in_axis[:, None]
+    offs_s = student_first + (m * B + b).to(tl.int64) * size + offs
+    x = tl.load(student_ptr + offs_s, mask=mask, other=0.0)
+    log_p, top_p, sum_p = _log_softmax(x, takes_part, temperature)
+    value = tl.zeros((BLOCK_A, BLOCK_G), dtype=tl.float32)
+    grad = tl.zeros((BLOCK_A, BLOCK_G), dtype=tl.float32)
+    for i in tl.static_range(len(rows)):
+        # the rows that this one is paired with, in their order: nothing is added atomically
+        paired_with = tl.load(pairing_ptr + b * len(rows) + i).to(tl.int32) if PAIRED else i
+        if paired_with == m:
+            offs_t = teacher_first + (rows[i] * B + b).to(tl.int64) * size + offs
+            t = tl.load(teacher_ptr + offs_t, mask=mask, other=0.0)
+            log_q, top_q, sum_q = _log_softmax(t, takes_part, temperature)
+            floored = tl.maximum(log_q, _LEAST_LOG)
+            q = tl.where(takes_part, tl.exp(floored), 0.0)
+            # close logits have an exact difference, distant ones more exact logarithms
+            apart = (x - t) / temperature
+            close = (tl.abs(apart) < 1) & (log_q > _LEAST_LOG)
+            shift = ((top_p - top_q) + (sum_p - sum_q))[None, :]
+            ratio = tl.where(close, apart - shift, log_p - floored)
+            ratio = tl.where(takes_part, ratio, 0.0)
+            # p and q both add up to one: what is missing is the error of the logarithms
+            growth, _ = _exp_terms(ratio)
+            ratio -= tl.where(takes_part, tl.sum(q * growth, axis=0)[None, :], 0.0)
+            growth, excess = _exp_terms(ratio)
+            value += q * excess
+            grad += q * growth
+    share = temperature / (size.to(tl.float32) * B)
+    value = tl.where(mask, value, 0.0)
+    tl.store(values_ptr + pid, tl.sum(tl.sum(value, axis=1), axis=0) * (share * temperature))
+    tl.store(table_ptr + offs_s, grad * share, mask=mask)
