@@ -1,0 +1,290 @@
+"""The information form of representation regularisation in one pass over the features.
+
+    I[student, m] = mean over S, B and softmax groups of A / f   with the student perturbed
+    I[teacher, m] = the same with the teacher perturbed
+    R = || 1 / I ||_2,   dR / dI_j = -I_j^(-3) / R
+
+The pass adds up both informations and both gradient directions, sum_s d(A / f)/dx, over the noise
+samples, which exist in registers only. The directions do not need the informations, so a second
+small launch turns the sums into R and the weights of the directions, and backward is elementwise.
+
+Source: as :mod:`fastseg.kernels.reference.fisher`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import DEVICES, on_device_of
+from .functional_entropy_math import (
+    FAST,
+    compare_softmaxes,
+    describe_rows,
+    draw_four,
+    exponential,
+    floor_softmax,
+    fresh,
+    gradient_of,
+    log_softmax,
+    pick_tile,
+    to_rows,
+    view_rows,
+)
+from .functional_entropy_sigma import channel_sigma
+
+TILES_PER_PROGRAM = 4
+_GUARD = tl.constexpr(1e-12)  # as in the reference
+
+
+@triton.jit
+def _student_side(z, log_q, sigma, mask, TAIL: tl.constexpr, FAST: tl.constexpr):
+    """Information of each group with the student at z, and its gradient."""
+    log_p, p = log_softmax(z, mask, TAIL, FAST)
+    q = exponential(log_q, FAST)
+    if TAIL:
+        q = tl.where(mask, q, 0.0)
+    _, g, excess = compare_softmaxes(log_p, p, log_q, q)
+    f = tl.sum(excess, 1) + _GUARD
+    v = sigma * (sigma * g)
+    information = tl.sum(v * g, 1) / f
+    v = 2.0 * p * (v - tl.sum(p * v, 1)[:, None]) - g * information[:, None]
+    return information, v * (1.0 / f)[:, None]
+
+
+@triton.jit
+def _teacher_side(u, log_p, sigma, mask, TAIL: tl.constexpr, FAST: tl.constexpr):
+    """Information of each group with the teacher at u, and its gradient for the student."""
+    log_q, q = log_softmax(u, mask, TAIL, FAST)
+    log_q, q = floor_softmax(log_q, q)
+    # in place of the clean p, which would take a register for each element
+    p = q * exponential(log_p - log_q, FAST)
+    ratio, h, excess = compare_softmaxes(log_p, p, log_q, q)
+    f = tl.sum(excess, 1)
+    slope = q * (ratio + f[:, None])
+    f += _GUARD
+    w = sigma * (sigma * slope)
+    information = tl.sum(w * slope, 1) / f
+    w *= q
+    w = 2.0 * (w - q * tl.sum(w, 1)[:, None]) - h * information[:, None]
+    return information, w * (1.0 / f)[:, None]
+
+
+@triton.jit
+def _fisher_fwd_kernel(
+    x_ptr, t_ptr, sigma_x_ptr, sigma_t_ptr, noise_ptr, seed_ptr, directions_ptr, sums_ptr,
+    stream, S, B, R, INNER, D, outer_step, member_step,
+    sx_m, sx_b, sx_o, sx_f, sx_d, st_m, st_b, st_o, st_f, st_d,
+    GIVEN: tl.constexpr, TAIL: tl.constexpr, DIRECTIONS: tl.constexpr, FAST: tl.constexpr,
+    TILES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    pid, pid_g = tl.program_id(0), tl.program_id(1)
+    images, image = tl.num_programs(1), pid_g.to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    valid_d = (offs_d < D)[None, :]
+    sigma_x_ptr += (image // B) * sx_m + (image % B) * sx_b + offs_d[None, :] * sx_d
+    sigma_t_ptr += (image // B) * st_m + (image % B) * st_b + offs_d[None, :] * st_d
+    of_student = tl.zeros((BLOCK_R,), dtype=tl.float32)
+    of_teacher = tl.zeros((BLOCK_R,), dtype=tl.float32)
+    if not GIVEN:
+        seed = tl.load(seed_ptr)
+    for tile in range(pid * TILES, tl.minimum(tl.cdiv(R, BLOCK_R), pid * TILES + TILES)):
+        offs_r = tile * BLOCK_R + tl.arange(0, BLOCK_R)
+        mask = (offs_r < R)[:, None] & valid_d
+        rows = image * (R * D) + offs_r[:, None] * D + offs_d[None, :]
+        outer, inner = offs_r // INNER, offs_r % INNER
+        index = (outer * outer_step + inner)[:, None] + offs_d[None, :] * member_step
+        x = tl.load(x_ptr + rows, mask=mask, other=0.0).to(tl.float32)
+        t = tl.load(t_ptr + rows, mask=mask, other=0.0).to(tl.float32)
+        offs_s = outer[:, None] * sx_o + inner[:, None] * sx_f
+        sigma_x = tl.load(sigma_x_ptr + offs_s, mask=mask, other=0.0).to(tl.float32)
+        offs_s = outer[:, None] * st_o + inner[:, None] * st_f
+        sigma_t = tl.load(sigma_t_ptr + offs_s, mask=mask, other=0.0).to(tl.float32)
+        log_p, _ = log_softmax(x, valid_d, TAIL, FAST)
+        log_q, q = log_softmax(t, valid_d, TAIL, FAST)
+        log_q, _ = floor_softmax(log_q, q)
+        first = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+        second = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+        student_sum = tl.zeros((BLOCK_R,), dtype=tl.float32)
+        teacher_sum = tl.zeros((BLOCK_R,), dtype=tl.float32)
+        for call in range(tl.cdiv(S, 4)):
+            if not GIVEN:
+                n0, n1, n2, n3 = draw_four(seed, index, pid_g, call, stream, FAST)
+            for s in range(4 * call, tl.minimum(S, 4 * call + 4)):
+                if GIVEN:
+                    draws = noise_ptr + (tl.cast(s, tl.int64) * images + image) * (R * D)
+                    e = tl.load(draws + index, mask=mask, other=0.0).to(tl.float32)
+                else:
+                    low, high = tl.where(s % 4 == 0, n0, n1), tl.where(s % 4 == 2, n2, n3)
+                    e = tl.where(s % 4 < 2, low, high)
+                information, slope = _student_side(
+                    x + sigma_x * e, log_q, sigma_x, valid_d, TAIL, FAST
+                )
+                student_sum += information
+                first += slope
+                information, slope = _teacher_side(
+                    t + sigma_t * e, log_p, sigma_t, valid_d, TAIL, FAST
+                )
+                teacher_sum += information
+                second += slope
+        of_student += tl.where(offs_r < R, student_sum, 0.0)
+        of_teacher += tl.where(offs_r < R, teacher_sum, 0.0)
+        if DIRECTIONS:
+            directions = directions_ptr + rows
+            tl.store(directions, first, mask=mask)
+            tl.store(directions + images.to(tl.int64) * (R * D), second, mask=mask)
+    sums = sums_ptr + image * tl.num_programs(0) + pid
+    tl.store(sums, tl.sum(of_student, 0))
+    tl.store(sums + images.to(tl.int64) * tl.num_programs(0), tl.sum(of_teacher, 0))
+
+
+@triton.jit
+def _fisher_finish_kernel(
+    sums_ptr, spread_ptr, value_ptr, weights_ptr, PARTS, SPREADS, SIDES, length, divisor,
+    NORMALISE: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """R and the weights of the directions; one program, the sums in a fixed order."""
+    offs_j, offs_n = tl.arange(0, BLOCK_J), tl.arange(0, BLOCK_N)
+    valid = offs_j < SIDES
+    total = tl.zeros((BLOCK_J, BLOCK_N), dtype=tl.float64)
+    for start in range(0, PARTS, BLOCK_N):
+        mask = valid[:, None] & (start + offs_n < PARTS)[None, :]
+        ptrs = sums_ptr + offs_j[:, None].to(tl.int64) * PARTS + start + offs_n[None, :]
+        total += tl.load(ptrs, mask=mask, other=0.0).to(tl.float64)
+    divisor = tl.cast(divisor, tl.float64)
+    information = tl.sum(total, 1) / divisor
+    unit = tl.full((BLOCK_J,), 1.0, dtype=tl.float64)
+    if NORMALISE:
+        square = tl.zeros((BLOCK_J, BLOCK_N), dtype=tl.float64)
+        for start in range(0, SPREADS, BLOCK_N):
+            mask = valid[:, None] & (start + offs_n < SPREADS)[None, :]
+            ptrs = spread_ptr + offs_j[:, None] * SPREADS + start + offs_n[None, :]
+            spread = tl.load(ptrs, mask=mask, other=0.0).to(tl.float64)
+            square += spread * spread
+        unit = tl.sum(square, 1) * 2.0 / (tl.cast(length, tl.float64) * SPREADS)
+    # NaN is not zero: it stays and is seen
+    counts = valid & (information != 0.0)
+    inverse = tl.where(counts, unit / tl.where(counts, information, 1.0), 0.0)
+    value = tl.sqrt(tl.sum(inverse * inverse, 0))
+    counts &= inverse != 0.0
+    weight = -inverse * inverse * inverse / tl.where(counts, value * unit * divisor, 1.0)
+    tl.store(value_ptr, value.to(tl.float32))
+    tl.store(weights_ptr + offs_j, tl.where(counts, weight, 0.0).to(tl.float32), mask=valid)
+
+
+@torch.library.custom_op("fastseg::fisher_regulariser", mutates_args=(), device_types=DEVICES)
+def _fisher_regulariser(
+    student: Tensor,
+    teacher: Tensor,
+    sigma_student: Tensor | None,
+    sigma_teacher: Tensor | None,
+    noise: Tensor | None,
+    seed: Tensor,
+    stream: int,
+    samples: int,
+    dim: int,
+    normalise: bool,
+    with_directions: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, directions ``[2, M, B, outer, inner, length]`` and their weights ``[2, M]``."""
+    with on_device_of(student):
+        sizes = describe_rows(student, dim)
+        m, b, _, inner, length = sizes.shape
+        x, t = to_rows(student, dim), to_rows(teacher, dim)
+        if sigma_student is None or sigma_teacher is None:
+            spread = channel_sigma(x, t, dim, sizes)
+            scales = tuple(spread.view(2, m, 1, -1, 1, 1).unbind())
+        else:
+            scales = (sigma_student, sigma_teacher)
+            squares = [scale.float().square().flatten(1).mean(1).expand(m) for scale in scales]
+            spread = torch.stack(squares).sqrt()
+        tile = pick_tile(sizes.groups, length, student.dtype)
+        programs = triton.cdiv(sizes.groups, tile.BLOCK_R * TILES_PER_PROGRAM)
+        directions = fresh(student, *((2, *sizes.shape) if with_directions else (0,)))
+        sums = fresh(student, 2, m, b, programs)
+        steps = [view_rows(scale.expand(student.shape), dim).stride() for scale in scales]
+        _fisher_fwd_kernel[(programs, sizes.images)](
+            x, t, *scales, seed if noise is None else noise.contiguous(), seed, directions, sums,
+            stream, samples, b, sizes.groups, inner, length, sizes.outer_step, sizes.member_step,
+            *steps[0], *steps[1],
+            GIVEN=noise is not None, TAIL=length != tile.BLOCK_D, DIRECTIONS=with_directions,
+            FAST=FAST, TILES=TILES_PER_PROGRAM, BLOCK_R=tile.BLOCK_R, BLOCK_D=tile.BLOCK_D,
+            num_warps=tile.num_warps,
+        )  # fmt: skip
+        value, weights = fresh(student), fresh(student, 2, m)
+        block_j = triton.next_power_of_2(2 * m)
+        _fisher_finish_kernel[(1,)](
+            sums, spread, value, weights, b * programs, spread[0, 0].numel(), 2 * m, length,
+            samples * b * sizes.groups, NORMALISE=normalise, BLOCK_J=block_j,
+            BLOCK_N=max(16, 4096 // block_j), num_warps=8,
+        )  # fmt: skip
+        return value, directions, weights
+
+
+@_fisher_regulariser.register_fake
+def _(student: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dim, _, with_directions = others[-3:]
+    shape = (2, *describe_rows(student, dim).shape) if with_directions else (0,)
+    return (
+        fresh(student),
+        fresh(student, *shape),
+        fresh(student, 2, student.shape[0]),
+    )
+
+
+@torch.library.custom_op("fastseg::fisher_gradient", mutates_args=(), device_types=DEVICES)
+def _fisher_gradient(
+    student: Tensor, upstream: Tensor, directions: Tensor, weights: Tensor, dim: int
+) -> Tensor:
+    """Gradient of the regulariser with respect to ``student``, whose values it does not read."""
+    with on_device_of(student):
+        return gradient_of(student, dim, upstream, directions, weights, None)
+
+
+@_fisher_gradient.register_fake
+def _(student: Tensor, upstream: Tensor, directions: Tensor, weights: Tensor, dim: int) -> Tensor:
+    return torch.empty_like(student)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(inputs[0], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.dim, ctx.inputs = inputs[8], len(inputs)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    student, directions, weights = ctx.saved_tensors
+    rest = (None,) * (ctx.inputs - 1)
+    if upstream is None:
+        return (None, *rest)
+    return (_fisher_gradient(student, upstream, directions, weights, ctx.dim), *rest)
+
+
+_fisher_regulariser.register_autograd(_backward, setup_context=_setup_context)
+
+
+def fisher_forward(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    samples: int,
+    seed: Tensor,
+    stream: int,
+    noise: Tensor | None,
+    dim: int,
+    sigma: tuple[Tensor, Tensor] | None,
+    normalise: bool,
+) -> Tensor:
+    """``reference.fisher_regulariser`` of checked arguments, by the kernels."""
+    with_directions = torch.is_grad_enabled() and student.requires_grad
+    first, second = (None, None) if sigma is None else (scale.detach() for scale in sigma)
+    value: Tensor = _fisher_regulariser(
+        student, teacher.detach(), first, second, noise, seed, stream, samples, dim, normalise,
+        with_directions,
+    )[0]  # fmt: skip
+    return value

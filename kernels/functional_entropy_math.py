@@ -1,0 +1,288 @@
+"""What both regularisers do inside a kernel: noise, softmax, divergence, and the change of layout.
+
+A tile is ``[BLOCK_R, BLOCK_D]``: softmax groups by members of a group, the members next to each
+other in memory. One warp holds 256 numbers, eight per lane, so a reduction over a group is seven
+additions inside the lane and at most five exchanges between lanes.
+
+Noise is a function of (seed, stream, image, element, row), evaluated where it is needed: a Philox
+counter of ten rounds gives four integers, two Box-Muller transforms make four normal numbers of
+them. They are rows 4k to 4k + 3 of a noise tensor ``[rows, M, B, C, h, w]`` that never exists; the
+element is counted in the order of a contiguous ``[C, h, w]``, whatever the layout in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import libdevice
+
+from ._launch import UP
+from ._rounding import rounded_to
+
+LONGEST = 4096
+"""Longest softmax axis that a tile holds."""
+FAST = not UP  # the interpreter has none of the instructions of the special function unit
+
+_WARP_TILE = 256
+_LEAST_LOG = tl.constexpr(-40.0)  # as in the reference: keeps the ratio and its exponential finite
+_LEAST_Q = tl.constexpr(math.exp(-40.0))
+_NEAR = tl.constexpr(0.35)
+_TWO_LN2 = tl.constexpr(2 * math.log(2))
+_UNIT = tl.constexpr(2.0**-32)
+_TURN = tl.constexpr(math.pi * 2.0**-31)
+
+
+@triton.jit
+def normal_pair(u, v, FAST: tl.constexpr):
+    """Two independent standard normal numbers of two integers that are uniform in 32 bits."""
+    # never zero, so the largest number is 6.8
+    uniform = u.to(tl.float32) * _UNIT + 0.5 * _UNIT
+    angle = v.to(tl.int32, bitcast=True).to(tl.float32) * _TURN
+    if FAST:
+        # absolute errors below 1e-6 on this range, for a third of the instructions
+        radius = tl.sqrt(libdevice.fast_log2f(uniform) * -_TWO_LN2)
+        return radius * libdevice.fast_cosf(angle), radius * libdevice.fast_sinf(angle)
+    radius = tl.sqrt(tl.log2(uniform) * -_TWO_LN2)
+    return radius * tl.cos(angle), radius * tl.sin(angle)
+
+
+@triton.jit
+def draw_four(seed, index, image, call, stream, FAST: tl.constexpr):
+    """Rows ``4 call`` to ``4 call + 3`` of the noise at elements ``index`` of one image."""
+    u0, u1, u2, u3 = tl.philox(seed, index, image, call, stream)
+    n0, n1 = normal_pair(u0, u1, FAST)
+    n2, n3 = normal_pair(u2, u3, FAST)
+    return n0, n1, n2, n3
+
+
+@triton.jit
+def exponential(x, FAST: tl.constexpr):
+    """``exp(x)``."""
+    if FAST:
+        return libdevice.fast_expf(x)
+    return tl.exp(x)
+
+
+@triton.jit
+def log_softmax(z, mask, TAIL: tl.constexpr, FAST: tl.constexpr):
+    """``(log p, p)`` of the softmax along axis 1; both are zero outside ``mask``."""
+    if TAIL:
+        z = tl.where(mask, z, float("-inf"))
+    z -= tl.max(z, 1)[:, None]
+    p = exponential(z, FAST)
+    total = tl.sum(p, 1)
+    log_p = z - tl.log(total)[:, None]
+    if TAIL:
+        log_p = tl.where(mask, log_p, 0.0)
+    return log_p, p * (1.0 / total)[:, None]
+
+
+@triton.jit
+def floor_softmax(log_q, q):
+    """Both kept above exp(-40); a comparison, because a maximum would swallow a NaN."""
+    low = log_q < _LEAST_LOG
+    return tl.where(low, _LEAST_LOG, log_q), tl.where(low, _LEAST_Q, q)
+
+
+@triton.jit
+def compare_softmaxes(log_p, p, log_q, q):
+    """``r = log p - log q``, ``p - q``, and the terms ``q (expm1(r) - r)`` of KL(q || p).
+
+    No term is negative and none is a difference of nearly equal numbers.
+    """
+    ratio = log_p - log_q
+    series = 2.48015873e-5 * ratio + 1.98412698e-4
+    series = series * ratio + 1.38888889e-3
+    series = series * ratio + 8.33333333e-3
+    series = series * ratio + 4.16666667e-2
+    series = series * ratio + 1.66666667e-1
+    series = series * ratio + 0.5
+    series = series * ratio * ratio  # expm1(ratio) - ratio
+    near = tl.abs(ratio) < _NEAR
+    difference = tl.where(near, q * (ratio + series), p - q)
+    return ratio, difference, tl.where(near, q * series, difference - q * ratio)
+
+
+@triton.jit
+def sum_in_lane(terms, R: tl.constexpr, D: tl.constexpr, LANE: tl.constexpr):
+    """Sums of ``LANE`` neighbours, which sit in one lane: the exchange waits until the end."""
+    return tl.sum(tl.reshape(terms, (R, D // LANE, LANE)), 2)
+
+
+def fresh(like: Tensor, *shape: int) -> Tensor:
+    """Float32 memory on the device of ``like``."""
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+class Tile(NamedTuple):
+    """Shape of a tile, and how many neighbours of a row share a lane."""
+
+    BLOCK_R: int
+    BLOCK_D: int
+    LANE: int
+    num_warps: int
+
+
+def pick_tile(rows: int, length: int, dtype: torch.dtype) -> Tile:
+    """The pinned tile for ``rows`` softmax groups of ``length`` members."""
+    block_d = max(16, triton.next_power_of_2(length))
+    block_r = min(max(1, _WARP_TILE // block_d), triton.next_power_of_2(rows))
+    lane = 4 if dtype == torch.float32 else 8  # 16 bytes
+    return Tile(block_r, block_d, lane, max(1, block_d // _WARP_TILE))
+
+
+class Rows(NamedTuple):
+    """Features ``[M, B, C, h, w]`` seen as softmax groups ``[M, B, outer, inner, length]``."""
+
+    shape: tuple[int, int, int, int, int]
+    outer_step: int
+    """Distance of neighbours along ``outer`` in a contiguous ``[C, h, w]``; along inner it is 1."""
+    member_step: int
+
+    @property
+    def images(self) -> int:
+        """Feature maps: modalities times samples."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def groups(self) -> int:
+        """Softmax groups of an image."""
+        return self.shape[2] * self.shape[3]
+
+
+def view_rows(features: Tensor, dim: int) -> Tensor:
+    """``[M, B, C, h, w]`` as ``[M, B, h, w, C]`` (dim 2) or ``[M, B, C, w, h]`` (dim 3)."""
+    return features.movedim(2, 4) if dim == 2 else features.transpose(3, 4)
+
+
+def describe_rows(features: Tensor, dim: int) -> Rows:
+    """Sizes of :func:`view_rows`."""
+    m, b, c, h, w = features.shape
+    return Rows((m, b, h, w, c), w, h * w) if dim == 2 else Rows((m, b, c, w, h), h * w, w)
+
+
+@triton.jit
+def _tile_of_plane(F, D, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows and columns of a program's tile of a plane ``[F, D]``, and the mask."""
+    blocks = tl.cdiv(D, BLOCK_D)
+    offs_f = (tl.program_id(0) // blocks) * BLOCK_F + tl.arange(0, BLOCK_F).to(tl.int64)
+    offs_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    return offs_f[:, None], offs_d[None, :], (offs_f < F)[:, None] & (offs_d < D)[None, :]
+
+
+@triton.jit
+def _to_rows_kernel(
+    x_ptr, out_ptr, B, F, D, x_m, x_b, x_o, x_f, x_d, out_g, out_o, out_f,
+    BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    pid_o, pid_g = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    offs_f, offs_d, mask = _tile_of_plane(F, D, BLOCK_F, BLOCK_D)
+    x_ptr += (pid_g // B) * x_m + (pid_g % B) * x_b + pid_o * x_o
+    x = tl.load(x_ptr + offs_f * x_f + offs_d * x_d, mask=mask)
+    tl.store(out_ptr + pid_g * out_g + pid_o * out_o + offs_f * out_f + offs_d, x, mask=mask)
+
+
+@triton.jit
+def _gradient_kernel(
+    directions_ptr, weights_ptr, upstream_ptr, x_ptr, mean_ptr, slope_ptr, out_ptr,
+    B, PER_WEIGHT, next_weight, next_direction, F, D, row_g, row_o, row_f, x_m, x_b, x_o, x_f, x_d,
+    out_m, out_b, out_o, out_f, out_d, mean_g, mean_o, mean_f,
+    THROUGH_SIGMA: tl.constexpr, UP: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    pid_o, pid_g = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    offs_f, offs_d, mask = _tile_of_plane(F, D, BLOCK_F, BLOCK_D)
+    pid_m, pid_b = pid_g // B, pid_g % B
+    weights_ptr += pid_g // PER_WEIGHT
+    directions_ptr += pid_g * row_g + pid_o * row_o + offs_f * row_f + offs_d
+    gradient = tl.load(weights_ptr) * tl.load(directions_ptr, mask=mask)
+    second = tl.load(directions_ptr + next_direction, mask=mask)
+    gradient += tl.load(weights_ptr + next_weight) * second
+    if THROUGH_SIGMA:
+        x_ptr += pid_m * x_m + pid_b * x_b + pid_o * x_o
+        x = tl.load(x_ptr + offs_f * x_f + offs_d * x_d, mask=mask).to(tl.float32)
+        place = pid_g * mean_g + pid_o * mean_o + offs_f * mean_f + offs_d
+        slope = tl.load(slope_ptr + place, mask=mask)
+        gradient += (x - tl.load(mean_ptr + place, mask=mask)) * slope
+    gradient *= tl.load(upstream_ptr)
+    out_ptr += pid_m * out_m + pid_b * out_b + pid_o * out_o
+    gradient = rounded_to(gradient, out_ptr.dtype.element_ty, UP)
+    tl.store(out_ptr + offs_f * out_f + offs_d * out_d, gradient, mask=mask)
+
+
+class Planes(NamedTuple):
+    """How a change of layout cuts ``[M, B, outer, inner, length]`` into planes."""
+
+    grid_axis: int
+    plane_axis: int
+    """The axis, 2 or 3, along which memory runs faster: reads and writes are both wide."""
+    block_f: int
+    block_d: int
+    grid: tuple[int, int, int]
+
+
+def pick_planes(view: Tensor) -> Planes:
+    """Planes of a view that :func:`view_rows` made."""
+    o, f = (3, 2) if view.stride(2) < view.stride(3) else (2, 3)
+    m, b, length = view.shape[0], view.shape[1], view.shape[4]
+    block_f = min(64, max(16, triton.next_power_of_2(view.shape[f])))
+    block_d = min(64, max(16, triton.next_power_of_2(length)))
+    tiles = triton.cdiv(view.shape[f], block_f) * triton.cdiv(length, block_d)
+    return Planes(o, f, block_f, block_d, (tiles, view.shape[o], m * b))
+
+
+def to_rows(features: Tensor, dim: int) -> Tensor:
+    """A contiguous :func:`view_rows`, without a copy where memory runs that way already."""
+    view = view_rows(features, dim)
+    if view.is_contiguous():
+        return view
+    out = torch.empty(view.shape, dtype=view.dtype, device=view.device)
+    o, f, block_f, block_d, grid = pick_planes(view)
+    m, b, *_ = strides = view.stride()
+    _to_rows_kernel[grid](
+        view, out, view.shape[1], view.shape[f], view.shape[4], m, b, strides[o], strides[f],
+        strides[4], out.stride(1), out.stride(o), out.stride(f), BLOCK_F=block_f, BLOCK_D=block_d,
+        num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def gradient_of(
+    student: Tensor,
+    dim: int,
+    upstream: Tensor,
+    directions: Tensor,
+    weights: Tensor,
+    through_sigma: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """``upstream (weights[0] directions[0] + weights[1] directions[1] + (x - mean) slope)``.
+
+    Args:
+        student: x, the features ``[M, B, C, h, w]``; the result has their dtype and strides.
+        dim: the softmax axis, 2 or 3.
+        upstream: one float32 number.
+        directions: ``[2, M, B, outer, inner, length]`` float32.
+        weights: ``[2, M]`` or ``[2, M B]`` float32.
+        through_sigma: ``(mean, slope)`` of each position, ``[M, B, w, h]`` (dim 3), or none.
+    """
+    gradient = torch.empty_like(student)
+    x, out = view_rows(student, dim), view_rows(gradient, dim)
+    o, f, block_f, block_d, grid = pick_planes(out)
+    mean, slope = through_sigma or (weights, weights)
+    next_direction, *rows = directions.stride()
+    inside = (x.shape[3] * x.shape[4], *(0 if axis == 2 else x.shape[4] for axis in (o, f)))
+    _gradient_kernel[grid](
+        directions, weights, upstream, x, mean, slope, out,
+        x.shape[1], grid[2] // weights.shape[1], weights.shape[1], next_direction,
+        x.shape[f], x.shape[4],
+        rows[1], rows[o], rows[f],
+        *(x.stride(axis) for axis in (0, 1, o, f, 4)),
+        *(out.stride(axis) for axis in (0, 1, o, f, 4)), *inside,
+        THROUGH_SIGMA=through_sigma is not None, UP=UP, BLOCK_F=block_f, BLOCK_D=block_d,
+        num_warps=4,
+    )  # fmt: skip
+    return gradient

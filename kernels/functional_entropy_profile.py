@@ -1,0 +1,299 @@
+"""The released code's form of representation regularisation in one pass over the features.
+
+    z = x + sigma_x e,   u = t + sigma_t e'             a = log_softmax(z), q = softmax(u) over h
+    L = (1/N) sum q (log q - a),   Q = sum q^2,   G = sum D^2,   D = log q + 1 - a
+    reg = M_r N^2 L sqrt(Q^-2 + G^-2)
+    dreg/dz = alpha (softmax(z) - q) + beta (D - softmax(z) sum_h D)
+
+alpha and beta follow from the three sums, so the pass adds up both directions over the noise
+samples, and their products with the noise over samples and channels (the path through sigma_x),
+without waiting for them. No noise and no perturbed copy is ever in memory. Two small launches then
+make the value, alpha and beta, and the slope of each position; backward is elementwise.
+
+Source: as :mod:`fastseg.kernels.reference.profile`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import DEVICES, on_device_of
+from .functional_entropy_math import (
+    FAST,
+    compare_softmaxes,
+    describe_rows,
+    draw_four,
+    floor_softmax,
+    fresh,
+    gradient_of,
+    log_softmax,
+    pick_tile,
+    sum_in_lane,
+    to_rows,
+)
+from .functional_entropy_sigma import position_sigma
+
+CHANNELS_PER_PROGRAM = 4
+
+
+@triton.jit
+def _profile_fwd_kernel(
+    x_ptr, t_ptr, sigma_ptr, noise_ptr, seed_ptr, directions_ptr, gammas_ptr, sums_ptr,
+    stream, S, C, W, H,
+    GIVEN: tl.constexpr, TAIL: tl.constexpr, DIRECTIONS: tl.constexpr,
+    THROUGH_SIGMA: tl.constexpr, FAST: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, LANE: tl.constexpr,
+):  # fmt: skip
+    pid_w, pid_c, pid_g = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    image, images = pid_g.to(tl.int64), tl.num_programs(2).to(tl.int64)
+    offs_w, offs_h = pid_w * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
+    valid_h = (offs_h < H)[None, :]
+    mask = (offs_w < W)[:, None] & valid_h
+    place = offs_w[:, None] * H + offs_h[None, :]
+    P = W * H
+    sigma_x = tl.load(sigma_ptr + image * P + place, mask=mask, other=0.0)
+    sigma_t = tl.load(sigma_ptr + (images + image) * P + place, mask=mask, other=0.0)
+    if not GIVEN:
+        seed = tl.load(seed_ptr)
+    first_gamma = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+    second_gamma = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+    divergence = tl.zeros((BLOCK_R, BLOCK_D // LANE), dtype=tl.float32)
+    q_square = tl.zeros((BLOCK_R, BLOCK_D // LANE), dtype=tl.float32)
+    d_square = tl.zeros((BLOCK_R, BLOCK_D // LANE), dtype=tl.float32)
+    for c in range(pid_c * CHANNELS, tl.minimum(C, pid_c * CHANNELS + CHANNELS)):
+        rows = (image * C + c) * P + place
+        x = tl.load(x_ptr + rows, mask=mask, other=0.0).to(tl.float32)
+        t = tl.load(t_ptr + rows, mask=mask, other=0.0).to(tl.float32)
+        index = c * P + offs_h[None, :] * W + offs_w[:, None]
+        first = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+        second = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
+        for call in range(tl.cdiv(S, 2)):
+            if not GIVEN:
+                n0, n1, n2, n3 = draw_four(seed, index, pid_g, call, stream, FAST)
+            for s in range(2 * call, tl.minimum(S, 2 * call + 2)):
+                if GIVEN:
+                    draws = noise_ptr + (2 * tl.cast(s, tl.int64) * images + image) * C * P
+                    e = tl.load(draws + index, mask=mask, other=0.0).to(tl.float32)
+                    draws += images * C * P
+                    other = tl.load(draws + index, mask=mask, other=0.0).to(tl.float32)
+                else:
+                    e, other = tl.where(s % 2 == 0, n0, n2), tl.where(s % 2 == 0, n1, n3)
+                log_p, p = log_softmax(x + sigma_x * e, valid_h, TAIL, FAST)
+                log_q, q = log_softmax(t + sigma_t * other, valid_h, TAIL, FAST)
+                d = log_q - log_p + 1.0
+                if TAIL:
+                    d = tl.where(valid_h, d, 0.0)
+                log_q, q = floor_softmax(log_q, q)
+                _, step, excess = compare_softmaxes(log_p, p, log_q, q)
+                divergence += sum_in_lane(excess, BLOCK_R, BLOCK_D, LANE)
+                q_square += sum_in_lane(q * q, BLOCK_R, BLOCK_D, LANE)
+                d_square += sum_in_lane(d * d, BLOCK_R, BLOCK_D, LANE)
+                first += step
+                if THROUGH_SIGMA:
+                    first_gamma += step * e
+                step = d - p * tl.sum(d, 1)[:, None]
+                second += step
+                if THROUGH_SIGMA:
+                    second_gamma += step * e
+        if DIRECTIONS:
+            tl.store(directions_ptr + rows, first, mask=mask)
+            tl.store(directions_ptr + images * C * P + rows, second, mask=mask)
+    if THROUGH_SIGMA:
+        gammas = gammas_ptr + (pid_c * images + image) * P + place
+        tl.store(gammas, first_gamma, mask=mask)
+        tl.store(gammas + tl.num_programs(1) * images * P, second_gamma, mask=mask)
+    parts = tl.num_programs(1) * tl.num_programs(0)
+    sums = sums_ptr + image * parts + pid_c * tl.num_programs(0) + pid_w
+    inside = (offs_w < W)[:, None]
+    tl.store(sums, tl.sum(tl.where(inside, divergence, 0.0)))
+    tl.store(sums + images * parts, tl.sum(tl.where(inside, q_square, 0.0)))
+    tl.store(sums + 2 * images * parts, tl.sum(tl.where(inside, d_square, 0.0)))
+
+
+@triton.jit
+def _total(ptr, PARTS, BLOCK_N: tl.constexpr):
+    """Sum in float64, in a fixed order."""
+    offs_n = tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_N,), dtype=tl.float64)
+    for start in range(0, PARTS, BLOCK_N):
+        total += tl.load(ptr + start + offs_n, mask=start + offs_n < PARTS, other=0.0).to(
+            tl.float64
+        )
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _profile_finish_kernel(
+    sums_ptr, values_ptr, weights_ptr, PARTS, rows, height, B,
+    NORMALISE: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Value, alpha and beta of an image."""
+    image, images = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
+    total = _total(sums_ptr + image * PARTS, PARTS, BLOCK_N)
+    q_square = _total(sums_ptr + (images + image) * PARTS, PARTS, BLOCK_N)
+    d_square = _total(sums_ptr + (2 * images + image) * PARTS, PARTS, BLOCK_N)
+    rows = tl.cast(rows, tl.float64)
+    size = rows * height
+    scale = (rows / height if NORMALISE else rows * size * size) / B
+    root = tl.sqrt(1.0 / (q_square * q_square) + 1.0 / (d_square * d_square))
+    tl.store(values_ptr + image, scale * total / size * root)
+    beta = scale * 2.0 * total / size / (root * d_square * d_square * d_square)
+    tl.store(weights_ptr + image, (scale * root / size).to(tl.float32))
+    tl.store(weights_ptr + images + image, beta.to(tl.float32))
+
+
+@triton.jit
+def _profile_slope_kernel(
+    gammas_ptr, weights_ptr, sigma_ptr, slope_ptr, PARTS, P, S, rows, BLOCK_P: tl.constexpr
+):
+    """``S (alpha gamma_1 + beta gamma_2) / ((C S - 1) sigma)`` of each position."""
+    image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
+    offs_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    first = tl.zeros((BLOCK_P,), dtype=tl.float32)
+    second = tl.zeros((BLOCK_P,), dtype=tl.float32)
+    ptrs = gammas_ptr + image * P + offs_p
+    for _ in range(PARTS):
+        first += tl.load(ptrs, mask=offs_p < P, other=0.0)
+        second += tl.load(ptrs + PARTS * images * P, mask=offs_p < P, other=0.0)
+        ptrs += images * P
+    gamma = tl.load(weights_ptr + image) * first + tl.load(weights_ptr + images + image) * second
+    sigma = tl.load(sigma_ptr + image * P + offs_p, mask=offs_p < P, other=0.0)
+    # where the channels agree nothing pulls them apart
+    slope = tl.where(sigma == 0.0, 0.0, gamma * S / (rows - 1) / sigma)
+    tl.store(slope_ptr + image * P + offs_p, slope, mask=offs_p < P)
+
+
+@torch.library.custom_op("fastseg::profile_regulariser", mutates_args=(), device_types=DEVICES)
+def _profile_regulariser(
+    student: Tensor,
+    teacher: Tensor,
+    noise: Tensor | None,
+    seed: Tensor,
+    stream: int,
+    samples: int,
+    sigma_grad: bool,
+    normalise: bool,
+    with_directions: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Value, directions, their weights ``[2, M B]``, mean and slope of each position."""
+    with on_device_of(student):
+        m, b, channels, height, width = student.shape
+        images, positions = m * b, height * width
+        sizes = describe_rows(student, 3)
+        through_sigma = sigma_grad and with_directions
+        x, t = to_rows(student, 3), to_rows(teacher, 3)
+        mean, sigma = position_sigma(x, t, samples, sizes)
+        tile = pick_tile(width, height, student.dtype)
+        grid = (
+            triton.cdiv(width, tile.BLOCK_R),
+            triton.cdiv(channels, CHANNELS_PER_PROGRAM),
+            images,
+        )
+        directions = fresh(student, *((2, *sizes.shape) if with_directions else (0,)))
+        gammas = fresh(student, *((2, grid[1], images, positions) if through_sigma else (0,)))
+        sums = fresh(student, 3, images, grid[1] * grid[0])
+        _profile_fwd_kernel[grid](
+            x, t, sigma, seed if noise is None else noise.contiguous(), seed, directions, gammas,
+            sums, stream, samples, channels, width, height,
+            GIVEN=noise is not None, TAIL=height != tile.BLOCK_D, DIRECTIONS=with_directions,
+            THROUGH_SIGMA=through_sigma, FAST=FAST, CHANNELS=CHANNELS_PER_PROGRAM,
+            BLOCK_R=tile.BLOCK_R, BLOCK_D=tile.BLOCK_D, LANE=tile.LANE, num_warps=tile.num_warps,
+        )  # fmt: skip
+        values = torch.empty(images, dtype=torch.float64, device=student.device)
+        weights = fresh(student, 2, images)
+        _profile_finish_kernel[(images,)](
+            sums, values, weights, sums.shape[2], channels * samples * width, height, b,
+            NORMALISE=normalise, BLOCK_N=1024, num_warps=4,
+        )  # fmt: skip
+        slope = fresh(student, *(mean.shape if through_sigma else (0,)))
+        if through_sigma:
+            _profile_slope_kernel[(triton.cdiv(positions, 256), images)](
+                gammas, weights, sigma, slope, grid[1], positions, samples, channels * samples,
+                BLOCK_P=256, num_warps=4,
+            )  # fmt: skip
+        return values.sum().float(), directions, weights, mean, slope
+
+
+@_profile_regulariser.register_fake
+def _(student: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    sigma_grad, _, with_directions = others[-3:]
+    m, b, _, height, width = student.shape
+    shape = (2, *describe_rows(student, 3).shape) if with_directions else (0,)
+    places = (m, b, width, height)
+    return (
+        fresh(student),
+        fresh(student, *shape),
+        fresh(student, 2, m * b),
+        fresh(student, *places),
+        fresh(student, *(places if sigma_grad and with_directions else (0,))),
+    )
+
+
+@torch.library.custom_op("fastseg::profile_gradient", mutates_args=(), device_types=DEVICES)
+def _profile_gradient(
+    student: Tensor,
+    upstream: Tensor,
+    directions: Tensor,
+    weights: Tensor,
+    mean: Tensor,
+    slope: Tensor,
+) -> Tensor:
+    """Gradient of the regulariser with respect to ``student``."""
+    with on_device_of(student):
+        through_sigma = (mean, slope) if slope.numel() else None
+        return gradient_of(student, 3, upstream, directions, weights, through_sigma)
+
+
+@_profile_gradient.register_fake
+def _(
+    student: Tensor,
+    upstream: Tensor,
+    directions: Tensor,
+    weights: Tensor,
+    mean: Tensor,
+    slope: Tensor,
+) -> Tensor:
+    return torch.empty_like(student)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(inputs[0], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.inputs = len(inputs)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    rest = (None,) * (ctx.inputs - 1)
+    if upstream is None:
+        return (None, *rest)
+    student, *others = ctx.saved_tensors
+    return (_profile_gradient(student, upstream, *others), *rest)
+
+
+_profile_regulariser.register_autograd(_backward, setup_context=_setup_context)
+
+
+def profile_forward(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    samples: int,
+    seed: Tensor,
+    stream: int,
+    noise: Tensor | None,
+    sigma_grad: bool,
+    normalise: bool,
+) -> Tensor:
+    """``reference.profile_regulariser`` of checked arguments, by the kernels."""
+    with_directions = torch.is_grad_enabled() and student.requires_grad
+    value: Tensor = _profile_regulariser(
+        student, teacher.detach(), noise, seed, stream, samples, sigma_grad, normalise,
+        with_directions,
+    )[0]  # fmt: skip
+    return value
