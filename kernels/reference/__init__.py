@@ -16,6 +16,7 @@ from .pooling import level_labels, masked_prototype_pool
 from .profile import profile_regulariser
 from .prototypes import hybrid_prototype_distillation, prototype_divergence
 from .representation import representation_regularisation
+from .segmentation import segmentation_loss, upsample_argmax, upsample_confusion
 from .supervised import ohem_cross_entropy
 
 __all__ = [
@@ -32,7 +33,10 @@ __all__ = [
     "profile_regulariser",
     "prototype_divergence",
     "representation_regularisation",
+    "segmentation_loss",
     "softmax_divergence",
     "student_information",
     "teacher_information",
+    "upsample_argmax",
+    "upsample_confusion",
 ]

@@ -1,0 +1,206 @@
+"""The operators as ``nn.Module`` with fixed options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .functional_entropy import functional_entropy, representation_regularisation
+from .operators import (
+    hybrid_prototype_distillation,
+    masked_prototype_pool,
+    prototype_divergence,
+    segmentation_loss,
+    upsample_argmax,
+    upsample_confusion,
+)
+from .reference.fisher import InformationAxis
+from .reference.pooling import Divide
+from .reference.prototypes import Absent, Axis, Form
+
+
+class MaskedPrototypePool(nn.Module):
+    """:func:`masked_prototype_pool` with fixed options.
+
+    Args:
+        num_classes: K.
+        divide: ``"once"`` or ``"twice"``.
+    """
+
+    def __init__(self, num_classes: int, divide: Divide = "once") -> None:
+        super().__init__()
+        self.num_classes, self.divide = num_classes, divide
+
+    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """``[M, B, C, h, w]`` and ``[B, H, W]`` to prototypes and counts."""
+        return masked_prototype_pool(features, labels, self.num_classes, self.divide)
+
+
+class PrototypeDivergence(nn.Module):
+    """:func:`prototype_divergence` with fixed options.
+
+    Args:
+        axis: ``"class"`` or ``"channel"``.
+        absent: ``"mask"`` or ``"zero_row"``.
+        temperature: t.
+    """
+
+    def __init__(
+        self, axis: Axis = "class", absent: Absent = "mask", temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.axis, self.absent, self.temperature = axis, absent, temperature
+
+    def forward(self, student: Tensor, teacher: Tensor, counts: Tensor, pairing: Tensor) -> Tensor:
+        """Prototypes, counts and pairing to a scalar."""
+        return prototype_divergence(
+            student,
+            teacher,
+            counts,
+            pairing,
+            axis=self.axis,
+            absent=self.absent,
+            temperature=self.temperature,
+        )
+
+
+class HybridPrototypeDistillation(nn.Module):
+    """:func:`hybrid_prototype_distillation` with fixed options.
+
+    Args:
+        num_classes: K.
+        form: ``"paper"`` or ``"code"``.
+        axis: ``"class"`` or ``"channel"``.
+        absent: ``"mask"`` or ``"zero_row"``.
+        temperature: t.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        form: Form = "paper",
+        axis: Axis = "class",
+        absent: Absent = "mask",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.form = num_classes, form
+        self.axis, self.absent, self.temperature = axis, absent, temperature
+
+    def forward(
+        self,
+        student_features: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
+        labels: Tensor,
+        pairing: Tensor | None = None,
+        present: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Features of all levels, labels and pairing to a scalar."""
+        return hybrid_prototype_distillation(
+            student_features, teacher_features, labels, self.num_classes, pairing,
+            form=self.form, present=present, axis=self.axis, absent=self.absent,
+            temperature=self.temperature,
+        )  # fmt: skip
+
+
+class FunctionalEntropy(nn.Module):
+    """:func:`functional_entropy` along a fixed axis."""
+
+    def __init__(self, dim: int = 0) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, values: Tensor) -> Tensor:
+        """See :func:`functional_entropy`."""
+        return functional_entropy(values, self.dim)
+
+
+class RepresentationRegularisation(nn.Module):
+    """:func:`representation_regularisation` with fixed options."""
+
+    def __init__(
+        self,
+        samples: int = 2,
+        form: Form = "paper",
+        normalise: bool = True,
+        axis: InformationAxis = "channel",
+        sigma_grad: bool = True,
+    ) -> None:
+        super().__init__()
+        self.samples, self.form, self.normalise = samples, form, normalise
+        self.axis, self.sigma_grad = axis, sigma_grad
+
+    def forward(
+        self,
+        student_features: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
+        seed: int | Tensor = 0,
+    ) -> Tensor:
+        """See :func:`representation_regularisation`."""
+        return representation_regularisation(
+            student_features,
+            teacher_features,
+            samples=self.samples,
+            seed=seed,
+            form=self.form,
+            normalise=self.normalise,
+            axis=self.axis,
+            sigma_grad=self.sigma_grad,
+        )
+
+
+class SegmentationLoss(nn.Module):
+    """:func:`segmentation_loss` with fixed options."""
+
+    def __init__(
+        self,
+        threshold: float = 0.7,
+        min_kept: float = 1 / 16,
+        ignore_index: int = 255,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {
+            "threshold": threshold,
+            "min_kept": min_kept,
+            "ignore_index": ignore_index,
+            "temperature": temperature,
+        }
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both losses of a batch."""
+        return segmentation_loss(logits, labels, teacher_logits, **self.options)
+
+
+class UpsampleArgmax(nn.Module):
+    """:func:`upsample_argmax` to a fixed size."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size = (size[0], size[1])
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Most likely classes ``[B, H, W]``, uint8."""
+        return upsample_argmax(logits, self.size)
+
+
+class UpsampleConfusion(nn.Module):
+    """:func:`upsample_confusion`, accumulated over calls in the buffer ``counts``."""
+
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        zero = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.register_buffer("counts", zero, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Count a batch; returns the accumulated counts ``[K, K]``."""
+        self.counts += upsample_confusion(logits, labels, self.num_classes)
+        return self.counts
