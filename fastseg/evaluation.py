@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from fastseg import kernels
 from fastseg.context import RunContext
 from fastseg.metrics import ConfusionMatrix
 from fastseg.models import SegFormer
@@ -32,12 +32,13 @@ class SubsetDecoder:
         self.features = model.encode(images)
         self.blank = model.encode(torch.zeros_like(images[:1])) if missing == "zero" else None
 
+    def logits(self, subset: Subset) -> Tensor:
+        """Logits ``[B, K, h, w]`` at stride 4 with the modalities of ``subset``."""
+        return self.model.decode([self._fuse(level, subset) for level in range(len(self.features))])
+
     def predict(self, subset: Subset) -> Tensor:
-        """Most likely class ``[B, H, W]`` (int64) with the modalities of ``subset``."""
-        fused = [self._fuse(level, subset) for level in range(len(self.features))]
-        logits = self.model.decode(fused).float()
-        logits = F.interpolate(logits, size=self.size, mode="bilinear", align_corners=False)
-        return logits.argmax(dim=1)
+        """Most likely class ``[B, H, W]`` (uint8) with the modalities of ``subset``."""
+        return kernels.upsample_argmax(self.logits(subset), self.size)
 
     def _fuse(self, level: int, subset: Subset) -> Tensor:
         features = self.features[level][list(subset.positions)]
@@ -64,5 +65,5 @@ def evaluate_subsets(
         with torch.no_grad(), context.autocast():
             decoder = SubsetDecoder(model, batch.images, context.config.evaluation.missing)
             for subset in context.subsets:
-                matrices[subset.name].update(decoder.predict(subset), batch.labels)
+                matrices[subset.name].update_from(decoder.logits(subset), batch.labels)
     return matrices

@@ -8,9 +8,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fastseg.kernels import reference
+from fastseg import kernels
 from fastseg.models import SegFormerOutput
 from fastseg.pairing import draw_pairing
 from fastseg.schedule import Stage
@@ -67,20 +66,22 @@ def stage_losses(
     weights = stage.losses.active()
     terms: dict[str, Tensor] = {}
     num_classes = output.logits.shape[1]
-    logits = _full_size(output.logits, labels) if {"ohem", "logit"} & set(weights) else None
-    if "ohem" in weights and logits is not None:
-        terms["ohem"] = reference.ohem_cross_entropy(
-            logits, labels, threshold=options.ohem_threshold, min_kept=options.ohem_min_kept
+    target = teacher.logits if teacher is not None and "logit" in weights else None
+    if "ohem" in weights or target is not None:
+        ohem, logit = kernels.segmentation_loss(
+            output.logits,
+            labels,
+            target,
+            threshold=options.ohem_threshold,
+            min_kept=options.ohem_min_kept,
         )
+        terms |= {name: x for name, x in (("ohem", ohem), ("logit", logit)) if name in weights}
     if teacher is not None:
-        if "logit" in weights and logits is not None:
-            target = _full_size(teacher.logits, labels)
-            terms["logit"] = reference.logit_distillation(logits, target)
         if "hpdm" in weights:
             generator = torch.Generator().manual_seed(pairing_seed)
             num_teacher = teacher.features[0].shape[0]
             pairing = draw_pairing(labels.shape[0], num_teacher, present, generator)
-            terms["hpdm"] = reference.hybrid_prototype_distillation(
+            terms["hpdm"] = kernels.hybrid_prototype_distillation(
                 output.features,
                 teacher.features,
                 labels,
@@ -91,7 +92,7 @@ def stage_losses(
                 axis=options.hpdm_axis,
             )
         if "rrm" in weights:
-            terms["rrm"] = reference.representation_regularisation(
+            terms["rrm"] = kernels.representation_regularisation(
                 output.features,
                 [f[list(present)] for f in teacher.features],
                 seed=noise_seed,
@@ -100,9 +101,3 @@ def stage_losses(
             )
     total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
     return {**terms, "loss": total}
-
-
-def _full_size(logits: Tensor, labels: Tensor) -> Tensor:
-    """Stride-4 logits at the size of the labels, in fp32."""
-    size = labels.shape[-2:]
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)

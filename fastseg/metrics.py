@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastseg import kernels
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -49,6 +51,13 @@ class ConfusionMatrix:
         )
         counts = torch.bincount(cell.flatten(), minlength=k * k + 1)
         self.counts += counts[: k * k].view(k, k)
+
+    def update_from(self, logits: Tensor, labels: Tensor) -> None:
+        """Count the predictions of logits ``[B, K, h, w]``, upsampled to labels ``[B, H, W]``.
+
+        On a GPU the logits at the size of the labels never exist.
+        """
+        self.counts += kernels.upsample_confusion(logits, labels, self.num_classes)
 
     def scores(self) -> Scores:
         """IoU_k = n_kk / (row_k + column_k - n_kk) and its two means."""

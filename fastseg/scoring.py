@@ -125,7 +125,7 @@ def _picture(
         with torch.no_grad(), context.autocast():
             decoder = SubsetDecoder(network, images, context.config.evaluation.missing)
             for subset in shown_subsets(context.subsets):
-                classes = decoder.predict(subset)[0].to(torch.uint8)
+                classes = decoder.predict(subset)[0]
                 predictions[name, subset.name] = classes.cpu().numpy()
     return Picture(
         sample_id=batch.sample_ids[row],

@@ -1,0 +1,140 @@
+"""The loss terms of a stage, and training with the kernels against training with definitions."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastseg import kernels
+from fastseg.kernels import _launch, reference
+from fastseg.losses import LossOptions, stage_losses
+from fastseg.models import SegFormerOutput
+from fastseg.optim import guarded_step
+from fastseg.schedule import LossWeights, Stage, draw_modalities
+
+CLASSES, SIDE, MODALITIES = 4, 16, 3
+EVERY_TERM = LossWeights(ohem=1.0, logit=1.0, hpdm=10.0, rrm=0.1)
+
+
+class Network(nn.Module):
+    """A pyramid of two levels, small enough for Triton's interpreter."""
+
+    def __init__(self, seed):
+        torch.manual_seed(seed)
+        super().__init__()
+        self.levels = nn.ModuleList([nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 16, 2, 2)])
+        self.head = nn.Conv2d(8, CLASSES, 1)
+
+    def forward(self, images):
+        x, features = images.flatten(0, 1), []
+        for level in self.levels:
+            x = level(x).tanh()
+            features.append(x.unflatten(0, images.shape[:2]))
+        return SegFormerOutput(self.head(features[0].mean(0)), features)
+
+
+def make_batch(step):
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.randint(0, CLASSES, (1, SIDE // 4, SIDE // 4), generator=generator)
+    labels = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    images = torch.randn((MODALITIES, 1, 3, SIDE, SIDE), generator=generator)
+    images = images + labels[None, :, None] - CLASSES / 2
+    labels[:, :2] = 255
+    return images, labels.to(torch.uint8)
+
+
+def make_outputs(present=(0, 1, 2)):
+    images, labels = make_batch(0)
+    with torch.no_grad():
+        teacher = Network(0).eval()(images)
+    return Network(1).eval()(images[list(present)]), teacher, labels
+
+
+def losses_of(weights, output, teacher, labels, present=(0, 1, 2), **options):
+    stage = Stage(trains="student", learns_from="teacher", losses=weights)
+    return stage_losses(
+        stage, LossOptions(rrm_samples=2, **options), output, teacher, labels,
+        present=present, pairing_seed=3, noise_seed=4,
+    )  # fmt: skip
+
+
+def test_the_loss_is_the_weighted_sum_of_the_active_terms():
+    terms = losses_of(EVERY_TERM, *make_outputs())
+    assert set(terms) == {"ohem", "logit", "hpdm", "rrm", "loss"}
+    wanted = sum(getattr(EVERY_TERM, name) * x for name, x in terms.items() if name != "loss")
+    torch.testing.assert_close(terms["loss"], wanted)
+    assert all(x.dtype == torch.float32 and x.ndim == 0 for x in terms.values())
+    only = losses_of(LossWeights(ohem=0.0, logit=2.0), *make_outputs())
+    assert set(only) == {"logit", "loss"}
+    torch.testing.assert_close(only["loss"], 2 * terms["logit"])
+
+
+def test_each_term_is_its_definition():
+    output, teacher, labels = make_outputs()
+    terms = losses_of(EVERY_TERM, output, teacher, labels)
+    full, target = (
+        torch.nn.functional.interpolate(x.logits, size=(SIDE, SIDE), mode="bilinear")
+        for x in (output, teacher)
+    )
+    torch.testing.assert_close(terms["ohem"], reference.ohem_cross_entropy(full, labels))
+    torch.testing.assert_close(terms["logit"], reference.logit_distillation(full, target))
+    rrm = reference.representation_regularisation(
+        output.features, teacher.features, seed=4, samples=2
+    )
+    torch.testing.assert_close(terms["rrm"], rrm)
+
+
+def test_dropped_modalities_meet_their_own_teacher_features():
+    """A student that equals the teacher has no prototype divergence, whatever it is given."""
+    images, labels = make_batch(0)
+    network = Network(0).eval()
+    with torch.no_grad():
+        teacher, output = network(images), network(images[[2, 0]])
+    weights = LossWeights(ohem=1.0, hpdm=1.0)
+    matched = losses_of(weights, output, teacher, labels, present=(2, 0), hpdm="code")
+    crossed = losses_of(weights, output, teacher, labels, present=(0, 2), hpdm="code")
+    assert matched["hpdm"] < 1e-7 < crossed["hpdm"]
+
+
+def train(steps):
+    """Loss terms of every step of a short training of a student, with modalities dropped."""
+    stage = Stage(trains="student", learns_from="teacher", modalities="drop", losses=EVERY_TERM)
+    teacher, student = Network(0).eval(), Network(1).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-2, fused=True)
+    curve = []
+    for step in range(steps):
+        images, labels = make_batch(step % 4)
+        present = draw_modalities(stage.modalities, MODALITIES, 0, 1, step)
+        with torch.no_grad():
+            target = teacher(images)
+        values = stage_losses(
+            stage, LossOptions(rrm_samples=2), student(images[present]), target, labels,
+            present=present, pairing_seed=step, noise_seed=step,
+        )  # fmt: skip
+        values["loss"].backward()
+        guarded_step(optimizer, 1.0)
+        curve.append({name: float(value) for name, value in values.items()})
+    return curve
+
+
+@pytest.mark.skipif(not _launch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton")
+def test_kernels_and_definitions_give_the_same_training(monkeypatch):
+    # kernels and definitions draw other noise from the same seed: give both the same
+    regulariser = kernels.representation_regularisation
+
+    def with_noise(student, teacher, *, seed, samples, form):
+        noise = [
+            torch.randn((samples, *x.shape), generator=torch.Generator().manual_seed(seed + i))
+            for i, x in enumerate(student)
+        ]
+        return regulariser(student, teacher, samples=samples, noise=noise, form=form)
+
+    monkeypatch.setattr(kernels, "representation_regularisation", with_noise)
+    with kernels.force_reference():
+        plain = train(30)
+    with kernels.force_kernels():
+        fused = train(30)
+    assert plain[-1]["ohem"] < 0.7 * plain[0]["ohem"]  # it does learn
+    for step, (got, wanted) in enumerate(zip(fused, plain, strict=True)):
+        for name, value in wanted.items():
+            # rounding differences grow from step to step
+            assert got[name] == pytest.approx(value, rel=2e-5 + 5e-4 * step / 30), (step, name)
