@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastseg import checkpoint
 from fastseg.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.evaluation import evaluate_subsets
 from fastseg.interrupt import StopRequest
-from fastseg.losses import stage_losses
-from fastseg.models import SegFormer, SegFormerOutput, load_encoder_weights
-from fastseg.optim import build_optimizer, guarded_step, set_learning_rate
-from fastseg.pipelines import Batch, build_loader
+from fastseg.models import SegFormer, load_encoder_weights
+from fastseg.optim import build_optimizer
+from fastseg.pipelines import build_loader
 from fastseg.run_folder import RunFolder
-from fastseg.schedule import Stage, derive_seed, draw_modalities, learning_rate
+from fastseg.schedule import Stage, derive_seed
+from fastseg.step import TrainStep
 from fastseg.telemetry import Meter, MetricsLog, Progress, say
 
 VALIDATIONS_PER_STAGE = 10
@@ -33,22 +32,16 @@ class Stopped(Exception):
 class _Session:
     """What the steps of one stage share."""
 
-    index: int
     name: str
     stage: Stage
     network: SegFormer
-    teacher: SegFormer | None
     optimizer: torch.optim.AdamW
     steps: int
-    skipped_in_row: Tensor
+    train: TrainStep
 
 
 class Trainer:
-    """Trains the networks of a config inside a run folder.
-
-    Every random draw of a step derives from (seed, stage, step), so a stage that stops anywhere
-    continues with the very numbers it would have had.
-    """
+    """Trains the networks of a config inside a run folder."""
 
     def __init__(self, context: RunContext, run: RunFolder) -> None:
         self.context = context
@@ -99,7 +92,7 @@ class Trainer:
                 began = time.perf_counter()
                 batch = next(stream).to(self.context.device)
                 waited = time.perf_counter() - began
-                values = self._train_step(session, step, batch)
+                values = session.train(step, batch)
                 meter.add(values, samples=batch.labels.shape[0], waited=waited)
                 done = step + 1
                 if done % self.config.log_every == 0 or done == session.steps:
@@ -131,56 +124,16 @@ class Trainer:
         elif stage.start == "encoder":
             say(self._load_encoder(network))
         network.to(self.context.device).train()
-        return _Session(
-            index=index,
-            name=name,
-            stage=stage,
-            network=network,
-            teacher=teacher if stage.learns_from == "teacher" else None,
-            optimizer=build_optimizer(network, self.config.optim),
-            steps=stage.num_steps(self.loader.steps_per_epoch),
-            skipped_in_row=torch.zeros((), device=self.context.device),
-        )
+        optimizer = build_optimizer(network, self.config.optim)
+        target = teacher if stage.learns_from == "teacher" else None
+        epoch = self.loader.steps_per_epoch
+        train = TrainStep(self.config, stage, index, network, target, optimizer, epoch)
+        return _Session(name, stage, network, optimizer, stage.num_steps(epoch), train)
 
     def _load_encoder(self, network: SegFormer) -> str:
         if self.config.model.weights is None:
             return "no --model.weights: the encoder starts from random weights"
         return str(load_encoder_weights(network, self.config.model.weights))
-
-    def _train_step(self, session: _Session, step: int, batch: Batch) -> dict[str, Tensor]:
-        """One optimizer step. Values stay on the device; nothing here waits for it."""
-        stage, index, seed = session.stage, session.index, self.config.seed
-        present = draw_modalities(stage.modalities, batch.images.shape[0], seed, index, step)
-        images = batch.images
-        if stage.modalities == "drop":
-            images = images[present]
-        elif stage.modalities == "zero":
-            images, present = _zero_absent(images, present), list(range(images.shape[0]))
-
-        # dropout and stochastic depth draw from torch's generator: seed it by the step
-        torch.manual_seed(derive_seed(seed, index, step, "dropout"))
-        target: SegFormerOutput | None = None
-        with self.context.autocast():
-            if session.teacher is not None:
-                with torch.no_grad():
-                    target = session.teacher(batch.images)
-            output = session.network(images)
-        values = stage_losses(
-            stage,
-            self.config.losses,
-            output,
-            target,
-            batch.labels,
-            present=present,
-            pairing_seed=derive_seed(seed, index, step, "pairing"),
-            noise_seed=derive_seed(seed, index, step, "noise"),
-        )
-        values["loss"].backward()  # type: ignore[no-untyped-call]
-        lr = learning_rate(stage, step, self.loader.steps_per_epoch)
-        set_learning_rate(session.optimizer, lr)
-        norm, skipped = guarded_step(session.optimizer, self.config.optim.max_norm)
-        session.skipped_in_row = (session.skipped_in_row + 1) * skipped
-        return {**values, "grad_norm": norm, "skipped": skipped}
 
     def _validation_interval(self, session: _Session) -> int:
         return self.config.evaluation.every or max(1, session.steps // VALIDATIONS_PER_STAGE)
@@ -189,11 +142,12 @@ class Trainer:
         row: dict[str, Any] = {"kind": "train", "stage": session.name, "step": done}
         row["lr"] = session.optimizer.param_groups[0]["lr"]
         self.metrics.append({**row, **values})
-        if int(session.skipped_in_row) >= self.config.max_skipped:
+        skipped = int(session.train.skipped_in_row)
+        if skipped >= self.config.max_skipped:
             raise ConfigError(
-                f"{session.name}: the gradient was not finite in {int(session.skipped_in_row)} "
-                f"steps in a row up to step {done}; the last good state is kept. Lower "
-                f"--stages.{session.name}.lr or a loss weight"
+                f"{session.name}: the gradient was not finite in {skipped} steps in a row up to "
+                f"step {done}; the last good state is kept. Lower --stages.{session.name}.lr or a "
+                "loss weight"
             )
         return {
             "loss": f"{values['loss']:.3f}",
@@ -233,7 +187,7 @@ class Trainer:
             state = {
                 "stage": session.name,
                 "step": done,
-                "skipped_in_row": float(session.skipped_in_row),
+                "skipped_in_row": float(session.train.skipped_in_row),
                 "fingerprint": self.loader.fingerprint,
             }
             network, optimizer = session.network, session.optimizer
@@ -253,7 +207,7 @@ class Trainer:
                     f"{self.run.path} was started with: restore them, or use --fresh to start anew"
                 )
             checkpoint.load_state(path, session.network, session.optimizer)
-            session.skipped_in_row.fill_(state["skipped_in_row"])
+            session.train.skipped_in_row.fill_(state["skipped_in_row"])
             step = int(state["step"])
         self.metrics.rewind(session.name, step)
         return step
@@ -270,10 +224,3 @@ class Trainer:
             f"{self.loader.steps_per_epoch} per epoch, {self.loader.name} loader "
             f"({self.loader.reason}){since}"
         )
-
-
-def _zero_absent(images: Tensor, present: list[int]) -> Tensor:
-    """The images with every modality that is not in ``present`` set to zero."""
-    kept = torch.zeros(images.shape[0])
-    kept[present] = 1
-    return images * kept.to(images).view(-1, 1, 1, 1, 1)

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from fastseg import data, doctor, evaluate, train
+from fastseg.step import TrainStep
 from fastseg.subsets import all_subsets
-from fastseg.trainer import Trainer
 
 SUBSETS = [subset.name for subset in all_subsets("RDEL")]
 STEPS = ["--stages.teacher.steps", "4", "--stages.student.steps", "4"]
@@ -204,7 +204,7 @@ def test_out_of_memory_names_the_settings_that_help(scenes, tmp_path, capsys, mo
     def full(*_):
         raise torch.OutOfMemoryError("tried to allocate 3 GiB")
 
-    monkeypatch.setattr(Trainer, "_train_step", full)
+    monkeypatch.setattr(TrainStep, "__call__", full)
     code, text = run(train.main, options(scenes, tmp_path), capsys)
     assert code == 75
     for part in ("3 GiB", "--data.batch-size", "--data.size", "--precision bf16"):

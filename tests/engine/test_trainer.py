@@ -4,12 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastseg import step as step_module
 from fastseg import trainer as trainer_module
 from fastseg.checkpoint import read_identity
 from fastseg.context import RunContext
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.run_folder import RunFolder
 from fastseg.schedule import LossWeights
+from fastseg.step import TrainStep
 from fastseg.trainer import Trainer
 
 NETWORKS = ("teacher", "student")
@@ -61,7 +63,7 @@ def test_finished_run_trains_nothing_more(config, fit, whole, monkeypatch):
     def forbidden(*_):
         raise AssertionError("a finished stage was trained again")
 
-    monkeypatch.setattr(Trainer, "_train_step", forbidden)
+    monkeypatch.setattr(TrainStep, "__call__", forbidden)
     before = weights(whole)
     assert fit(replace(config, name="whole")) == (whole, True)
     assert differing(weights(whole), before) == []
@@ -84,29 +86,29 @@ def test_student_starts_as_the_teacher_and_leaves_it_alone(config, fit, whole):
         teacher = load_file(whole / "teacher.safetensors")
         for key, value in session.network.state_dict().items():
             assert torch.equal(value, teacher[key]), key
-        frozen = {k: v.clone() for k, v in session.teacher.state_dict().items()}
+        frozen = {k: v.clone() for k, v in session.train.teacher.state_dict().items()}
         batch = next(trainer.loader.batches(0))
         for step in range(2):
-            trainer._train_step(session, step, batch)
-        assert all(torch.equal(frozen[k], v) for k, v in session.teacher.state_dict().items())
+            session.train(step, batch)
+        assert all(torch.equal(frozen[k], v) for k, v in session.train.teacher.state_dict().items())
         assert not all(torch.equal(teacher[k], v) for k, v in session.network.state_dict().items())
-        assert all(p.grad is None for p in session.teacher.parameters())
+        assert all(p.grad is None for p in session.train.teacher.parameters())
 
 
 @pytest.mark.parametrize("policy", ["full", "drop", "zero"])
 def test_what_the_student_sees(config, whole, policy, monkeypatch):
     stage = replace(config.stages["student"], modalities=policy)
     seen, taught = [], []
-    monkeypatch.setattr(trainer_module, "draw_modalities", lambda p, m, *_: [1, 3])
+    monkeypatch.setattr(step_module, "draw_modalities", lambda p, m, *_: [1, 3])
     if policy == "full":
         monkeypatch.undo()
     with RunFolder(replace(config, name="whole")) as run:
         trainer = Trainer(RunContext(config), run)
         session = trainer._open(1, "student", stage)
         session.network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        session.teacher.register_forward_pre_hook(lambda _, args: taught.append(args[0]))
+        session.train.teacher.register_forward_pre_hook(lambda _, args: taught.append(args[0]))
         batch = next(trainer.loader.batches(0))
-        values = trainer._train_step(session, 0, batch)
+        values = session.train(0, batch)
     assert torch.equal(taught[0], batch.images)
     expected = {
         "full": batch.images,
@@ -157,13 +159,13 @@ def test_bf16_trains_close_to_fp32(config, fit, losses, whole):
 
 
 def test_persistent_non_finite_gradients_stop_the_run(config, fit, monkeypatch):
-    real = trainer_module.stage_losses
+    real = step_module.stage_losses
 
     def poisoned(*args, **kwargs):
         values = real(*args, **kwargs)
         return values | {"loss": values["loss"] * torch.nan}
 
-    monkeypatch.setattr(trainer_module, "stage_losses", poisoned)
+    monkeypatch.setattr(step_module, "stage_losses", poisoned)
     with pytest.raises(ConfigError, match=r"not finite in 3 steps.*--stages.teacher.lr"):
         fit(replace(config, max_skipped=3))
 
