@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,24 @@ def kernels(device: torch.device) -> Iterator[None]:
     """The public operators use their kernels, or raise, for the length of the test."""
     with _launch.force_kernels():
         yield
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that the interpreter launches from here on."""
+    if not _launch.INTERPRET:
+        pytest.skip("counts the interpreter's launches")
+    from triton.runtime import interpreter
+
+    names: list[str] = []
+    run_grid = interpreter.GridExecutor.__call__
+
+    def count(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names.append(self.fn.__name__)
+        return run_grid(self, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", count)
+    return names
 
 
 @pytest.fixture(autouse=True)
