@@ -35,6 +35,7 @@ from ._segmentation_loss_kernels import (
 from .ohem_select import hard_loss, ohem_select
 from .reference.segmentation import check_loss
 
+REGISTERS = 255  # left to itself the assembler stops at 128 for sm_100, and spills
 _FOLD = {"BLOCK_K": 16, "BLOCK_P": 64}
 
 
@@ -73,7 +74,7 @@ def _segmentation_loss(
             b, k, h, w, maps.shape[3], hard_loss(threshold), 1 / temperature, ignore_index,
             HAS_TEACHER=teacher is not None, TEMPERED=teacher is not None and temperature != 1,
             SAVE=save, FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
-            WIDE=max(logits.numel(), maps.numel()) >= 2**31, num_warps=1,
+            WIDE=max(logits.numel(), maps.numel()) >= 2**31, num_warps=1, maxnreg=REGISTERS,
         )  # fmt: skip
     ohem, kl, selection = ohem_select(
         maps[0],
