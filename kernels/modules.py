@@ -11,15 +11,19 @@ from torch import Tensor, nn
 from .functional_entropy import functional_entropy, representation_regularisation
 from .operators import (
     hybrid_prototype_distillation,
+    ifv_distillation,
     masked_prototype_pool,
     prototype_divergence,
+    prototype_similarity,
     segmentation_loss,
+    similarity_divergence,
     upsample_argmax,
     upsample_confusion,
 )
 from .reference.fisher import InformationAxis
 from .reference.pooling import Divide
 from .reference.prototypes import Absent, Axis, Form
+from .reference.similarity import Ignored, MapAxis
 
 
 class MaskedPrototypePool(nn.Module):
@@ -103,6 +107,88 @@ class HybridPrototypeDistillation(nn.Module):
             student_features, teacher_features, labels, self.num_classes, pairing,
             form=self.form, present=present, axis=self.axis, absent=self.absent,
             temperature=self.temperature,
+        )  # fmt: skip
+
+
+class PrototypeSimilarity(nn.Module):
+    """:func:`prototype_similarity` with a fixed number of classes."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, features: Tensor, labels: Tensor, prototypes: Tensor | None = None) -> Tensor:
+        """``[M, B, C, h, w]`` and ``[B, H, W]`` to the map ``[M, B, h, w]``."""
+        return prototype_similarity(features, labels, self.num_classes, prototypes)
+
+
+class SimilarityDivergence(nn.Module):
+    """:func:`similarity_divergence` with fixed options.
+
+    Args:
+        num_classes: K.
+        axis: ``"row"`` or ``"map"``.
+        ignored: ``"mask"`` or ``"one"``.
+        temperature: t.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        axis: MapAxis = "row",
+        ignored: Ignored = "mask",
+        temperature: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.axis, self.ignored = num_classes, axis, ignored
+        self.temperature = temperature
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, labels: Tensor, selected: Tensor | None = None
+    ) -> Tensor:
+        """Maps of both networks and labels to a scalar."""
+        return similarity_divergence(
+            student, teacher, labels, self.num_classes, selected=selected, axis=self.axis,
+            ignored=self.ignored, temperature=self.temperature,
+        )  # fmt: skip
+
+
+class IFVDistillation(nn.Module):
+    """:func:`ifv_distillation` with fixed options.
+
+    Args:
+        num_classes: K.
+        detach_prototypes: leave out the gradient through the class means.
+        axis: ``"row"`` or ``"map"``.
+        ignored: ``"mask"`` or ``"one"``.
+        temperature: t.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        detach_prototypes: bool = False,
+        axis: MapAxis = "row",
+        ignored: Ignored = "mask",
+        temperature: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.detach_prototypes = num_classes, detach_prototypes
+        self.axis, self.ignored, self.temperature = axis, ignored, temperature
+
+    def forward(
+        self,
+        student_features: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
+        labels: Tensor,
+        present: Sequence[int] | None = None,
+        selected: Tensor | None = None,
+    ) -> Tensor:
+        """Features of all levels and labels to a scalar."""
+        return ifv_distillation(
+            student_features, teacher_features, labels, self.num_classes, present=present,
+            selected=selected, detach_prototypes=self.detach_prototypes, axis=self.axis,
+            ignored=self.ignored, temperature=self.temperature,
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from .profile import profile_regulariser
 from .prototypes import hybrid_prototype_distillation, prototype_divergence
 from .representation import representation_regularisation
 from .segmentation import segmentation_loss, upsample_argmax, upsample_confusion
+from .similarity import ifv_distillation, prototype_similarity, similarity_divergence
 from .supervised import ohem_cross_entropy
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "fold_key",
     "functional_entropy",
     "hybrid_prototype_distillation",
+    "ifv_distillation",
     "keyed_noise",
     "level_labels",
     "logit_distillation",
@@ -32,8 +34,10 @@ __all__ = [
     "ohem_cross_entropy",
     "profile_regulariser",
     "prototype_divergence",
+    "prototype_similarity",
     "representation_regularisation",
     "segmentation_loss",
+    "similarity_divergence",
     "softmax_divergence",
     "student_information",
     "teacher_information",

@@ -37,6 +37,10 @@ def hybrid(student, teacher, logits, target, labels, pairing, seed):
     return kernels.hybrid_prototype_distillation(student, teacher, labels, K, pairing)
 
 
+def ifv(student, teacher, logits, target, labels, pairing, seed):
+    return kernels.ifv_distillation(student, teacher, labels, K)
+
+
 def segmentation(student, teacher, logits, target, labels, pairing, seed):
     return sum(kernels.segmentation_loss(logits, labels, target))
 
@@ -58,6 +62,7 @@ def code_regulariser(student, teacher, logits, target, labels, pairing, seed):
     [
         (pooling, 3),
         (hybrid, 4),
+        (ifv, 7),
         (segmentation, 9),
         (paper_regulariser, 7 * len(WIDTHS)),
         (code_regulariser, 7 * len(WIDTHS)),

@@ -1,0 +1,255 @@
+"""The kernels of prototype similarity: cosines, weighted sums of classes, tables, the gradient.
+
+Programs that go from pixel to pixel take several modalities if these have few channels: the labels
+are looked up once for them. The sums stay in one modality, since each has weights of its own.
+"""
+
+import triton
+import triton.language as tl
+
+from ._prototype_pool_kernels import of_map, sample_labels, tf32_halves
+from ._rounding import rounded_to
+
+# the square of the shortest vector that has a direction
+_LEAST_SQUARE = tl.constexpr(1e-16)
+
+
+@triton.jit
+def _inverse_length(squares):
+    """One over the length, zero for what has no direction."""
+    return tl.where(squares > _LEAST_SQUARE, tl.rsqrt(tl.maximum(squares, _LEAST_SQUARE)), 0.0)
+
+
+@triton.jit
+def _limit_of(height, width, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr):
+    """Pixels of a map; where they are contiguous, VEC divides them."""
+    return height * width if CHANNELS_LAST else height * width // VEC * VEC
+
+
+@triton.jit
+def _steps(x_ptr, b, begin, stride_b, stride_x, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr):
+    """The first pixel of a program, and the steps from pixel to pixel and channel to channel."""
+    # divided and multiplied back, to tell the compiler that VEC divides
+    step = stride_x // VEC * VEC
+    x_ptr += b * (stride_b // VEC * VEC)
+    if CHANNELS_LAST:
+        x_ptr += begin.to(tl.int64) * step
+        pixel_step, channel_step = step, 1
+    else:
+        x_ptr += begin
+        pixel_step, channel_step = 1, step
+    x_ptr = tl.multiple_of(x_ptr, VEC * x_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    return x_ptr, pixel_step, channel_step
+
+
+@triton.jit
+def _prototype_similarity_fwd_kernel(
+    geometry, labels_ptr, prototypes_ptr, maps_ptr, inverses_ptr, B, H, W, label_stride_b,
+    label_stride_h, label_stride_w, K,
+    STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    (start, tiles, C, columns, height, width, stride_m, stride_b, stride_x, x_ptr, together, out,
+     place, keep) = of_map(geometry, pid)  # fmt: skip
+    first_m = ((pid - start) % tiles * together).to(tl.int64)
+    modalities = tl.minimum(columns // C - first_m, together).to(tl.int32)
+    rest = (pid - start) // tiles
+    b = (rest % B).to(tl.int64)
+    begin = rest // B * BLOCK_P
+    offs_j = tl.arange(0, BLOCK_P)
+    offs_p = begin + offs_j
+    label = sample_labels(labels_ptr + b * label_stride_b, offs_p, height, width, H, W,
+                          label_stride_h, label_stride_w, K, STRIDED)  # fmt: skip
+    seen = label >= 0
+    in_p = offs_p < _limit_of(height, width, CHANNELS_LAST, VEC)
+    x_ptr, pixel_step, channel_step = _steps(x_ptr, b, begin, stride_b, stride_x, CHANNELS_LAST,
+                                             VEC)  # fmt: skip
+    if CHANNELS_LAST:
+        C, out = C // VEC * VEC, out // VEC * VEC
+    rows = tl.maximum(label, 0) * C
+    for i in range(0, modalities):
+        m = first_m + i
+        of_m = m * B + b
+        of_m_ptr = x_ptr + m * (stride_m // VEC * VEC)
+        own_ptr = prototypes_ptr + (out + of_m * K * C)
+        product = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+        squares = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+        own_squares = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+        for first in range(0, C, BLOCK_C):
+            offs_c = first + tl.arange(0, BLOCK_C)
+            offs_n = offs_c.to(tl.int64) * channel_step
+            in_c = offs_c < C
+            x = tl.load(of_m_ptr + ((offs_j * pixel_step)[:, None] + offs_n[None, :]),
+                        mask=in_p[:, None] & in_c[None, :], other=0.0).to(tl.float32)  # fmt: skip
+            own = tl.load(own_ptr + (rows[:, None] + offs_c[None, :]),
+                          mask=seen[:, None] & in_c[None, :], other=0.0)  # fmt: skip
+            product += x * own
+            squares += x * x
+            own_squares += own * own
+        inverse = _inverse_length(tl.sum(squares, axis=1))
+        cosine = tl.sum(product, axis=1) * inverse
+        cosine *= _inverse_length(tl.sum(own_squares, axis=1))
+        # rounding may leave the interval
+        cosine = tl.where(seen, tl.minimum(tl.maximum(cosine, -1.0), 1.0), 0.0)
+        offs = place + of_m * (height * width) + offs_p
+        tl.store(maps_ptr + offs, cosine, mask=offs_p < height * width)
+        tl.store(inverses_ptr + offs, inverse, mask=offs_p < height * width * keep)
+
+
+@triton.jit
+def _prototype_similarity_pull_kernel(
+    geometry, labels_ptr, grad_ptr, inverses_ptr, sums_ptr, B, H, W, label_stride_b,
+    label_stride_h, label_stride_w, K,
+    STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    (start, tiles, C, _columns, height, width, stride_m, stride_b, stride_x, x_ptr,
+     place) = of_map(geometry, pid)  # fmt: skip
+    tile = (pid - start) % tiles
+    rest = (pid - start) // tiles
+    blocks = (C + BLOCK_N - 1) // BLOCK_N
+    m = (tile // blocks).to(tl.int64)
+    b = (rest % B).to(tl.int64)
+    begin = rest // B * CHUNK
+    labels_ptr += b * label_stride_b
+    weights = place + (m * B + b) * (height * width)
+    limit = _limit_of(height, width, CHANNELS_LAST, VEC)
+    offs_c = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    x_ptr, pixel_step, channel_step = _steps(
+        x_ptr + m * (stride_m // VEC * VEC), b, begin, stride_b, stride_x, CHANNELS_LAST, VEC
+    )
+    if CHANNELS_LAST:
+        C = C // VEC * VEC
+    offs_n = offs_c.to(tl.int64) * channel_step
+    in_c = offs_c < C
+    offs_k = tl.arange(0, BLOCK_K)
+    sums = tl.zeros((BLOCK_K, BLOCK_N), dtype=tl.float32)
+    for first in range(0, CHUNK, BLOCK_P):
+        offs_j = first + tl.arange(0, BLOCK_P)
+        offs_p = begin + offs_j
+        label = sample_labels(labels_ptr, offs_p, height, width, H, W,
+                              label_stride_h, label_stride_w, K, STRIDED)  # fmt: skip
+        seen = label >= 0
+        weight = (tl.load(grad_ptr + weights + offs_p, mask=seen, other=0.0)
+                  * tl.load(inverses_ptr + weights + offs_p, mask=seen, other=0.0))  # fmt: skip
+        x = tl.load(x_ptr + ((offs_j.to(tl.int64) * pixel_step)[:, None] + offs_n[None, :]),
+                    mask=(offs_p < limit)[:, None] & in_c[None, :], other=0.0)  # fmt: skip
+        of_class = offs_k[:, None] == label[None, :]
+        upper, lower = tf32_halves(weight)
+        upper = tl.where(of_class, upper[None, :], 0.0)
+        lower = tl.where(of_class, lower[None, :], 0.0)
+        if SPLIT:
+            # the product of both lower halves is below the rounding of float32
+            x, rest_x = tf32_halves(x)
+            sums = tl.dot(upper, rest_x, sums, input_precision="tf32")
+        # half precision has no more bits than tf32
+        x = x.to(tl.float32)
+        sums = tl.dot(lower, x, sums, input_precision="tf32")
+        sums = tl.dot(upper, x, sums, input_precision="tf32")
+    rows = pid.to(tl.int64) * K + offs_k
+    tl.store(sums_ptr + (rows * BLOCK_N)[:, None] + tl.arange(0, BLOCK_N)[None, :], sums,
+             mask=(offs_k < K)[:, None])  # fmt: skip
+
+
+@triton.jit
+def _prototype_similarity_project_kernel(
+    geometry, prototypes_ptr, counts_ptr, sums_ptr, directions_ptr, shares_ptr, B, K,
+    SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    HAS_SUMS: tl.constexpr, OWN: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    start, C, splits, first, tiles, rank, out = of_map(geometry, pid)
+    k = (pid - start) % K
+    rest = (pid - start) // K
+    b = rest % B
+    m = rest // B
+    offs_c = tl.arange(0, BLOCK_C)
+    in_c = offs_c < C
+    offs = out + ((m * B + b).to(tl.int64) * K + k) * C + offs_c
+    x = tl.load(prototypes_ptr + offs, mask=in_c, other=0.0)
+    inverse = _inverse_length(tl.sum(x * x, axis=0))
+    direction = x * inverse
+    tl.store(directions_ptr + offs, direction, mask=in_c)
+    if HAS_SUMS:
+        blocks = (C + BLOCK_N - 1) // BLOCK_N
+        sums = tl.zeros((BLOCK_S, BLOCK_C), dtype=tl.float32)
+        for s in range(0, SPLITS, BLOCK_S):
+            offs_s = s + tl.arange(0, BLOCK_S)
+            programs = first + m * blocks + tiles * (b + B * offs_s).to(tl.int64)
+            rows = (programs[:, None] + (offs_c // BLOCK_N)[None, :]) * K + k
+            sums += tl.load(sums_ptr + rows * BLOCK_N + (offs_c % BLOCK_N)[None, :],
+                            mask=(offs_s < splits)[:, None] & in_c[None, :], other=0.0)  # fmt: skip
+        pull = tl.sum(sums, axis=0)
+        # what turns the prototype; what only stretches it changes no cosine
+        pull = (pull - tl.sum(pull * direction, axis=0) * direction) * inverse
+        if OWN:
+            count = tl.load(counts_ptr + (rank * B + b).to(tl.int64) * K + k)
+            pull /= tl.maximum(count, 1).to(tl.float32)
+        tl.store(shares_ptr + offs, pull, mask=in_c)
+
+
+@triton.jit
+def _prototype_similarity_bwd_kernel(
+    geometry, labels_ptr, grad_ptr, scale_ptr, maps_ptr, inverses_ptr, directions_ptr, shares_ptr,
+    B, H, W, label_stride_b, label_stride_h, label_stride_w, K,
+    STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_SHARES: tl.constexpr, UP: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    (start, tiles, C, columns, height, width, stride_m, stride_b, stride_x, x_ptr, together, out,
+     place, grads_ptr) = of_map(geometry, pid)  # fmt: skip
+    first_m = ((pid - start) % tiles * together).to(tl.int64)
+    modalities = tl.minimum(columns // C - first_m, together).to(tl.int32)
+    rest = (pid - start) // tiles
+    b = (rest % B).to(tl.int64)
+    begin = rest // B * BLOCK_P
+    offs_j = tl.arange(0, BLOCK_P)
+    offs_p = begin + offs_j
+    label = sample_labels(labels_ptr + b * label_stride_b, offs_p, height, width, H, W,
+                          label_stride_h, label_stride_w, K, STRIDED)  # fmt: skip
+    seen = label >= 0
+    limit = _limit_of(height, width, CHANNELS_LAST, VEC)
+    in_p = offs_p < limit
+    x_ptr, pixel_step, channel_step = _steps(x_ptr, b, begin, stride_b, stride_x, CHANNELS_LAST,
+                                             VEC)  # fmt: skip
+    if CHANNELS_LAST:
+        C, out = C // VEC * VEC, out // VEC * VEC
+    # gradients are contiguous
+    grads_ptr, grad_pixel_step, grad_channel_step = _steps(
+        grads_ptr, b, begin, C * limit, C if CHANNELS_LAST else limit, CHANNELS_LAST, VEC
+    )
+    rows = tl.maximum(label, 0) * C
+    scale = tl.load(scale_ptr).to(tl.float32) if HAS_SCALE else 1.0
+    for i in range(0, modalities):
+        m = first_m + i
+        of_m = m * B + b
+        of_m_ptr = x_ptr + m * (stride_m // VEC * VEC)
+        of_m_grads_ptr = grads_ptr + m * B * (C * limit // VEC * VEC)
+        table = out + of_m * K * C
+        pixels = place + of_m * (height * width) + offs_p
+        inverse = tl.load(inverses_ptr + pixels, mask=seen, other=0.0)
+        along = tl.load(grad_ptr + pixels, mask=seen, other=0.0) * inverse * scale
+        back = along * tl.load(maps_ptr + pixels, mask=seen, other=0.0) * inverse
+        for first in range(0, C, BLOCK_C):
+            offs_c = first + tl.arange(0, BLOCK_C)
+            wide_c = offs_c.to(tl.int64)
+            in_c = offs_c < C
+            mask = in_p[:, None] & in_c[None, :]
+            x = tl.load(
+                of_m_ptr + ((offs_j * pixel_step)[:, None] + (wide_c * channel_step)[None, :]),
+                mask=mask, other=0.0,
+            ).to(tl.float32)  # fmt: skip
+            offs = table + (rows[:, None] + offs_c[None, :])
+            own = seen[:, None] & in_c[None, :]
+            grad = along[:, None] * tl.load(directions_ptr + offs, mask=own, other=0.0)
+            grad -= back[:, None] * x
+            if HAS_SHARES:
+                grad += scale * tl.load(shares_ptr + offs, mask=own, other=0.0)
+            # a pixel of no class has none, whatever its feature is
+            grad = tl.where(seen[:, None], grad, 0.0)
+            offs = (offs_j * grad_pixel_step)[:, None] + (wide_c * grad_channel_step)[None, :]
+            tl.store(of_m_grads_ptr + offs, rounded_to(grad, grads_ptr.dtype.element_ty, UP),
+                     mask=mask)  # fmt: skip

@@ -1,0 +1,117 @@
+"""The kernels of the similarity divergence: the sums of whole maps, and values with the gradient.
+
+Similarities lie in [-1, 1], so exponentials need no running maximum: with a temperature that is not
+tiny ``exp((t - 1) / temperature)`` is neither zero nor above one.
+"""
+
+import triton
+import triton.language as tl
+
+from ._prototype_divergence_kernel import _exp_terms
+from ._prototype_pool_kernels import of_map, sample_labels
+
+
+@triton.jit
+def _log1p(x):
+    """``log(1 + x)`` without cancellation near zero."""
+    # 2 atanh(s); the first term left out is below 2^-27 of the sum
+    s = x / (2 + x)
+    square = s * s
+    series = 1 / 11
+    series = series * square + 1 / 9
+    series = series * square + 1 / 7
+    series = series * square + 1 / 5
+    series = series * square + 1 / 3
+    return tl.where(tl.abs(x) < 0.5, 2 * (s + s * square * series), tl.log(1 + x))
+
+
+@triton.jit
+def _pair_of_maps(geometry, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
+                  label_stride_h, label_stride_w, K, temperature,
+                  STRIDED: tl.constexpr, WHOLE: tl.constexpr, ONE: tl.constexpr,
+                  BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr):  # fmt: skip
+    """A tile ``[entries, groups]`` of both maps: what every program begins with.
+
+    Returns where the maps' programs and the student's tile are, whether an entry is in the map, has
+    a class and takes part, exponentials of the teacher, and the difference of the logits.
+    """
+    pid = tl.program_id(0)
+    start, height, width, blocks, student_place, teacher_place = of_map(geometry, pid)
+    block = (pid - start) % blocks
+    rest = (pid - start) // blocks
+    b = rest % B
+    m = rest // B
+    offs_a = tl.arange(0, BLOCK_A)[:, None]
+    offs_g = tl.arange(0, BLOCK_G)[None, :]
+    if WHOLE:
+        offs_p = block * BLOCK_A + offs_a + offs_g
+        in_map = offs_p < height * width
+    else:
+        row = block * BLOCK_G + offs_g
+        offs_p = row * width + offs_a
+        in_map = (row < height) & (offs_a < width)
+    label = sample_labels(labels_ptr + b.to(tl.int64) * label_stride_b, offs_p, height, width, H, W,
+                          label_stride_h, label_stride_w, K, STRIDED)  # fmt: skip
+    seen = (label >= 0) & in_map
+    teaches = m * 0
+    for i in tl.static_range(len(rows)):
+        teaches = tl.where(m == i, rows[i], teaches)
+    size = height * width
+    place = student_place + (m * B + b).to(tl.int64) * size + offs_p
+    # what is ignored is one in both maps
+    x = tl.load(student_ptr + place, mask=seen, other=1.0)
+    t = tl.load(teacher_ptr + (teacher_place + (teaches * B + b).to(tl.int64) * size + offs_p),
+                mask=seen, other=1.0)  # fmt: skip
+    takes_part = in_map if ONE else seen
+    weight = tl.where(takes_part, tl.exp((t - 1) / temperature), 0.0)
+    first = start + (m * B + b) * blocks
+    return first, blocks, m * B + b, place, in_map, seen, weight, (x - t) / temperature
+
+
+@triton.jit
+def _similarity_divergence_sum_kernel(
+    geometry, rows, labels_ptr, student_ptr, teacher_ptr, sums_ptr, B, H, W, label_stride_b,
+    label_stride_h, label_stride_w, K, temperature,
+    STRIDED: tl.constexpr, ONE: tl.constexpr, BLOCK_A: tl.constexpr,
+):  # fmt: skip
+    _, _, _, _, _, _, weight, apart = _pair_of_maps(
+        geometry, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
+        label_stride_h, label_stride_w, K, temperature, STRIDED, True, ONE, BLOCK_A, 1
+    )  # fmt: skip
+    growth, _ = _exp_terms(apart)
+    sums_ptr += 2 * tl.program_id(0)
+    tl.store(sums_ptr, tl.sum(tl.sum(weight, axis=1), axis=0))
+    tl.store(sums_ptr + 1, tl.sum(tl.sum(weight * growth, axis=1), axis=0))
+
+
+@triton.jit
+def _similarity_divergence_fwd_kernel(
+    geometry, rows, labels_ptr, student_ptr, teacher_ptr, selected_ptr, sums_ptr, table_ptr,
+    values_ptr, B, H, W, label_stride_b, label_stride_h, label_stride_w, K, temperature,
+    STRIDED: tl.constexpr, WHOLE: tl.constexpr, ONE: tl.constexpr, SELECTED: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    first, blocks, pair, place, in_map, seen, weight, apart = _pair_of_maps(
+        geometry, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
+        label_stride_h, label_stride_w, K, temperature, STRIDED, WHOLE, ONE, BLOCK_A, BLOCK_G
+    )  # fmt: skip
+    if WHOLE:
+        offs_s = tl.arange(0, BLOCK_S)
+        ptrs = sums_ptr + 2 * (first + offs_s)
+        total = tl.sum(tl.load(ptrs, mask=offs_s < blocks, other=0.0), axis=0)
+        moved = tl.sum(tl.load(ptrs + 1, mask=offs_s < blocks, other=0.0), axis=0)
+    else:
+        growth, _ = _exp_terms(apart)
+        total = tl.sum(weight, axis=0)[None, :]
+        moved = tl.sum(weight * growth, axis=0)[None, :]
+    # where nothing takes part all weights are zero
+    total = tl.where(total > 0, total, 1.0)
+    q = weight / total
+    # log p - log q: the normalisers differ by the mean growth of the exponentials
+    growth, excess = _exp_terms(apart - _log1p(moved / total))
+    share = temperature / B
+    if SELECTED:
+        share = tl.where(tl.load(selected_ptr + pair) != 0, share, 0.0)
+    value = tl.sum(tl.sum(q * excess, axis=1), axis=0)
+    tl.store(values_ptr + tl.program_id(0), value * (share * temperature))
+    tl.store(table_ptr + place, tl.where(seen, q * growth * share, 0.0), mask=in_map)
