@@ -27,6 +27,7 @@ setup(
         "fastseg.kernels",
         "fastseg.kernels.reference",
         "fastseg.pipelines",
+        "fastseg.pipelines.catalogue",
         "fastseg.pipelines.synthetic",
     ],
     package_dir={

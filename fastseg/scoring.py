@@ -20,6 +20,7 @@ from fastseg.evaluation import SubsetDecoder, evaluate_subsets
 from fastseg.metrics import ConfusionMatrix
 from fastseg.models import SegFormer
 from fastseg.pipelines import Batch, ModalitySpec, build_loader
+from fastseg.pipelines.display import picture
 from fastseg.report import (
     Picture,
     RunReport,
@@ -139,11 +140,9 @@ def _picture(
 
 
 def displayable(modality: ModalitySpec, image: Tensor) -> NDArray[np.uint8]:
-    """The 8-bit image ``[H, W, 3]`` that a normalised ``[3, H, W]`` came from."""
+    """The picture ``[H, W, 3]`` of a normalised ``[3, H, W]``."""
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (modality.mean, modality.std))
-    codes = (255 * (image * std + mean)).round().clamp(0, 255).to(torch.uint8)
-    pixels: NDArray[np.uint8] = codes.permute(1, 2, 0).numpy()
-    return pixels
+    return picture(modality, (image * std + mean).numpy())
 
 
 def run_facts(context: RunContext, folder: Path) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from .batch import Batch, Loader
 from .build import build_loader
+from .catalogue import get_dataset
 from .config import DataConfig
-from .datasets import get_dataset
 from .errors import DataError
 from .spec import DatasetSpec, ModalitySpec
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .batch import Loader
+from .catalogue import get_dataset
 from .config import DataConfig
 from .dali_loader import DaliLoader, dali_import_error
-from .datasets import get_dataset
 from .errors import DataError
 from .files import list_split
 from .order import EvalOrder, Order, TrainOrder
 from .plan import Plan
 from .samples import SampleReader
+from .spec import DatasetSpec
 from .torch_loader import TorchLoader
 
 
@@ -38,7 +41,10 @@ def build_loader(
     kind, reason = choose_loader(config)
     spec = get_dataset(config.dataset)
     split = config.train_split if train else config.eval_split
-    files = list_split(spec, config.root, split, config.modalities)
+    refuse_raw(spec, config.modalities)
+    files = list_split(spec, config.root, split, config.modalities, missing=config.missing)
+    if files.absent:
+        reason += f"; {len(files.absent)} missing files of split {split} are fed as zero"
     order: Order
     if train:
         order = TrainOrder(len(files), config.batch_size, seed, rank, world)
@@ -46,6 +52,22 @@ def build_loader(
         order = EvalOrder(len(files), config.eval_batch_size, rank, world)
     SampleReader(files).read(0)
     return kind(Plan(files, config, order, seed, train), reason)
+
+
+def refuse_raw(spec: DatasetSpec, modalities: Sequence[str]) -> None:
+    """Stop before looking for files that no loader can turn into images.
+
+    Raises:
+        DataError: a modality is raw sensor data.
+    """
+    raw = [m.name for m in spec.select(modalities) if not m.loadable]
+    if raw:
+        prepared = spec.name.removesuffix("-raw")
+        raise DataError(
+            f"{', '.join(raw)} of {spec.name} are raw sensor data, which cannot be loaded; run "
+            f"python -m fastseg.data prepare {prepared} --root DIR, then use --data.dataset "
+            f"{prepared}"
+        )
 
 
 def choose_loader(config: DataConfig) -> tuple[type[TorchLoader] | type[DaliLoader], str]:

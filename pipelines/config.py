@@ -17,6 +17,8 @@ class DataConfig:
     """Folder that holds the data set in its published layout."""
     modalities: tuple[str, ...] = ()
     """Modalities to use, in any order; empty for all of the spec."""
+    missing: Literal["error", "zero"] = "error"
+    """Files of a modality that are not there: refuse, or feed zeros after normalisation."""
     train_split: str = "train"
     """Split that the network is trained on."""
     eval_split: str = "val"

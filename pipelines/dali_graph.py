@@ -1,7 +1,6 @@
-"""The DALI pipeline: bytes and regions in, 8-bit batches of the final size out.
+"""The DALI pipeline: bytes and regions in, batches of codes of the final size out.
 
-Everything that is drawn or depends on an image's size is computed in Python by ``Source`` from the
-same ``Geometry`` that the torch loader uses; the graph only carries it out. The resize reads just
+What varies is computed in ``dali_source``; the graph only carries it out. The resize reads just
 the region that the crop needs, and flips by exchanging the region's ends.
 
 DALI computes positions in float32. Against the exact index of the torch loader, nearest was equal
@@ -15,90 +14,21 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .decode import check_header, label_tables, read_bytes
-from .geometry import Axis, Geometry
+from .dali_source import Source
+from .decode import label_tables
 from .plan import Plan
-from .samples import wrong_size
-from .spec import LabelSpec, ModalitySpec
-
-_SHARED_INPUTS = 6
-"""Inputs per sample besides the files: two regions (start, end), their size, the output size."""
-
-Array = NDArray[Any]
-
-
-class Source:
-    """What ``external_source`` calls: iteration to one list of arrays per input.
-
-    Inputs, in order: bytes of each modality and of the label; start and end of the bilinear
-    region; start and end of the nearest region; size of the window; size of the output; then
-    start, end and size of the first resize of each modality that may come in another size.
-    Regions and sizes are float32 ``[2]`` (rows, columns).
-    """
-
-    def __init__(self, plan: Plan, steps: range) -> None:
-        self._plan, self._steps = plan, steps
-        self._free = [m for m, spec in enumerate(plan.files.modalities) if spec.any_size]
-        self.num_outputs = len(plan.files.modalities) + 1 + _SHARED_INPUTS + 3 * len(self._free)
-
-    def __call__(self, iteration: int) -> list[list[Array]]:
-        """The inputs of one batch.
-
-        Raises:
-            StopIteration: all steps are done.
-            DataError: a file is missing or of a format or size that cannot be used.
-        """
-        if iteration >= len(self._steps):
-            raise StopIteration
-        step = self._steps[iteration]
-        _, indices = self._plan.order.at(step)
-        files = [self._read(index) for index in indices]
-        label_sizes = [sizes[-1] for _, sizes in files]
-        geometries = self._plan.geometries(step, label_sizes)
-        samples = [
-            [*contents, *_shared(geometry), *self._first_resizes(sizes)]
-            for (contents, sizes), geometry in zip(files, geometries, strict=True)
-        ]
-        return [list(column) for column in zip(*samples, strict=True)]
-
-    def _read(self, index: int) -> tuple[list[Array], list[tuple[int, int]]]:
-        """Bytes and (height, width) of every file of a sample, the label last."""
-        plan = self._plan
-        spec = plan.files.spec
-        contents: list[Array] = []
-        sizes = []
-        parts: tuple[ModalitySpec | LabelSpec, ...] = (*plan.files.modalities, spec.label)
-        for part in parts:
-            path = plan.files.path(index, part)
-            data = read_bytes(path)
-            sizes.append(check_header(data, path, label=part is spec.label))
-            contents.append(np.frombuffer(data, np.uint8))
-        for position, modality in enumerate(plan.files.modalities):
-            if sizes[position] != sizes[-1] and not modality.any_size:
-                raise wrong_size(plan.files, index, position, sizes[position], sizes[-1])
-        return contents, sizes
-
-    def _first_resizes(self, sizes: list[tuple[int, int]]) -> list[Array]:
-        """Regions that bring each free modality to the size of the label."""
-        inputs: list[Array] = []
-        for position in self._free:
-            axes = [
-                Axis(own, scaled=wanted, offset=0, length=wanted, out=wanted)
-                for own, wanted in zip(sizes[position], sizes[-1], strict=True)
-            ]
-            inputs += [*_region(Geometry(*axes), nearest=True), _pair(*sizes[-1])]
-        return inputs
+from .spec import ModalitySpec
 
 
 def build_pipeline(plan: Plan, steps: range, device_id: int | None) -> Any:
     """A pipeline whose ``run`` returns, per step, M images ``[B, 3, H, W]``, labels, a check.
 
-    Images and labels ``[B, H, W, 1]`` are uint8, on the GPU ``device_id`` or on the CPU for
-    ``None``. The check ``[B]``, always on the CPU, is above 0 where a label file has a raw value
-    that must not occur. PNG has no GPU decoder, so files decode on the CPU and the rest follows
-    the device.
+    Images have their modality's type, uint16 as the bits of int16, because DALI's torch plugin
+    does not know it; labels ``[B, H, W, 1]`` are uint8. Both are on the GPU ``device_id`` or on the
+    CPU for ``None``. The check ``[B]``, always on the CPU, is above 0 where a label file has a raw
+    value that must not occur. PNG has no GPU decoder, so files decode on the CPU and the rest
+    follows the device.
     """
     dali = import_module("nvidia.dali")
     in_line = plan.config.workers == 0
@@ -120,20 +50,16 @@ def _graph(dali: Any, plan: Plan, steps: range, *, on_gpu: bool) -> list[Any]:
     fn, types = dali.fn, dali.types
     spec, modalities = plan.files.spec, plan.files.modalities
     source = Source(plan, steps)
+    inputs = _inputs(dali, plan, source)
     count = len(modalities) + 1
-    inputs = fn.external_source(
-        source=source,
-        num_outputs=source.num_outputs,
-        batch=True,
-        dtype=[types.UINT8] * count + [types.FLOAT] * (source.num_outputs - count),
-        ndim=[1] * source.num_outputs,
-    )
-    encoded, rest = inputs[:count], iter(inputs[count:])
-    linear, nearest = (next(rest), next(rest)), (next(rest), next(rest))
+    contents, rest = inputs[:count], iter(inputs[count:])
+    nearest = next(rest), next(rest)
     window, output = next(rest), fn.cast(next(rest), dtype=types.INT32)
+    linear = (next(rest), next(rest)) if source.bilinear else nearest
 
-    def decoded(data: Any) -> Any:
-        return fn.decoders.image(data, device="cpu", output_type=types.RGB)
+    def decoded(data: Any, dtype: Any) -> Any:
+        pixels = fn.decoders.image(data, device="cpu", output_type=types.RGB, dtype=dtype)
+        return pixels[:, spec.skip_columns :] if spec.skip_columns else pixels
 
     def placed(pixels: Any) -> Any:
         return pixels.gpu() if on_gpu else pixels
@@ -148,7 +74,7 @@ def _graph(dali: Any, plan: Plan, steps: range, *, on_gpu: bool) -> list[Any]:
             antialias=False,
         )
 
-    def padded(pixels: Any, fill: int) -> Any:
+    def padded(pixels: Any, fill: float) -> Any:
         return fn.slice(
             pixels,
             start=(0, 0),
@@ -159,43 +85,63 @@ def _graph(dali: Any, plan: Plan, steps: range, *, on_gpu: bool) -> list[Any]:
         )
 
     outputs = []
-    for modality, data in zip(modalities, encoded, strict=False):
-        pixels = placed(decoded(data))
+    for modality, content, encoded in zip(modalities, contents, source.encoded, strict=False):
+        pixels = placed(decoded(content, _type(dali, modality)) if encoded else content)
         if modality.any_size:
             pixels = resized(pixels, (next(rest), next(rest)), next(rest), types.INTERP_NN)
         if modality.interpolation == "bilinear":
             pixels = resized(pixels, linear, window, types.INTERP_LINEAR)
         else:
             pixels = resized(pixels, nearest, window, types.INTERP_NN)
-        outputs.append(fn.transpose(padded(pixels, 0), perm=(2, 0, 1)))
+        image = fn.transpose(padded(pixels, modality.empty), perm=(2, 0, 1))
+        if encoded and modality.channels != (0, 1, 2):
+            image = fn.cat(*(image[c : c + 1] for c in modality.channels), axis=0)
+        if modality.dtype == np.uint16:
+            image = fn.reinterpret(image, dtype=types.INT16)
+        outputs.append(image)
 
-    illegal, train_ids = label_tables(spec)
+    if source.label_encoded:
+        raw = decoded(contents[-1], types.UINT8)
+        label, check = _train_ids(
+            dali, raw, resized(placed(raw), nearest, window, types.INTERP_NN), plan
+        )
+    else:
+        label = resized(placed(contents[-1]), nearest, window, types.INTERP_NN)
+        check = fn.constant(idata=0, shape=(), dtype=types.UINT8)  # the decoder has checked
+    return [*outputs, padded(label, spec.ignore_index), check]
+
+
+def _inputs(dali: Any, plan: Plan, source: Source) -> Any:
+    """The external inputs: bytes are vectors, what is already decoded has three axes."""
+    fn, types = dali.fn, dali.types
+    contents = [
+        (types.UINT8, 1) if encoded else (_type(dali, modality), 3)
+        for modality, encoded in zip(plan.files.modalities, source.encoded, strict=True)
+    ]
+    contents.append((types.UINT8, 1 if source.label_encoded else 3))
+    numbers = [(types.FLOAT, 1)] * (source.num_outputs - len(contents))
+    return fn.external_source(
+        source=source,
+        num_outputs=source.num_outputs,
+        batch=True,
+        dtype=[dtype for dtype, _ in contents + numbers],
+        ndim=[ndim for _, ndim in contents + numbers],
+    )
+
+
+def _type(dali: Any, modality: ModalitySpec) -> Any:
+    names = {"uint8": "UINT8", "uint16": "UINT16", "float32": "FLOAT"}
+    return getattr(dali.types, names[modality.dtype.name])
+
+
+def _train_ids(dali: Any, raw: Any, resized: Any, plan: Plan) -> tuple[Any, Any]:
+    """Train ids of the resized label, and above 0 where the whole one has an illegal value."""
+    fn, types = dali.fn, dali.types
+    illegal, train_ids = label_tables(plan.files.spec)
     keys = list(range(256))
-    raw = decoded(encoded[-1])
     red = fn.slice(raw, start=0, end=1, axes=(2,))
     check = fn.lookup_table(red, keys=keys, values=illegal.tolist(), dtype=types.UINT8)
     # all three channels stay through the resize: DALI 2.4 crashed there on one-channel slices
-    label = resized(placed(raw), nearest, window, types.INTERP_NN)
-    label = fn.slice(label, start=0, end=1, axes=(2,))
+    label = fn.slice(resized, start=0, end=1, axes=(2,))
     label = fn.lookup_table(label, keys=keys, values=train_ids.tolist(), dtype=types.UINT8)
-    return [*outputs, padded(label, spec.ignore_index), fn.reductions.max(check)]
-
-
-def _shared(geometry: Geometry) -> list[Array]:
-    rows, cols = geometry.rows, geometry.cols
-    return [
-        *_region(geometry, nearest=False),
-        *_region(geometry, nearest=True),
-        _pair(rows.length, cols.length),
-        _pair(rows.out, cols.out),
-    ]
-
-
-def _region(geometry: Geometry, *, nearest: bool) -> tuple[Array, Array]:
-    top, bottom = geometry.rows.region(nearest=nearest)
-    left, right = geometry.cols.region(nearest=nearest)
-    return _pair(top, left), _pair(bottom, right)
-
-
-def _pair(row: float, col: float) -> Array:
-    return np.array([row, col], np.float32)
+    return label, fn.reductions.max(check)

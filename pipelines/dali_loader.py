@@ -9,6 +9,7 @@ from collections.abc import Generator
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,28 +103,29 @@ class DaliLoader:
         return () if self._device_id is None else (torch.cuda.current_stream(),)
 
     def _batch(self, step: int, outputs: tuple[Any, ...]) -> Batch:
-        *encoded, labels = outputs
-        count = len(encoded)
-        batch, channels, height, width = encoded[0].as_tensor().shape()
-        device = torch.device("cpu" if self._device_id is None else f"cuda:{self._device_id}")
-        images = torch.empty(
-            (count, batch, channels, height, width), dtype=torch.uint8, device=device
-        )
-        for m, source in enumerate(encoded):
-            self._copy(source, images[m])
-        raw = torch.empty((batch, height, width, 1), dtype=torch.uint8, device=device)
-        self._copy(labels, raw)
+        *images, labels = (self._copied(output) for output in outputs)
+        codes = [
+            image.view(torch.uint16) if modality.dtype == np.uint16 else image
+            for modality, image in zip(self._plan.files.modalities, images, strict=True)
+        ]
         return Batch(
-            images=self._normalise(images),
-            labels=raw.squeeze(-1).long(),
+            images=self._normalise(codes, self._plan.present(step)),
+            labels=labels.squeeze(-1).long(),
             modalities=self._plan.modalities,
             sample_ids=self._plan.sample_ids(step),
         )
 
-    def _copy(self, source: Any, target: Tensor) -> None:
+    def _copied(self, output: Any) -> Tensor:
         """DALI takes its buffers back at the next run, so outputs are copied."""
         plugin = import_module("nvidia.dali.plugin.pytorch")
-        plugin.feed_ndarray(source.as_tensor(), target, *self._streams())
+        source = output.as_tensor()
+        target = torch.empty(
+            source.shape(),
+            dtype=plugin.to_torch_type[source.dtype],
+            device="cpu" if self._device_id is None else f"cuda:{self._device_id}",
+        )
+        plugin.feed_ndarray(source, target, *self._streams())
+        return target
 
     def _culprit(self, step: int, reason: str) -> DataError:
         """Decode the files of the failing steps one by one: DALI's own message may name none."""

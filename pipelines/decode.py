@@ -1,106 +1,97 @@
-"""File bytes to 8-bit arrays under declared rules; anything else is refused by name."""
+"""Files of a sample to arrays, under the rules that its spec declares."""
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .arrays import read_array
 from .errors import DataError
-from .spec import ILLEGAL, DatasetSpec
+from .geometry import Axis
+from .images import Pixels, decode_image, read_bytes
+from .spec import ILLEGAL, DatasetSpec, ModalitySpec
 
-Pixels = NDArray[np.uint8]
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PALETTE = 3
-"""Colour type of a PNG whose pixels are indices."""
-_MODES = ("L", "LA", "RGB", "RGBA", "P")
-# everything PIL was seen to raise on damaged files
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+Array = NDArray[Any]
+"""uint8 or uint16 codes, or float32 values."""
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+def decode_modality(paths: Sequence[Path], spec: DatasetSpec, modality: ModalitySpec) -> Array:
+    """A modality's image as ``[3, H, W]`` of ``modality.dtype``, cut and resized as ``spec`` says.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: a file is missing, damaged, or of a format, shape or value that is not declared.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; restore it") from error
-
-
-def check_header(data: bytes, path: Path, *, label: bool) -> tuple[int, int]:
-    """Height and width in pixels, after checking that the format is one we decode exactly.
-
-    Only header and end are looked at. 16-bit files would lose their low byte without a word, and
-    the indices of a palette PNG would become colours in some decoders, so both are refused.
-
-    Raises:
-        DataError: not an image, another bit depth, or a palette PNG as label.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height, mode = image.width, image.height, image.mode
-    except _DAMAGE as error:
-        raise _damaged(path, len(data), error) from error
-    depth, palette = 8, mode == "P"
-    if data.startswith(_PNG):
-        end = data.rfind(b"IEND")
-        if not 0 <= end <= len(data) - 8:
-            # PIL forgives this once all pixels are read, DALI does not
-            raise _damaged(path, len(data), EOFError("the end of the PNG is missing"))
-        depth, palette = data[24], data[25] == _PALETTE
-    if mode not in _MODES or (depth != 8 and not palette):
+    pixels: Array
+    if modality.decoder == "image":
+        pixels = decode_image(read_bytes(paths[0]), paths[0], bits=modality.bits)
+        if modality.high_byte:
+            pixels = (pixels >> 8).astype(np.uint8)
+    elif modality.decoder == "array":
+        pixels = _stacked(paths, modality)
+    else:
         raise DataError(
-            f"{path} has {depth} bits per channel (mode {mode}); expected 8-bit grey or RGB. "
-            "Convert it to 8 bit with the scaling you want, and save it as PNG"
+            f"{modality.name} of {spec.name} is raw sensor data ({paths[0]}), which cannot be "
+            "loaded as an image; run python -m fastseg.data prepare, then load the prepared set"
         )
-    if label and palette:
-        raise DataError(
-            f"{path} is a palette PNG; expected the class in the grey value or in the red channel "
-            "of RGB(A). Save the indices as grey: Image.fromarray(numpy.array(Image.open(path)))"
-        )
-    return height, width
+    check_width(paths[0], pixels.shape[1], spec)
+    pixels = pixels[:, spec.skip_columns :]
+    if spec.resize is not None:
+        height, width = spec.resize
+        with Image.fromarray(pixels) as image:
+            pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    pixels = np.ascontiguousarray(pixels[:, :, modality.channels].transpose(2, 0, 1))
+    return _stretched(pixels) if modality.stretch else pixels
 
 
-def decode_image(path: Path) -> Pixels:
-    """A modality's image as ``[3, H, W]`` uint8: alpha dropped, grey replicated.
-
-    Raises:
-        DataError: the file is missing, damaged, or of a format that ``check_header`` refuses.
-    """
-    return _channels_first(_decode(path, label=False))
-
-
-def decode_label(path: Path, spec: DatasetSpec) -> Pixels:
+def decode_label(path: Path, spec: DatasetSpec, mask: Path | None = None) -> Pixels:
     """A label image as ``[H, W]`` uint8 train ids, ``spec.ignore_index`` where none.
 
     Raises:
         DataError: as for images, or a raw value that the spec's table does not map.
     """
-    raw = np.ascontiguousarray(_decode(path, label=True)[:, :, 0])
+    raw = decode_image(read_bytes(path), path, label=True)[:, :, 0]
+    check_width(path, raw.shape[1], spec)
+    raw = np.ascontiguousarray(raw[:, spec.skip_columns :])
     illegal, train_ids = label_tables(spec)
     present = np.bincount(raw.ravel(), minlength=256)
     if present[illegal].any():
         strange = np.flatnonzero(present * illegal)
         raise bad_label(path, spec, int(strange[0]), int(present[strange].sum()))
-    return train_ids[raw]
+    label = train_ids[raw]
+    if mask is not None:
+        hidden = decode_image(read_bytes(mask), mask)[:, spec.skip_columns :, 0] > 0
+        if hidden.shape != label.shape:
+            raise wrong_size(mask, hidden.shape, label.shape)
+        label[hidden] = spec.ignore_index
+    if spec.resize is not None:
+        rows, cols = (resampled(*pair) for pair in zip(label.shape, spec.resize, strict=True))
+        label = label.take(rows.nearest(), axis=0).take(cols.nearest(), axis=1)
+    return label
+
+
+def resampled(source: int, target: int) -> Axis:
+    """One axis resized as a whole."""
+    return Axis(source, scaled=target, offset=0, length=target, out=target)
+
+
+def check_width(path: Path, width: int, spec: DatasetSpec) -> None:
+    """Refuse an image of which nothing is left after ``spec.skip_columns``.
+
+    Raises:
+        DataError: it is not wide enough.
+    """
+    if width <= spec.skip_columns:
+        raise DataError(
+            f"{path} is {width} pixels wide, but {spec.name} leaves out the first "
+            f"{spec.skip_columns} columns; use the images in their published size",
+            "size",
+        )
 
 
 @lru_cache(maxsize=8)
@@ -118,31 +109,49 @@ def bad_label(path: Path, spec: DatasetSpec, value: int, pixels: int) -> DataErr
         f"{path}: label value {value} is not one of {spec.name}'s {len(legal)} raw values "
         f"({_ranges(legal)}, for {spec.num_classes} classes); {pixels} pixels are affected. "
         "Usual causes: labels of another data set or another id convention, ids off by one, a "
-        "colour-coded or resampled label image, the wrong --data.dataset"
+        "colour-coded or resampled label image, the wrong --data.dataset",
+        "label",
     )
 
 
-def _decode(path: Path, *, label: bool) -> Pixels:
-    """Pixels ``[H, W, 3]`` in RGB order."""
-    data = read_bytes(path)
-    check_header(data, path, label=label)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            # convert drops alpha without compositing and copies grey into all channels
-            return np.array(image.convert("RGB"))
-    except _DAMAGE as error:
-        raise _damaged(path, len(data), error) from error
-
-
-def _channels_first(pixels: Pixels) -> Pixels:
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _damaged(path: Path, size: int, error: BaseException) -> DataError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+def wrong_size(path: Path, size: tuple[int, ...], expected: tuple[int, ...]) -> DataError:
+    """The error for a file whose (height, width) differs from the label's."""
     return DataError(
-        f"{path} is damaged or no image ({size} bytes; {reason}); fetch this file again"
+        f"{path} is {size[1]} x {size[0]} pixels, its label is {expected[1]} x {expected[0]}; all "
+        "files of a sample must be registered and of one size. Check that the file belongs to "
+        "this sample, or resize it",
+        "size",
     )
+
+
+def _stacked(paths: Sequence[Path], modality: ModalitySpec) -> NDArray[np.float32]:
+    """The channels of all arrays ``[H, W, C]``, after checking that the declared ones exist."""
+    arrays = [read_array(read_bytes(path), path) for path in paths]
+    for path, array in zip(paths[1:], arrays[1:], strict=True):
+        if array.shape[:2] != arrays[0].shape[:2]:
+            raise DataError(
+                f"{path} is {array.shape[1]} x {array.shape[0]}, but {paths[0]} is "
+                f"{arrays[0].shape[1]} x {arrays[0].shape[0]}; both belong to one image. Restore "
+                "the two files of this sample",
+                "size",
+            )
+    stacked = np.concatenate(arrays, axis=2)
+    if max(modality.channels) >= stacked.shape[2]:
+        raise DataError(
+            f"{paths[0]}: {modality.name} has {stacked.shape[2]} channels; expected at least "
+            f"{max(modality.channels) + 1}. Check that the file belongs to this modality",
+            "value",
+        )
+    return stacked
+
+
+def _stretched(pixels: Array) -> NDArray[np.float32]:
+    """255 (x - min) / (max - min) over all pixels and channels; 0 for a constant image."""
+    values = pixels.astype(np.float32)
+    low, high = values.min(), values.max()
+    span = high - low
+    result: NDArray[np.float32] = (values - low) / (span if span else 1) * np.float32(255)
+    return result
 
 
 def _ranges(values: list[int]) -> str:

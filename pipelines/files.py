@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from .errors import DataError
-from .spec import DatasetSpec, LabelSpec, ModalitySpec, unknown_name
+from .layout import case_of, conditions_of, relative_path, sample_in_line, sample_of, wildcard
+from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 
 _LISTED = 20
 """Missing files that an error message names."""
@@ -18,7 +19,7 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The samples of one split, sorted by sample id."""
+    """The samples of one split: sorted by sample id, or in the order of the split's list file."""
 
     spec: DatasetSpec
     root: Path
@@ -26,20 +27,37 @@ class SplitFiles:
     modalities: tuple[ModalitySpec, ...]
     sample_ids: tuple[str, ...]
     """Paths without tag and suffix, such as ``cloud/val/MAP_4_point12/157550``."""
+    absent: frozenset[tuple[str, str]] = frozenset()
+    """(modality, sample id) of files that are missing and to be fed as zero."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def path(self, index: int, part: ModalitySpec | LabelSpec) -> Path:
-        """File of sample ``index`` for a modality or the label."""
-        fields = parse_sample_id(self.spec, self.sample_ids[index])
-        relative = self.spec.layout.format(**fields, folder=part.folder, tag=part.tag)
-        return self.root / relative
+    def path(self, index: int, file: FileSpec) -> Path:
+        """Path of one file of sample ``index``."""
+        return self.root / relative_path(self.spec, self.split, self.sample_ids[index], file)
+
+    def paths(self, index: int, files: Sequence[FileSpec]) -> tuple[Path, ...]:
+        """Paths of several files of sample ``index``."""
+        return tuple(self.path(index, file) for file in files)
+
+    def is_absent(self, index: int, modality: ModalitySpec) -> bool:
+        """Whether sample ``index`` lacks this modality."""
+        return bool(self.absent) and (modality.name, self.sample_ids[index]) in self.absent
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the sample ids: changes when samples are added, removed or renamed."""
         return hashlib.sha256("\n".join(self.sample_ids).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A file that is not there: of which sample, of which part (a modality, or ``label``)."""
+
+    index: int
+    part: str
+    file: FileSpec
 
 
 def list_split(
@@ -49,139 +67,190 @@ def list_split(
     modalities: Sequence[str] = (),
     conditions: Sequence[str] = (),
     cases: Sequence[str] = (),
+    missing: Literal["error", "zero"] = "error",
 ) -> SplitFiles:
     """List a split and check that every sample has its label and all modalities.
 
     Filters compare whole parts of the path under ``root``: substrings would take every file of
-    ``train`` for ``rain``. A sample counts if any of its files is there, so a gap cannot hide.
+    ``train`` for ``rain``. Where splits are folders, a sample counts if any of its files is there,
+    so a gap cannot hide.
 
     Args:
         spec: the data set's layout.
         root: folder that holds it.
         split: one of ``spec.splits``.
         modalities: names to use, in order; none for all.
-        conditions: keep only these values of the field ``condition``; none for all.
+        conditions: keep samples with one of these values in each field that has such a value;
+            none for all.
         cases: keep only scenes of these cases, ``normal`` included; none for all.
+        missing: what to do without a modality's file: refuse, or note it in ``absent``.
 
     Raises:
         DataError: a name is unknown, nothing is found, or files are missing (with their number
             per modality and the first 20 paths).
     """
+    files, gaps = scan_split(spec, root, split, modalities, conditions, cases)
+    fatal = [gap for gap in gaps if missing == "error" or gap.part == "label"]
+    if fatal:
+        raise _incomplete(files, fatal)
+    return replace(files, absent=frozenset((gap.part, files.sample_ids[gap.index]) for gap in gaps))
+
+
+def scan_split(
+    spec: DatasetSpec,
+    root: Path,
+    split: str,
+    modalities: Sequence[str] = (),
+    conditions: Sequence[str] = (),
+    cases: Sequence[str] = (),
+) -> tuple[SplitFiles, list[Gap]]:
+    """The samples of a split and every file of theirs that is missing; see ``list_split``.
+
+    Raises:
+        DataError: a name is unknown, or nothing is found.
+    """
     chosen = spec.select(modalities)
-    known_cases = ("normal", *spec.cases)
+    _check_names(spec, split, conditions, cases)
+    if not root.is_dir():
+        raise DataError(
+            f"no data set at {root}: the folder does not exist. Set --data.root to a copy of "
+            f"{spec.name}{_synthetic(spec, root)}",
+            "missing",
+        )
+    parts = {**{m.name: m.files for m in chosen}, "label": spec.label.files}
+    found = {file: _samples_with(spec, root, split, file) for fs in parts.values() for file in fs}
+    if spec.split_list:
+        candidates = read_list(spec, root, split)
+    else:
+        candidates = sorted(set().union(*found.values()))
+    wanted = [
+        sample_id
+        for sample_id in candidates
+        if _has_conditions(spec, sample_id, conditions)
+        and (not cases or case_of(spec, sample_id) in cases)
+    ]
+    if not wanted:
+        raise _nothing(spec, root, split, (*conditions, *cases), parts)
+    gaps = [
+        Gap(index, part, file)
+        for part, files in parts.items()
+        for file in files
+        for index, sample_id in enumerate(wanted)
+        if sample_id not in found[file]
+    ]
+    return SplitFiles(spec, root, split, chosen, tuple(wanted)), gaps
+
+
+def read_list(spec: DatasetSpec, root: Path, split: str) -> list[str]:
+    """Sample ids of a split's list file, in its order.
+
+    Raises:
+        DataError: the file is missing, has a line of another form, or names a sample twice.
+    """
+    path = root / spec.split_list.format(split=split)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise DataError(
+            f"cannot read {path}, the list of split {split!r}: {reason}; it comes with the data "
+            "set, one sample per line. Check --data.root, or restore it",
+            "missing",
+        ) from error
+    ids: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        sample_id = sample_in_line(spec, line.strip())
+        if sample_id is None:
+            expected = spec.list_line or spec.sample_id
+            raise DataError(
+                f"{path}, line {number}: {line.strip()!r} is not of the form {expected}; "
+                "restore the list, or take out the line",
+                "name",
+            )
+        if sample_id in ids:
+            raise DataError(
+                f"{path} names {sample_id} in lines {ids[sample_id]} and {number}; it would count "
+                "twice. Take one of them out",
+                "name",
+            )
+        ids[sample_id] = number
+    return list(ids)
+
+
+def _check_names(
+    spec: DatasetSpec, split: str, conditions: Sequence[str], cases: Sequence[str]
+) -> None:
+    known_conditions = [value for condition in spec.conditions for value in condition.values]
     for kind, names, known in (
         ("split", (split,), spec.splits),
-        ("condition", conditions, spec.conditions),
-        ("case", cases, known_cases),
+        ("condition", conditions, known_conditions),
+        ("case", cases, ("normal", *spec.cases)),
     ):
         for name in names:
             if name not in known:
                 raise unknown_name(f"{kind} of {spec.name}", name, known)
-    if not root.is_dir():
-        raise DataError(
-            f"no data set at {root}: the folder does not exist. Set --data.root to a copy of "
-            f"{spec.name}, or make a synthetic one: python -m fastseg.data synthetic --out {root}"
-        )
-
-    parts: dict[str, ModalitySpec | LabelSpec] = {m.name: m for m in chosen}
-    parts["label"] = spec.label
-    found = {name: _list_part(spec, root, split, part) for name, part in parts.items()}
-    wanted = [
-        sample_id
-        for sample_id in sorted(set().union(*found.values()))
-        if (not conditions or condition_of(spec, sample_id) in conditions)
-        and (not cases or case_of(spec, sample_id) in cases)
-    ]
-    if not wanted:
-        example = spec.layout.replace("{split}", split)
-        filters = " ".join((*conditions, *cases))
-        raise DataError(
-            f"no sample of split {split!r}{' with ' + filters if filters else ''} under {root}; "
-            f"expected files {example} in the folders "
-            f"{', '.join(part.folder for part in parts.values())}. Check --data.root, or make a "
-            f"synthetic set: python -m fastseg.data synthetic --out DIR"
-        )
-    files = SplitFiles(spec, root, split, chosen, tuple(wanted))
-    _check_complete(files, parts, found)
-    return files
 
 
-def parse_sample_id(spec: DatasetSpec, sample_id: str) -> dict[str, str]:
-    """The fields of a sample id, such as condition, split, scene and frame.
-
-    Raises:
-        DataError: the id does not have the form that the spec states.
-    """
-    match = re.fullmatch(_pattern(spec.sample_id), sample_id)
-    if match is None:
-        raise DataError(f"{sample_id!r} is no sample id of {spec.name} ({spec.sample_id})")
-    return match.groupdict()
+def _has_conditions(spec: DatasetSpec, sample_id: str, wanted: Sequence[str]) -> bool:
+    return not wanted or all(
+        value in wanted or not set(wanted) & set(condition.values)
+        for condition, value in zip(spec.conditions, conditions_of(spec, sample_id), strict=True)
+    )
 
 
-def condition_of(spec: DatasetSpec, sample_id: str) -> str:
-    """Weather or time of day of a sample; empty where the data set has none."""
-    return parse_sample_id(spec, sample_id).get("condition", "")
-
-
-def case_of(spec: DatasetSpec, sample_id: str) -> str:
-    """Sensor failure of a sample's scene, or ``normal``."""
-    ending = parse_sample_id(spec, sample_id).get("scene", "").rpartition("_")[2]
-    return ending if ending in spec.cases else "normal"
-
-
-def _pattern(template: str, values: Mapping[str, str] | None = None) -> str:
-    """Regular expression of a template: known fields literal, the others within one component."""
-    known = values or {}
-    pieces = re.split(r"\{(\w+)\}", template)  # text and field names take turns
-    for i in range(1, len(pieces), 2):
-        name = pieces[i]
-        pieces[i] = re.escape(known[name]) if name in known else rf"(?P<{name}>[^/]+)"
-    pieces[::2] = [re.escape(text) for text in pieces[::2]]
-    return "".join(pieces)
-
-
-def _list_part(
-    spec: DatasetSpec, root: Path, split: str, part: ModalitySpec | LabelSpec
-) -> set[str]:
-    """Ids of the samples that have a file in this part's folder."""
-    values = {"folder": part.folder, "split": split, "tag": part.tag}
-    wildcard = re.sub(r"\{(\w+)\}", lambda m: values.get(m.group(1), "*"), spec.layout)
-    regex = re.compile(_pattern(spec.layout, values))
+def _samples_with(spec: DatasetSpec, root: Path, split: str, file: FileSpec) -> set[str]:
+    """Ids of the samples that have this file."""
     ids = set()
-    for path in root.glob(wildcard):
-        match = regex.fullmatch(path.relative_to(root).as_posix())
+    for path in root.glob(wildcard(spec, split, file)):
+        sample_id = sample_of(spec, split, file, path.relative_to(root).as_posix())
         # names that start with a dot are leftovers of archive tools
-        if match is not None and not path.name.startswith("."):
-            ids.add(spec.sample_id.format(**match.groupdict(), split=split))
+        if sample_id is not None and not path.name.startswith("."):
+            ids.add(sample_id)
     return ids
 
 
-def _check_complete(
-    files: SplitFiles,
-    parts: Mapping[str, ModalitySpec | LabelSpec],
-    found: Mapping[str, set[str]],
-) -> None:
-    missing = [
-        (name, index)
-        for name in parts
-        for index, sample_id in enumerate(files.sample_ids)
-        if sample_id not in found[name]
-    ]
-    if not missing:
-        return
+def _nothing(
+    spec: DatasetSpec,
+    root: Path,
+    split: str,
+    filters: Sequence[str],
+    parts: Mapping[str, tuple[FileSpec, ...]],
+) -> DataError:
+    example = spec.layout.replace("{split}", split)
+    folders = dict.fromkeys(file.folder for files in parts.values() for file in files)
+    source = f" of {root / spec.split_list.format(split=split)}" if spec.split_list else ""
+    return DataError(
+        f"no sample of split {split!r}{' with ' + ' '.join(filters) if filters else ''}{source} "
+        f"under {root}; expected files {example} in the folders {', '.join(folders)}. "
+        f"Check --data.root{_synthetic(spec, 'DIR')}",
+        "missing",
+    )
+
+
+def _synthetic(spec: DatasetSpec, out: Path | str) -> str:
+    """The other way to get data, where there is one."""
+    if not spec.name.startswith("deliver"):
+        return f". {spec.hint}" if spec.hint else ""
+    return f", or make a synthetic one: python -m fastseg.data synthetic --out {out}"
+
+
+def _incomplete(files: SplitFiles, gaps: Sequence[Gap]) -> DataError:
     counts = []
-    for name, part in parts.items():
-        count = sum(1 for other, _ in missing if other == name)
-        if count:
-            folder = files.root / part.folder
-            gone = "" if folder.is_dir() else f", folder {folder} does not exist"
-            counts.append(f"{name}: {count} of {len(files)}{gone}")
-    lines = [f"  {files.path(index, parts[name])}" for name, index in missing[:_LISTED]]
-    if len(missing) > _LISTED:
-        lines.append(f"  and {len(missing) - _LISTED} more")
-    raise DataError(
-        f"{len(missing)} files of split {files.split!r} are missing ({'; '.join(counts)}):\n"
+    for part in dict.fromkeys(gap.part for gap in gaps):
+        mine = [gap for gap in gaps if gap.part == part]
+        folders = {files.root / gap.file.folder for gap in mine}
+        gone = "".join(f", folder {f} does not exist" for f in sorted(folders) if not f.is_dir())
+        counts.append(f"{part}: {len({gap.index for gap in mine})} of {len(files)}{gone}")
+    lines = [f"  {files.path(gap.index, gap.file)}" for gap in gaps[:_LISTED]]
+    if len(gaps) > _LISTED:
+        lines.append(f"  and {len(gaps) - _LISTED} more")
+    return DataError(
+        f"{len(gaps)} files of split {files.split!r} are missing ({'; '.join(counts)}):\n"
         + "\n".join(lines)
-        + "\nRestore them, remove the other files of these samples, or leave the modality out "
-        "with --data.modalities"
+        + "\nRestore them, remove the other files of these samples, leave the modality out with "
+        "--data.modalities, or feed what is missing as zero with --data.missing zero"
+        + (f". {files.spec.hint}" if files.spec.hint else ""),
+        "missing",
     )

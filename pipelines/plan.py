@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from .config import DataConfig
 from .errors import DataError
 from .files import SplitFiles
@@ -41,6 +44,15 @@ class Plan:
         """Names of the samples at global step ``step``."""
         _, indices = self.order.at(step)
         return tuple(self.files.sample_ids[index] for index in indices)
+
+    def present(self, step: int) -> Tensor | None:
+        """``[M, B]`` bool: which modality files of a step there are; None if all are."""
+        if not self.files.absent:
+            return None
+        _, indices = self.order.at(step)
+        return torch.tensor(
+            [[not self.files.is_absent(i, m) for i in indices] for m in self.files.modalities]
+        )
 
     def geometries(self, step: int, sizes: list[tuple[int, int]]) -> list[Geometry]:
         """The mapping of each sample of a step, given its (height, width).

@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .decode import Pixels, decode_image, decode_label
-from .errors import DataError
+from .decode import Array, decode_label, decode_modality, resampled, wrong_size
 from .files import SplitFiles
 from .geometry import Axis, Geometry
+from .images import Pixels
+from .spec import Interpolation, ModalitySpec
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modalities that are stacked because they change size by one rule and share a type.
+
+    Attributes:
+        interpolation: the rule.
+        dtype: what their codes are held in.
+        members: their positions among the modalities.
+    """
+
+    interpolation: Interpolation
+    dtype: np.dtype[np.generic]
+    members: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded sample, grouped by how it changes size.
+    """A decoded sample.
 
     Attributes:
-        linear: ``[3 Mb, H, W]`` uint8, the Mb bilinear modalities.
-        nearest: ``[3 Mn + 1, H, W]`` uint8, the Mn nearest modalities and the label map.
+        stacks: per group ``[3 Mg, H, W]``, its Mg modalities one after the other; the first stack
+            has one more channel, the label map.
     """
 
-    linear: Pixels
-    nearest: Pixels
+    stacks: tuple[Array, ...]
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        return self.nearest.shape[1], self.nearest.shape[2]
+        return self.stacks[0].shape[1], self.stacks[0].shape[2]
 
 
 class SampleReader:
     """Reads samples of a split and renders them; keeps the decoded ones if ``cache``.
 
-    Modalities of equal interpolation are stacked, so that each sample needs two resizes, not M + 1.
+    Modalities of equal interpolation and type are stacked, so that a sample of 8-bit images needs
+    two resizes, not M + 1.
     """
 
     def __init__(self, files: SplitFiles, *, cache: bool = False) -> None:
         self.files = files
         self._cache: dict[int, Sample] | None = {} if cache else None
-        rules = [m.interpolation for m in files.modalities]
-        self._linear = [m for m, rule in enumerate(rules) if rule == "bilinear"]
-        self._nearest = [m for m, rule in enumerate(rules) if rule == "nearest"]
+        self._groups = group_modalities(files.modalities)
 
     def read(self, index: int) -> Sample:
         """Decode sample ``index``; its modalities have the size of its label.
@@ -56,73 +71,87 @@ class SampleReader:
             sample = self._cache[index] = self._decode(index)
         return sample
 
-    def render(self, sample: Sample, geometry: Geometry, images: Pixels, labels: Pixels) -> None:
-        """Write the modalities to ``images [M, 3, h, w]`` and the label map to ``labels [h, w]``.
+    def render(
+        self, sample: Sample, geometry: Geometry, images: Sequence[Array], labels: Pixels
+    ) -> None:
+        """Write each modality to its ``[3, h, w]`` and the label map to ``labels [h, w]``.
 
-        Both are filled completely: padding is 0 in images and the ignore index in labels.
+        All are filled completely: padding is the empty code in images and the ignore index in
+        labels.
         """
         height, width = geometry.rows.length, geometry.cols.length
         if (height, width) != labels.shape:
-            images.fill(0)
+            for modality, image in zip(self.files.modalities, images, strict=True):
+                image.fill(modality.empty)
             labels.fill(self.files.spec.ignore_index)
-        nearest = resize_nearest(sample.nearest, geometry.rows, geometry.cols)
-        for position, modality in enumerate(self._nearest):
-            images[modality, :, :height, :width] = nearest[3 * position : 3 * position + 3]
-        labels[:height, :width] = nearest[-1]
-        if self._linear:
-            linear = resize_bilinear(sample.linear, geometry.rows, geometry.cols)
-            for position, modality in enumerate(self._linear):
-                images[modality, :, :height, :width] = linear[3 * position : 3 * position + 3]
+        for group, stack in zip(self._groups, sample.stacks, strict=True):
+            resize = resize_nearest if group.interpolation == "nearest" else resize_bilinear
+            resized = resize(stack, geometry.rows, geometry.cols)
+            for position, member in enumerate(group.members):
+                channels = slice(3 * position, 3 * position + 3)
+                images[member][:, :height, :width] = resized[channels]
+            if stack is sample.stacks[0]:
+                labels[:height, :width] = resized[-1]
 
     def _decode(self, index: int) -> Sample:
-        files = self.files
-        label = decode_label(files.path(index, files.spec.label), files.spec)
-        images = [
-            self._decode_modality(index, m, label.shape) for m in range(len(files.modalities))
-        ]
-        height, width = label.shape
-        empty = np.empty((0, height, width), np.uint8)
-        return Sample(
-            linear=np.concatenate([empty, *(images[m] for m in self._linear)]),
-            nearest=np.concatenate([*(images[m] for m in self._nearest), label[None]]),
-        )
-
-    def _decode_modality(self, index: int, position: int, size: tuple[int, ...]) -> Pixels:
-        modality = self.files.modalities[position]
-        path = self.files.path(index, modality)
-        image = decode_image(path)
-        height, width = image.shape[1:]
-        if (height, width) == size:
-            return image
-        if not modality.any_size:
-            raise wrong_size(self.files, index, position, (height, width), size)
-        rows = Axis(height, scaled=size[0], offset=0, length=size[0], out=size[0])
-        cols = Axis(width, scaled=size[1], offset=0, length=size[1], out=size[1])
-        return resize_nearest(image, rows, cols)
+        label = read_label(self.files, index)
+        images = [read_modality(self.files, index, m, label.shape) for m in self.files.modalities]
+        stacks: list[Array] = []
+        for group in self._groups:
+            parts = [images[member] for member in group.members]
+            stacks.append(np.concatenate(parts if stacks else [*parts, label[None]]))
+        return Sample(tuple(stacks))
 
 
-def wrong_size(
-    files: SplitFiles, index: int, position: int, size: tuple[int, int], expected: tuple[int, ...]
-) -> DataError:
-    """The error for a modality whose (height, width) differs from the label's."""
-    modality = files.modalities[position]
-    return DataError(
-        f"{files.path(index, modality)} is {size[1]} x {size[0]} pixels, its label is "
-        f"{expected[1]} x {expected[0]}; all files of a sample must be registered and of one size. "
-        "Check that the file belongs to this sample, or resize it"
-    )
+def group_modalities(modalities: Sequence[ModalitySpec]) -> tuple[Group, ...]:
+    """Which modalities share a stack; the first group is that of the label, perhaps empty."""
+    members: dict[tuple[Interpolation, np.dtype[np.generic]], list[int]] = {
+        ("nearest", np.dtype(np.uint8)): []
+    }
+    for position, modality in enumerate(modalities):
+        members.setdefault((modality.interpolation, modality.dtype), []).append(position)
+    return tuple(Group(*key, tuple(positions)) for key, positions in members.items())
 
 
-def resize_nearest(source: Pixels, rows: Axis, cols: Axis) -> Pixels:
-    """Window of ``source [C, H, W]`` rescaled by legacy nearest: ``[C, h, w]`` uint8."""
-    return source.take(rows.nearest(), axis=1).take(cols.nearest(), axis=2)
+def read_label(files: SplitFiles, index: int) -> Pixels:
+    """The label map of a sample, ``[H, W]`` uint8; see ``decode_label``."""
+    label = files.spec.label
+    mask = None if label.mask is None else files.path(index, label.mask)
+    return decode_label(files.path(index, label.file), files.spec, mask)
 
 
-def resize_bilinear(source: Pixels, rows: Axis, cols: Axis) -> Pixels:
-    """Window of ``source [C, H, W]`` rescaled bilinearly, rounded to uint8 ``[C, h, w]``.
+def read_modality(
+    files: SplitFiles, index: int, modality: ModalitySpec, size: tuple[int, ...]
+) -> Array:
+    """A modality of a sample, ``[3, H, W]`` of the label's ``size``; all empty if it is absent.
+
+    Raises:
+        DataError: as ``decode_modality``, or the file is of another size.
+    """
+    if files.is_absent(index, modality):
+        return np.full((3, *size), modality.empty, modality.dtype)
+    paths = files.paths(index, modality.files)
+    image = decode_modality(paths, files.spec, modality)
+    height, width = image.shape[1:]
+    if (height, width) == size:
+        return image
+    if not modality.any_size:
+        raise wrong_size(paths[0], (height, width), size)
+    return resize_nearest(image, resampled(height, size[0]), resampled(width, size[1]))
+
+
+def resize_nearest(source: Array, rows: Axis, cols: Axis) -> Array:
+    """Window of ``source [C, H, W]`` rescaled by legacy nearest: ``[C, h, w]``."""
+    window: Array = source.take(rows.nearest(), axis=1).take(cols.nearest(), axis=2)
+    return window
+
+
+def resize_bilinear(source: Array, rows: Axis, cols: Axis) -> Array:
+    """Window of ``source [C, H, W]`` rescaled bilinearly in float32: ``[C, h, w]``.
 
     Half-pixel centres, no antialias; equal to ``interpolate(..., align_corners=False)`` of the
-    whole image followed by flip and crop, up to one level where float32 rounding decides.
+    whole image followed by flip and crop, up to one level where float32 rounding decides. Integer
+    types are rounded to the nearest code.
     """
     if rows.scaled == rows.source and cols.scaled == cols.source:
         return resize_nearest(source, rows, cols)
@@ -141,5 +170,7 @@ def resize_bilinear(source: Pixels, rows: Axis, cols: Axis) -> Pixels:
     end -= start
     end *= across
     start += end
-    rounded: Pixels = np.rint(start, out=start).astype(np.uint8)
-    return rounded
+    if source.dtype.kind == "u":
+        np.rint(start, out=start)
+    window: Array = start.astype(source.dtype, copy=False)
+    return window

@@ -25,14 +25,14 @@ _PREFETCH = 2
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Codes of one batch: a quarter of the bytes to move between processes.
+    """Codes of one batch: a quarter or half of the bytes to move between processes.
 
     Attributes:
-        images: ``[M, B, 3, H, W]`` uint8.
+        images: per modality ``[B, 3, H, W]`` of its type.
         labels: ``[B, H, W]`` uint8.
     """
 
-    images: Tensor
+    images: tuple[Tensor, ...]
     labels: Tensor
 
 
@@ -57,12 +57,15 @@ class BatchSource(Dataset[RawBatch | DataError]):
         samples = [self._reader.read(index) for index in indices]
         geometries = self._plan.geometries(step, [sample.size for sample in samples])
         height, width = geometries[0].rows.out, geometries[0].cols.out
-        count = len(self._plan.modalities)
-        images = np.empty((count, len(indices), 3, height, width), np.uint8)
-        labels = np.empty((len(indices), height, width), np.uint8)
+        count = len(indices)
+        images = [
+            np.empty((count, 3, height, width), modality.dtype)
+            for modality in self._plan.files.modalities
+        ]
+        labels = np.empty((count, height, width), np.uint8)
         for b, (sample, geometry) in enumerate(zip(samples, geometries, strict=True)):
-            self._reader.render(sample, geometry, images[:, b], labels[b])
-        return RawBatch(torch.from_numpy(images), torch.from_numpy(labels))
+            self._reader.render(sample, geometry, [image[b] for image in images], labels[b])
+        return RawBatch(tuple(map(torch.from_numpy, images)), torch.from_numpy(labels))
 
 
 class TorchLoader:
@@ -145,7 +148,7 @@ class TorchLoader:
             if isinstance(item, DataError):
                 raise item
             yield Batch(
-                images=self._normalise(item.images),
+                images=self._normalise(item.images, self._plan.present(step)),
                 labels=item.labels.long(),
                 modalities=self._plan.modalities,
                 sample_ids=self._plan.sample_ids(step),

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import trees
 from PIL import Image
 
-from fastseg.pipelines import DataError, get_dataset
-from fastseg.pipelines.decode import check_header, decode_image, decode_label
+from fastseg.pipelines import DataError, get_dataset, images
+from fastseg.pipelines.decode import decode_label, decode_modality
+
+IMAGE = get_dataset("deliver").modalities[1]
+
+
+def decode_image(path: Path) -> np.ndarray:
+    return decode_modality([path], DELIVER, IMAGE)
+
 
 DELIVER = get_dataset("deliver")
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 7, 4), dtype=np.uint8)
@@ -77,20 +84,45 @@ def test_palette_labels_are_refused_with_a_fix_that_works(tmp_path: Path) -> Non
     assert decode_image(path).shape == (3, 6, 7)  # as a picture it is not ambiguous
 
 
-def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", Image.fromarray(IDS.astype(np.uint16) * 257))
-    with pytest.raises(DataError, match="16 bits per channel"):
+def test_sixteen_bits_are_refused_where_eight_are_declared(tmp_path: Path) -> None:
+    path = trees.save(tmp_path / "a.png", IDS.astype(np.uint16) * 257)
+    with pytest.raises(DataError, match=r"16 bits per channel.*expected 8-bit.*Convert it"):
         decode_label(path, DELIVER)
-    with pytest.raises(DataError, match="16 bits per channel"):
-        decode_image(path)
+    for pixels in (IDS, PIXELS[..., :3]):  # PIL opens RGB as 8 bit, without a word
+        trees.save(path, pixels.astype(np.uint16) * 257)
+        with pytest.raises(DataError, match="16 bits per channel"):
+            decode_image(path)
 
 
-def test_sixteen_bit_rgb_is_refused_although_pil_opens_it_as_eight(tmp_path: Path) -> None:
-    data = bytearray(save(tmp_path / "a.png", Image.fromarray(PIXELS[..., :3])).read_bytes())
-    data[24] = 16  # the bit depth field; only the header is looked at
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    with pytest.raises(DataError, match="16 bits per channel"):
-        check_header(bytes(data), tmp_path / "a.png", label=False)
+def test_eight_bits_are_refused_where_sixteen_are_declared(tmp_path: Path) -> None:
+    path = trees.save(tmp_path / "a.png", PIXELS[..., :3])
+    with pytest.raises(DataError, match=r"8 bits per channel.*expected 16-bit.*from its source"):
+        images.decode_image(path.read_bytes(), path, bits=(16,))
+
+
+@pytest.mark.parametrize("kind", ["grey", "rgb"])
+def test_all_codes_of_sixteen_bits_are_read(tmp_path: Path, kind: str) -> None:
+    codes = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = codes if kind == "grey" else np.stack([codes, ~codes, codes.T], axis=-1)
+    path = trees.save(tmp_path / "a.png", pixels)
+    read = images.decode_image(path.read_bytes(), path, bits=(16,))
+    assert read.dtype == np.uint16
+    np.testing.assert_array_equal(read, pixels if kind == "rgb" else pixels[..., None].repeat(3, 2))
+
+
+def test_eight_and_sixteen_bits_are_the_same_fractions(tmp_path: Path) -> None:
+    ramp = np.arange(256, dtype=np.uint8)[None]
+    path = trees.save(tmp_path / "a.png", ramp)
+    read = images.decode_image(path.read_bytes(), path, bits=(8, 16))
+    np.testing.assert_array_equal(read[0, :, 0] / 65535, ramp[0] / 255)
+
+
+def test_a_truncated_sixteen_bit_file_is_named(tmp_path: Path) -> None:
+    codes = np.random.default_rng(2).integers(0, 65536, (64, 64, 3)).astype(np.uint16)
+    path = trees.save(tmp_path / "torn.png", codes)
+    path.write_bytes(path.read_bytes()[:9000] + path.read_bytes()[-12:])
+    with pytest.raises(DataError, match=r"torn\.png is damaged"):
+        images.decode_image(path.read_bytes(), path, bits=(16,))
 
 
 def test_jpeg_is_read(tmp_path: Path) -> None:

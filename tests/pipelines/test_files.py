@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from fastseg.pipelines import DataError, get_dataset
-from fastseg.pipelines.files import case_of, condition_of, list_split
+from fastseg.pipelines.files import list_split
+from fastseg.pipelines.layout import case_of, conditions_of
 
 DELIVER = get_dataset("deliver")
 
 
 def test_deliver_is_what_the_published_code_reads() -> None:
     assert DELIVER.num_classes == 25
-    assert [(m.name, m.letter, m.folder) for m in DELIVER.modalities] == [
+    assert [(m.name, m.letter, m.files[0].folder) for m in DELIVER.modalities] == [
         ("img", "R", "img"),
         ("depth", "D", "hha"),
         ("event", "E", "event"),
@@ -60,16 +61,21 @@ def test_split_is_sorted_and_named_by_relative_path(deliver_tree: Path) -> None:
         "fog/val/MAP_3_point1/000001",
         "fog/val/MAP_3_point1/000002",
     )
-    depth = files.path(3, DELIVER.modalities[1])
+    depth = files.path(3, DELIVER.modalities[1].files[0])
     assert depth == deliver_tree / "hha/fog/val/MAP_3_point1/000000_depth_front.png"
-    assert all(files.path(i, part).is_file() for i in range(6) for part in DELIVER.modalities)
+    assert all(
+        files.path(i, part).is_file()
+        for i in range(6)
+        for m in DELIVER.modalities
+        for part in m.files
+    )
 
 
 def test_filters_match_path_components(deliver_tree: Path) -> None:
     # root and split both contain "rain", the root contains "sun": substrings would take them all
     assert "rain" in deliver_tree.name
     rain = list_split(DELIVER, deliver_tree, "train", conditions=("rain",))
-    assert {condition_of(DELIVER, name) for name in rain.sample_ids} == {"rain"}
+    assert {conditions_of(DELIVER, name) for name in rain.sample_ids} == {("rain",)}
     assert len(rain) == 4
     with pytest.raises(DataError, match=r"no sample of split 'val' with sun"):
         list_split(DELIVER, deliver_tree, "val", conditions=("sun",))
@@ -88,7 +94,7 @@ def test_a_root_that_contains_a_folder_name_is_harmless(deliver_tree: Path) -> N
     shutil.copytree(deliver_tree, moved)
     files = list_split(DELIVER, moved, "val")
     assert len(files) == 6
-    assert files.path(0, DELIVER.label).is_file()
+    assert files.path(0, DELIVER.label.file).is_file()
 
 
 def test_missing_files_are_counted_and_listed(deliver_tree: Path) -> None:

@@ -29,20 +29,6 @@ def config(deliver_tree: Path) -> DataConfig:
     )
 
 
-@pytest.fixture
-def open_loader() -> Iterator[Callable[..., Loader]]:
-    """``build_loader`` whose results are closed at the end of the test."""
-    opened = []
-
-    def open_one(config: DataConfig, **options: object) -> Loader:
-        opened.append(build_loader(config, **options))
-        return opened[-1]
-
-    yield open_one
-    for loader in opened:
-        loader.close()
-
-
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
