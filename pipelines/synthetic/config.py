@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -61,17 +60,6 @@ class SyntheticConfig:
     def counts(self) -> dict[str, int]:
         """Frames per split."""
         return {split: getattr(self, split) for split in SPLITS}
-
-    @property
-    def processes(self) -> int:
-        """Rendering processes: ``workers``, or one per CPU this process may use."""
-        if self.workers:
-            return self.workers
-        return (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else (os.cpu_count() or 1)
-        )
 
     def settings(self) -> dict[str, int | str]:
         """What determines the content, for the manifest."""

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import connection
+from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
+from ..pool import bar, each
 from .config import SPLITS, SyntheticConfig
 from .manifest import close_folder, open_folder
 from .plan import FOLDERS, Frame, plan
@@ -22,11 +17,6 @@ from .writer import Record, read_sample, write_sample
 
 if sys.platform != "win32":
     import fcntl
-
-_CHUNK = 8
-"""Frames per task: short enough that an interrupt is answered within a second."""
-_POOL_FROM = 32
-"""With fewer frames than this to render, starting processes costs more than it saves."""
 
 
 def generate(config: SyntheticConfig, progress: bool = True) -> Path:
@@ -86,74 +76,19 @@ def _complete(config: SyntheticConfig, progress: bool) -> dict[Frame, Record]:
     frames = _frames(config)
     records: dict[Frame, Record] = {}
     missing: list[Frame] = []
-    # in a pipe every refresh is a line of its own
-    pause = 0.1 if sys.stderr.isatty() else 5.0
-    with tqdm(
-        total=len(frames), unit="frame", desc="synthetic", disable=not progress, mininterval=pause
-    ) as bar:
+    with bar("synthetic", "frame", len(frames), progress) as shown:
         for frame in frames:
             record = read_sample(config.out, frame)
             if record is None:
                 missing.append(frame)
             else:
                 records[frame] = record
-                bar.update()
-        for frame, record in _render(missing, config):
+                shown.update()
+        for frame, record in each(partial(_render, config), missing, config.workers):
             records[frame] = record
-            bar.update()
+            shown.update()
     return records
 
 
-def _render(frames: list[Frame], config: SyntheticConfig) -> Iterator[tuple[Frame, Record]]:
-    processes = min(config.processes, len(frames) // _CHUNK)
-    if processes < 2 or len(frames) < _POOL_FROM:
-        for frame in frames:
-            yield frame, write_sample(config.out, frame, config)
-        return
-    # spawn: a forked child of a process with threads may hang
-    pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        with _interrupts_ignored():
-            tasks: list[Future[list[tuple[Frame, Record]]]] = [
-                pool.submit(_render_chunk, frames[i : i + _CHUNK], config)
-                for i in range(0, len(frames), _CHUNK)
-            ]
-        for task in as_completed(tasks):
-            yield from task.result()
-    finally:
-        # running chunks end and their frames are kept; waiting leaves no process behind
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Start children that ignore an interrupt from the keyboard, also while they still import.
-
-    It reaches the whole process group; the parent alone answers it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _render_chunk(frames: list[Frame], config: SyntheticConfig) -> list[tuple[Frame, Record]]:
-    return [(frame, write_sample(config.out, frame, config)) for frame in frames]
-
-
-def _start_worker() -> None:
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """End this worker when its parent dies without saying so."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+def _render(config: SyntheticConfig, frame: Frame) -> tuple[Frame, Record]:
+    return frame, write_sample(config.out, frame, config)
