@@ -1,0 +1,258 @@
+"""Every file of a data set looked at once, and every fault named with its remedy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from .decode import Array, decode_modality, wrong_size
+from .errors import DataError
+from .files import SplitFiles, scan_split
+from .images import Pixels
+from .layout import case_of, conditions_of
+from .pool import bar, each
+from .raw import read_events, read_points, read_polar
+from .samples import read_label
+from .spec import DatasetSpec, ModalitySpec, unknown_name
+
+_LISTED = 20
+"""Findings of a kind that a summary prints."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault, or for notes something that is allowed but worth knowing."""
+
+    kind: str
+    """One word, such as ``missing``, ``damaged``, ``depth``, ``size``, ``label`` or ``value``."""
+    message: str
+    """File, value and remedy."""
+    split: str = ""
+    sample: str = ""
+    part: str = ""
+    """Name of a modality, or ``label``."""
+
+
+@dataclass
+class SplitReport:
+    """What there is of one split."""
+
+    samples: int = 0
+    published: int | None = None
+    """Samples of the published set, if the spec knows."""
+    conditions: dict[str, int] = field(default_factory=dict)
+    cases: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Samples per size of the label, width x height."""
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """What there is to say about one sample; ``size`` is empty if its label cannot be read."""
+
+    faults: list[Finding]
+    notes: list[Finding]
+    size: str = ""
+
+
+@dataclass
+class CheckReport:
+    """The result of a check; ``faults`` make a set unusable, ``notes`` do not."""
+
+    dataset: str
+    root: str
+    modalities: tuple[str, ...]
+    splits: dict[str, SplitReport] = field(default_factory=dict)
+    faults: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+
+
+def check_dataset(
+    spec: DatasetSpec,
+    root: Path,
+    splits: Sequence[str] = (),
+    modalities: Sequence[str] = (),
+    workers: int = 0,
+    progress: bool = True,
+) -> CheckReport:
+    """Decode every file and compare it with the spec.
+
+    Args:
+        spec: what the set should be.
+        root: where it is.
+        splits: which; none for all that are there (at least one).
+        modalities: which; none for those that are loaded unless named.
+        workers: processes; 0 for one per CPU.
+        progress: show a bar.
+
+    Raises:
+        DataError: a name is unknown, or no split is there at all.
+    """
+    report = CheckReport(spec.name, str(root), tuple(m.name for m in spec.select(modalities)))
+    listed = list(_list_splits(spec, root, splits, modalities, report))
+    for name in spec.required:
+        if not (root / name).is_file():
+            hint = f". {spec.hint}" if spec.hint else ""
+            report.faults.append(Finding("missing", f"{root / name} does not exist{hint}"))
+    total = sum(map(len, listed))
+    with bar(f"checking {spec.name}", "sample", total, progress) as shown:
+        for files in listed:
+            look = partial(check_sample, replace(files, sample_ids=()))
+            sizes: Counter[str] = Counter()
+            for sample in each(look, files.sample_ids, workers):
+                report.faults += sample.faults
+                report.notes += sample.notes
+                sizes[sample.size] += 1
+                shown.update()
+            report.splits[files.split].sizes = {size: sizes[size] for size in sorted(sizes) if size}
+    for findings in (report.faults, report.notes):  # processes finish in any order
+        findings.sort(key=lambda f: (spec.splits.index(f.split) if f.split else -1, f.sample))
+    return report
+
+
+def summarise(report: CheckReport) -> str:
+    """Counts per split and condition, then up to 20 faults and the numbers of all."""
+    lines = [f"{report.dataset} at {report.root}: {', '.join(report.modalities)}"]
+    for name, split in report.splits.items():
+        of = f" of {split.published} published" if split.published else ""
+        lines.append(f"  {name}: {split.samples}{of} samples")
+        sizes = {f"{size} px:": count for size, count in split.sizes.items()}
+        for counts in (split.conditions, split.cases, sizes):
+            if counts:
+                lines.append("    " + ", ".join(f"{key} {count}" for key, count in counts.items()))
+    for title, findings in (("fault", report.faults), ("note", report.notes)):
+        if findings:
+            kinds = Counter(finding.kind for finding in findings)
+            numbers = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+            lines.append(f"{len(findings)} {title}{'s' * (len(findings) > 1)} ({numbers}):")
+            lines += [f"  {finding.message}" for finding in findings[:_LISTED]]
+            if len(findings) > _LISTED:
+                lines.append(f"  and {len(findings) - _LISTED} more; --json FILE has all of them")
+    if not report.faults:
+        lines.append("no faults")
+    return "\n".join(lines)
+
+
+def check_sample(files: SplitFiles, sample_id: str) -> SampleReport:
+    """Faults and notes of one sample; files that are not there are left to the listing."""
+    files = replace(files, sample_ids=(sample_id,))
+    faults: list[Finding] = []
+    notes: list[Finding] = []
+
+    def found(part: str, error: DataError) -> None:
+        faults.append(Finding(error.kind, str(error), files.split, sample_id, part))
+
+    def note(part: str, message: str) -> None:
+        notes.append(Finding("blank", message, files.split, sample_id, part))
+
+    label: Pixels | None = None
+    label_path = files.path(0, files.spec.label.file)
+    if all(files.path(0, file).exists() for file in files.spec.label.files):
+        try:
+            label = read_label(files, 0)
+        except DataError as error:
+            found("label", error)
+        else:
+            if (label == files.spec.ignore_index).all():
+                note("label", f"{label_path}: every pixel is ignored; nothing is learnt from it")
+    for modality in files.modalities:
+        paths = files.paths(0, modality.files)
+        if not all(path.exists() for path in paths):
+            continue
+        try:
+            image = _read(paths, files.spec, modality)
+            if label is not None and modality.loadable and not modality.any_size:
+                _check_size(paths[0], image, label)
+        except DataError as error:
+            found(modality.name, error)
+        else:
+            if image.size == 0 or (modality.loadable and (image == image.flat[0]).all()):
+                note(modality.name, f"{paths[0]}: nothing but one value")
+    size = "" if label is None else f"{label.shape[1]} x {label.shape[0]}"
+    return SampleReport(faults, notes, size)
+
+
+def _list_splits(
+    spec: DatasetSpec,
+    root: Path,
+    splits: Sequence[str],
+    modalities: Sequence[str],
+    report: CheckReport,
+) -> Iterator[SplitFiles]:
+    """The splits that are there, counted into ``report`` with everything that is missing."""
+    absent = []
+    for split in splits or spec.splits:
+        try:
+            files, gaps = scan_split(spec, root, split, modalities)
+        except DataError as error:
+            if split not in spec.splits or not root.is_dir():
+                raise
+            absent.append((split, error))
+            continue
+        report.splits[split] = _count(spec, files, report)
+        for gap in gaps:
+            path = files.path(gap.index, gap.file)
+            remedy = spec.hint or "Restore it, or remove the other files of this sample"
+            report.faults.append(
+                Finding(
+                    "missing",
+                    f"{path} does not exist. {remedy}",
+                    split,
+                    files.sample_ids[gap.index],
+                    gap.part,
+                )
+            )
+        yield files
+    if not report.splits:
+        raise absent[0][1]
+    for split, reason in absent:
+        if split in splits or reason.kind != "missing":
+            report.faults.append(Finding(reason.kind, str(reason), split))
+        else:
+            report.notes.append(Finding("missing", f"split {split!r} is not there", split))
+
+
+def _count(spec: DatasetSpec, files: SplitFiles, report: CheckReport) -> SplitReport:
+    """Samples per condition and case; strange conditions are faults."""
+    published = dict(spec.published).get(files.split)
+    conditions: Counter[str] = Counter()
+    cases: Counter[str] = Counter()
+    for sample_id in files.sample_ids:
+        values = conditions_of(spec, sample_id)
+        conditions["/".join(values)] += 1
+        cases[case_of(spec, sample_id)] += 1
+        for condition, value in zip(spec.conditions, values, strict=True):
+            if value not in condition.values:
+                error = unknown_name(f"{condition.field} of {spec.name}", value, condition.values)
+                report.faults.append(
+                    Finding(
+                        "name",
+                        f"{sample_id}: {error}. Rename the folder, or move it out of {files.root}",
+                        files.split,
+                        sample_id,
+                    )
+                )
+    return SplitReport(
+        len(files),
+        published,
+        dict(sorted(conditions.items())) if spec.conditions else {},
+        dict(sorted(cases.items())) if spec.cases else {},
+    )
+
+
+def _read(paths: tuple[Path, ...], spec: DatasetSpec, modality: ModalitySpec) -> Array:
+    if modality.decoder == "points":
+        return read_points(paths[0])
+    if modality.decoder == "polar":
+        return read_polar(paths[0])
+    if modality.decoder == "events":
+        return read_events(paths[0]).t
+    return decode_modality(paths, spec, modality)
+
+
+def _check_size(path: Path, image: Array, label: Pixels) -> None:
+    if image.shape[1:] != label.shape:
+        raise wrong_size(path, image.shape[1:], label.shape)
