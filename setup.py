@@ -11,6 +11,7 @@ from setuptools import setup
 HERE = Path(__file__).parent
 DALI = 'nvidia-dali-cuda130>=2.4,<3; sys_platform == "linux"'
 PLOT = "matplotlib>=3.8"
+EVENTS = "h5py>=3.10"
 
 setup(
     name="fastseg",
@@ -28,6 +29,7 @@ setup(
         "fastseg.kernels.reference",
         "fastseg.pipelines",
         "fastseg.pipelines.catalogue",
+        "fastseg.pipelines.projection",
         "fastseg.pipelines.synthetic",
     ],
     package_dir={
@@ -49,8 +51,11 @@ setup(
     extras_require={
         "dali": [DALI],
         "triton": ["triton>=3.6"],
+        # event files of MUSES; their compression needs the filters of hdf5plugin
+        "muses": [EVENTS, "hdf5plugin>=4.4"],
         "test": [
             DALI,
+            EVENTS,
             "triton>=3.6",
             "pytest>=8",
             "pytest-benchmark>=5",

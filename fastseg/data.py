@@ -14,7 +14,9 @@ import fastseg
 from fastseg.cli import BAD_INPUT
 from fastseg.files import write_whole
 from fastseg.pipelines import get_dataset
-from fastseg.pipelines.check import check_dataset, summarise
+from fastseg.pipelines.catalogue.muses import SENSORS
+from fastseg.pipelines.check import LISTED, check_dataset, summarise
+from fastseg.pipelines.projection import PrepareConfig, prepare_muses
 from fastseg.pipelines.synthetic import SyntheticConfig, generate, profile
 
 
@@ -58,6 +60,60 @@ class Check(DataSet):
             content = {"fastseg": fastseg.__version__, "ok": not report.faults, **asdict(report)}
             write_whole(self.json, json.dumps(content, indent=1) + "\n")
             print(f"report: {self.json}")
+        return BAD_INPUT if report.faults else 0
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Project the LiDAR, radar and events of a download into the images of its camera.
+
+    Continues where an interrupted run stopped. Scenes with a fault are reported and left out; the
+    exit code is then 2.
+    """
+
+    dataset: tyro.conf.Positional[Literal["muses"]]
+    """The data set."""
+    root: Annotated[Path, tyro.conf.arg(aliases=["--data.root"])] = Path("data/muses")
+    """Folder of the download."""
+    out: Path | None = None
+    """Folder of the projections; none for projected_to_rgb in the root."""
+    sensors: tuple[Literal["event_camera", "lidar", "radar"], ...] = SENSORS
+    """Sensors to project."""
+    splits: tuple[str, ...] = ("train", "val", "test")
+    """Splits to project."""
+    motion: bool = True
+    """Undo the vehicle's motion between measurement and exposure, for scenes with a GNSS file."""
+    lidar_width: int = 1
+    """Side of a LiDAR point in pixels; 2 in the enlarged images of the SDK and CAFuser."""
+    radar_width: int = 1
+    """Side of a radar point in pixels; 10 in the enlarged images of the SDK and CAFuser."""
+    event_width: int = 1
+    """Side of an event in pixels; 2 in the enlarged images of the SDK, 3 in CAFuser's."""
+    workers: int = 0
+    """Processes; 0 for one per CPU. The files do not depend on it."""
+
+    def run(self) -> int:
+        """Project what is not there yet and say what was done."""
+        widths = (self.event_width, self.lidar_width, self.radar_width)
+        report = prepare_muses(
+            PrepareConfig(
+                self.root,
+                self.out,
+                self.sensors,
+                self.splits,
+                self.motion,
+                dict(zip(SENSORS, widths, strict=True)),
+                self.workers,
+            )
+        )
+        print(
+            f"{report.out}: {report.scenes} scenes, {report.written} files written, {report.kept} "
+            f"there before; motion undone in {report.moved}"
+        )
+        for fault in report.faults[:LISTED]:
+            print(f"  {fault}")
+        if report.faults:
+            print(f"{len(report.faults)} faults; the same command continues once they are mended")
         return BAD_INPUT if report.faults else 0
 
 
@@ -107,8 +163,8 @@ class Synthetic:
 
 def main(args: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
-    command: Synthetic | Check = tyro.extras.subcommand_cli_from_dict(
-        {"synthetic": Synthetic, "check": Check},
+    command: Synthetic | Check | Prepare = tyro.extras.subcommand_cli_from_dict(
+        {"synthetic": Synthetic, "check": Check, "prepare": Prepare},
         args=args,
         prog="python -m fastseg.data",
         description=__doc__,

@@ -18,7 +18,7 @@ from .raw import read_events, read_points, read_polar
 from .samples import read_label
 from .spec import DatasetSpec, ModalitySpec, unknown_name
 
-_LISTED = 20
+LISTED = 20
 """Findings of a kind that a summary prints."""
 
 
@@ -128,9 +128,9 @@ def summarise(report: CheckReport) -> str:
             kinds = Counter(finding.kind for finding in findings)
             numbers = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
             lines.append(f"{len(findings)} {title}{'s' * (len(findings) > 1)} ({numbers}):")
-            lines += [f"  {finding.message}" for finding in findings[:_LISTED]]
-            if len(findings) > _LISTED:
-                lines.append(f"  and {len(findings) - _LISTED} more; --json FILE has all of them")
+            lines += [f"  {finding.message}" for finding in findings[:LISTED]]
+            if len(findings) > LISTED:
+                lines.append(f"  and {len(findings) - LISTED} more; --json FILE has all of them")
     if not report.faults:
         lines.append("no faults")
     return "\n".join(lines)

@@ -15,11 +15,12 @@ whitened by the statistics of ``cafuser/config.py`` (timbroed/CAFuser).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from ..spec import ConditionSpec, DatasetSpec, FileSpec, LabelSpec, ModalitySpec, label_table
 from . import cityscapes, imagenet
 
-SENSORS = ("event_camera", "lidar", "radar")
+SENSORS: Final = ("event_camera", "lidar", "radar")
 PROJECTED = "projected_to_rgb"
 """Folder of the projections in the root."""
 CODE_STEPS, CODE_SHIFT = 150, 100

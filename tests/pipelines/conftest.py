@@ -43,6 +43,13 @@ def muses_tree(_written_once: Callable[[Callable], Path], tmp_path: Path) -> Pat
 
 
 @pytest.fixture
+def raw_tree(_written_once: Callable[[Callable], Path], tmp_path: Path) -> Path:
+    """The same scenes as they are downloaded."""
+    pytest.importorskip("h5py")
+    return Path(shutil.copytree(_written_once(trees.write_muses_raw), tmp_path / "raw"))
+
+
+@pytest.fixture
 def add_sample() -> Callable[..., None]:
     """Adds one DELIVER sample of a given side to a tree."""
     return trees.write_deliver_sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -153,10 +154,10 @@ EXPOSURE = 1_600_000_000_000_000
 
 def muses_scenes() -> list[tuple[str, str]]:
     """(folder, id) of every scene, two per cell."""
+    folders = [f"{split}/{'/'.join(cell)}" for split, cells in CELLS.items() for cell in cells]
     return [
-        (f"{split}/{weather}/{tod}", f"REC{cell:04d}_frame_{i:06d}")
-        for split, cells in CELLS.items()
-        for cell, (weather, tod) in enumerate(cells)
+        (folder, f"REC{number:04d}_frame_{i:06d}")
+        for number, folder in enumerate(folders)
         for i in range(2)
     ]
 
@@ -202,4 +203,99 @@ def write_muses_projected(
             else:
                 codes = ((values.astype(np.float32) + 100) * 150).astype(np.uint16)
                 save(path, codes[..., ::-1])
+    return root
+
+
+def calibration() -> dict[str, object]:
+    """A camera of 90 degrees; LiDAR and radar on it, looking along its axis; a GNSS unit below."""
+    camera = [[960.0, 0.0, 960.0], [0.0, 960.0, 540.0], [0.0, 0.0, 1.0]]
+    # front, left, up to right, down, front; and to front, right, down, 1 m above the unit
+    to_camera = [[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0, 0, 0, 1.0]]
+    to_gnss = [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, -1.0], [0, 0, 0, 1.0]]
+    return {
+        "intrinsics": {
+            "rgb": {"K": camera},
+            "event": {"K": [[400.0, 0.0, 320.0], [0.0, 400.0, 240.0], [0.0, 0.0, 1.0]]},
+        },
+        "extrinsics": {
+            **{"lidar2rgb": to_camera, "radar2rgb": to_camera, "event2rgb": np.eye(4).tolist()},
+            **{"lidar2gnss": to_gnss, "radar2gnss": to_gnss},
+        },
+    }
+
+
+def gnss_line(speed_mm: int = 0, rates: tuple[int, int, int] = (0, 0, 0)) -> str:
+    """28 integers of a u-blox receiver: mm/s and 1e-5 degrees/s."""
+    values = [0] * 28
+    values[17:20], values[23] = rates, speed_mm
+    return " ".join(map(str, values)) + "\n"
+
+
+def lidar_points(scene: str, count: int = 400) -> np.ndarray:
+    """Points in front of the vehicle, measured in the 100 ms around the exposure."""
+    g = np.random.default_rng(zlib.crc32(scene.encode()))
+    xyz = g.uniform([3, -20, -1.5], [60, 20, 4], (count, 3))
+    seconds = EXPOSURE / 1e6 + 0.005 + g.uniform(-0.05, 0.05, count)
+    rest = np.stack([g.integers(0, 256, count), g.integers(0, 128, count), seconds], axis=1)
+    return np.concatenate([xyz, rest], axis=1)
+
+
+def radar_sweep(scene: str, bins: int = 600) -> np.ndarray:
+    """A polar image: header rows, noise, every tenth column invalid."""
+    sweep = np.zeros((11 + bins, 400), np.uint8)
+    seconds, rest = divmod(EXPOSURE * 1000, 10**9)
+    sweep[:4] = np.frombuffer(np.uint32(seconds).tobytes(), np.uint8)[:, None]
+    sweep[4:8] = np.frombuffer(np.uint32(rest).tobytes(), np.uint8)[:, None]
+    sweep[10] = 255
+    sweep[10, ::10] = 0
+    sweep[11:] = random_bytes(f"{scene}radar", bins, 400)
+    return sweep
+
+
+def event_arrays(scene: str, count: int = 3000) -> dict[str, np.ndarray]:
+    """Events of 60 ms, in order of time."""
+    g = np.random.default_rng(zlib.crc32(f"{scene}events".encode()))
+    return {
+        "x": g.integers(0, 640, count).astype(np.uint16),
+        "y": g.integers(0, 480, count).astype(np.uint16),
+        "t": np.sort(g.integers(0, 60_000, count)).astype(np.int64),
+        "p": g.integers(0, 2, count).astype(np.uint8),
+    }
+
+
+def write_events(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An HDF5 file as the event camera's recorder writes it."""
+    import h5py
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file.create_dataset(f"events/{name}", data=values, compression="gzip")
+
+
+def write_muses_raw(root: Path) -> Path:
+    """The download: calibration, list of scenes, raw files of every sensor, motion."""
+    write_muses_camera(root)
+    meta = {}
+    for folder, scene in muses_scenes():
+        paths = {
+            "lidar": f"lidar/{folder}/{scene}_lidar.bin",
+            "radar": f"radar/{folder}/{scene}_radar.png",
+            "event_camera": f"event_camera/{folder}/{scene}_event_camera.h5",
+            "gnss": f"gnss/{folder}/{scene}_gnss.txt",
+        }
+        split, weather, time_of_day = folder.split("/")
+        meta[scene] = {
+            **{f"path_to_{sensor}": path for sensor, path in paths.items()},
+            "frame_camera_exposure_start_timestamp_us": str(EXPOSURE),
+            "frame_camera_exposure_end_timestamp_us": str(EXPOSURE + 10_000),
+            **{"split": split, "weather": weather, "time_of_day": time_of_day},
+        }
+        save(root / paths["lidar"], lidar_points(scene))
+        save(root / paths["radar"], radar_sweep(scene))
+        write_events(root / paths["event_camera"], event_arrays(scene))
+        (root / paths["gnss"]).parent.mkdir(parents=True, exist_ok=True)
+        (root / paths["gnss"]).write_text(gnss_line(12_000, (0, 0, 800_000)))
+    (root / "meta.json").write_text(json.dumps(meta))
+    (root / "calib.json").write_text(json.dumps(calibration()))
     return root

@@ -1,0 +1,92 @@
+"""Where the sensors are and how the cameras see: ``calib.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+
+Matrix = NDArray[np.float64]
+
+NATIVE_SIZE = (1080, 1920)
+"""Height and width of the images that the intrinsics belong to."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Intrinsics ``[3, 3]`` at the native size, and rigid motions ``[4, 4]`` between frames."""
+
+    camera: Matrix
+    """Intrinsics of the frame camera."""
+    event: Matrix
+    """Intrinsics of the event camera."""
+    lidar_to_camera: Matrix
+    radar_to_camera: Matrix
+    event_to_camera: Matrix
+    lidar_to_gnss: Matrix
+    radar_to_gnss: Matrix
+
+    def camera_at(self, size: tuple[int, int]) -> Matrix:
+        """Intrinsics of the frame camera for images of another (height, width)."""
+        rows, cols = size[0] / NATIVE_SIZE[0], size[1] / NATIVE_SIZE[1]
+        return np.diag([cols, rows, 1.0]) @ self.camera
+
+
+def read_calibration(root: Path) -> Calibration:
+    """The calibration of the set.
+
+    Raises:
+        DataError: ``calib.json`` is missing, no JSON, or lacks a matrix.
+    """
+    content = read_json(root / "calib.json")
+
+    def matrix(side: int, *keys: str) -> Matrix:
+        value: Any = content
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        try:
+            array = np.array(value, np.float64)
+        except (TypeError, ValueError):
+            array = np.empty(0)
+        if array.shape != (side, side) or not np.isfinite(array).all():
+            raise DataError(
+                f"{root / 'calib.json'}: {'.'.join(keys)} is not a {side} x {side} matrix of "
+                "numbers; restore the file of the download"
+            )
+        return array
+
+    return Calibration(
+        camera=matrix(3, "intrinsics", "rgb", "K"),
+        event=matrix(3, "intrinsics", "event", "K"),
+        lidar_to_camera=matrix(4, "extrinsics", "lidar2rgb"),
+        radar_to_camera=matrix(4, "extrinsics", "radar2rgb"),
+        event_to_camera=matrix(4, "extrinsics", "event2rgb"),
+        lidar_to_gnss=matrix(4, "extrinsics", "lidar2gnss"),
+        radar_to_gnss=matrix(4, "extrinsics", "radar2gnss"),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DataError: the file is missing or something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}; it is part of the download. Check --root",
+            "missing",
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); fetch it again", "damaged") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no JSON object; fetch it again", "damaged")
+    return content
