@@ -16,7 +16,9 @@ from fastseg.files import write_whole
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.catalogue.muses import SENSORS
 from fastseg.pipelines.check import LISTED, check_dataset, summarise
+from fastseg.pipelines.files import list_split
 from fastseg.pipelines.projection import PrepareConfig, prepare_muses
+from fastseg.pipelines.statistics import measure
 from fastseg.pipelines.synthetic import SyntheticConfig, generate, profile
 
 
@@ -61,6 +63,32 @@ class Check(DataSet):
             write_whole(self.json, json.dumps(content, indent=1) + "\n")
             print(f"report: {self.json}")
         return BAD_INPUT if report.faults else 0
+
+
+@dataclass(frozen=True)
+class Stats(DataSet):
+    """Measure mean and deviation of every modality and count the pixels of every class."""
+
+    out: Path = Path("stats.json")
+    """JSON file for the numbers."""
+    split: str = "train"
+    """Split to measure."""
+
+    def run(self) -> int:
+        """Measure, print a table, write the file."""
+        spec = get_dataset(self.dataset)
+        files = list_split(spec, self.root, self.split, self.modalities)
+        numbers = measure(files, self.workers)
+        for name, values in numbers["modalities"].items():
+            mean, std = (" ".join(f"{x:.6g}" for x in values[key]) for key in ("mean", "std"))
+            print(f"{name}: mean {mean}, std {std} {values['unit']}".rstrip())
+        labelled = sum(numbers["classes"].values())
+        for name, pixels in numbers["classes"].items():
+            print(f"  {name}: {pixels} pixels, {100 * pixels / max(labelled, 1):.4g} %")
+        content = {"fastseg": fastseg.__version__, **numbers}
+        write_whole(self.out, json.dumps(content, indent=1) + "\n")
+        print(f"{numbers['samples']} samples of {self.split}: {self.out}")
+        return 0
 
 
 @dataclass(frozen=True)
@@ -163,8 +191,8 @@ class Synthetic:
 
 def main(args: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
-    command: Synthetic | Check | Prepare = tyro.extras.subcommand_cli_from_dict(
-        {"synthetic": Synthetic, "check": Check, "prepare": Prepare},
+    command: Synthetic | Check | Stats | Prepare = tyro.extras.subcommand_cli_from_dict(
+        {"synthetic": Synthetic, "check": Check, "stats": Stats, "prepare": Prepare},
         args=args,
         prog="python -m fastseg.data",
         description=__doc__,
