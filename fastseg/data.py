@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -12,11 +13,13 @@ import tyro
 
 import fastseg
 from fastseg.cli import BAD_INPUT
+from fastseg.contact_sheet import draw_sheet
 from fastseg.files import write_whole
 from fastseg.pipelines import get_dataset
+from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.catalogue.muses import SENSORS
 from fastseg.pipelines.check import LISTED, check_dataset, summarise
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.files import find_sample, list_split
 from fastseg.pipelines.projection import PrepareConfig, prepare_muses
 from fastseg.pipelines.statistics import measure
 from fastseg.pipelines.synthetic import SyntheticConfig, generate, profile
@@ -77,6 +80,7 @@ class Stats(DataSet):
     def run(self) -> int:
         """Measure, print a table, write the file."""
         spec = get_dataset(self.dataset)
+        refuse_raw(spec, self.modalities)
         files = list_split(spec, self.root, self.split, self.modalities)
         numbers = measure(files, self.workers)
         for name, values in numbers["modalities"].items():
@@ -88,6 +92,33 @@ class Stats(DataSet):
         content = {"fastseg": fastseg.__version__, **numbers}
         write_whole(self.out, json.dumps(content, indent=1) + "\n")
         print(f"{numbers['samples']} samples of {self.split}: {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Show(DataSet):
+    """Draw a sample: all modalities, the label in its colours, a legend."""
+
+    out: Path = Path("sample.png")
+    """PNG file of the sheet."""
+    split: str = "train"
+    """Split of the sample."""
+    sample: str = "0"
+    """Id of the sample, such as sun/train/MAP_1_point1/100000, or its number in the split."""
+    longest: int = 512
+    """Pixels of a picture's longer side."""
+
+    def run(self) -> int:
+        """Draw the sheet and write it."""
+        if self.longest < 16:
+            raise ValueError(f"longest must be at least 16 pixels, got {self.longest}")
+        spec = get_dataset(self.dataset)
+        refuse_raw(spec, self.modalities)
+        files = list_split(spec, self.root, self.split, self.modalities)
+        sheet = io.BytesIO()
+        draw_sheet(files, find_sample(files, self.sample), self.longest).save(sheet, "PNG")
+        write_whole(self.out, sheet.getvalue())
+        print(self.out)
         return 0
 
 
@@ -191,8 +222,8 @@ class Synthetic:
 
 def main(args: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
-    command: Synthetic | Check | Stats | Prepare = tyro.extras.subcommand_cli_from_dict(
-        {"synthetic": Synthetic, "check": Check, "stats": Stats, "prepare": Prepare},
+    command: Synthetic | Check | Stats | Show | Prepare = tyro.extras.subcommand_cli_from_dict(
+        {"synthetic": Synthetic, "check": Check, "stats": Stats, "show": Show, "prepare": Prepare},
         args=args,
         prog="python -m fastseg.data",
         description=__doc__,

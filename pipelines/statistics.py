@@ -136,7 +136,9 @@ def _describe(modality: ModalitySpec, samples: Sequence[Sums]) -> dict[str, Any]
         "filled": sum(sample.filled for sample in samples) / pixels,
         "mean": values(means),
         # rounding of float sums may leave a tiny negative variance of a constant
-        "std": [math.sqrt(max(variance, Fraction(0))) * abs(modality.scale) for variance in variances],
+        "std": [
+            math.sqrt(max(variance, Fraction(0))) * abs(modality.scale) for variance in variances
+        ],
         "min": values(lows),
         "max": values(highs),
     }

@@ -19,12 +19,12 @@ _GAP, _CAPTION, _HEADING = 12, 30, 48
 
 def image_uri(image: NDArray[np.uint8]) -> str:
     """``[H, W, 3]`` uint8 as a PNG data URI, reduced to at most `LONGEST` pixels."""
-    return _uri(Image.fromarray(_reduced(image, Image.Resampling.BILINEAR)))
+    return _uri(Image.fromarray(reduced(image, Image.Resampling.BILINEAR)))
 
 
 def label_uri(label: NDArray[np.uint8], palette: NDArray[np.uint8]) -> str:
     """``[H, W]`` classes as a palette PNG data URI; what is no class is hatched."""
-    indices, colours = _hatched(_reduced(label, Image.Resampling.NEAREST), palette)
+    indices, colours = _hatched(reduced(label, Image.Resampling.NEAREST), palette)
     picture = Image.fromarray(indices)  # eight-bit grey, made a palette image by the next line
     picture.putpalette(colours.astype(np.uint8).tobytes())
     return _uri(picture)
@@ -78,23 +78,35 @@ def draw_pictures(report: RunReport) -> Image.Image:
     return sheet
 
 
+def reduced(
+    pixels: NDArray[np.uint8], how: Image.Resampling, longest: int = LONGEST
+) -> NDArray[np.uint8]:
+    """A picture whose longer side has at most ``longest`` pixels; smaller ones stay as they are."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((longest, longest), how)
+    return np.asarray(picture)
+
+
+def label_picture(
+    label: NDArray[np.uint8], palette: NDArray[np.uint8], longest: int = LONGEST
+) -> NDArray[np.uint8]:
+    """``[H, W]`` classes in their colours, ``[h, w, 3]``; what is no class is hatched."""
+    indices, colours = _hatched(reduced(label, Image.Resampling.NEAREST, longest), palette)
+    chosen: NDArray[np.uint8] = colours[indices]
+    return chosen
+
+
 def _rows(picture: Picture, palette: NDArray[np.uint8]) -> list[dict[str, NDArray[np.uint8]]]:
     """Rows of captioned ``[h, w, 3]`` tiles of one sample."""
     inputs = {
-        name: _reduced(image, Image.Resampling.BILINEAR) for name, image in picture.images.items()
+        name: reduced(image, Image.Resampling.BILINEAR) for name, image in picture.images.items()
     }
-    rows = [inputs | {"label": _colours(picture.label, palette)}]
+    rows = [inputs | {"label": label_picture(picture.label, palette)}]
     models, subsets = prediction_grid(picture)
     for model in models:
         pairs = [(model, subset) for subset in subsets if (model, subset) in picture.predictions]
-        rows.append({", ".join(p): _colours(picture.predictions[p], palette) for p in pairs})
+        rows.append({", ".join(p): label_picture(picture.predictions[p], palette) for p in pairs})
     return rows
-
-
-def _reduced(pixels: NDArray[np.uint8], how: Image.Resampling) -> NDArray[np.uint8]:
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((LONGEST, LONGEST), how)
-    return np.asarray(picture)
 
 
 def _hatched(
@@ -106,12 +118,6 @@ def _hatched(
     stripe = (down + across) // 4 % 2
     indices = np.where(label < count, label, count + stripe).astype(np.uint8)
     return indices, np.concatenate([palette, np.array(_HATCH)]).astype(np.uint8)
-
-
-def _colours(label: NDArray[np.uint8], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    indices, colours = _hatched(_reduced(label, Image.Resampling.NEAREST), palette)
-    chosen: NDArray[np.uint8] = colours[indices]
-    return chosen
 
 
 def _uri(picture: Image.Image) -> str:
