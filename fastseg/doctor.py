@@ -58,6 +58,7 @@ def examine() -> list[Finding]:
         _apex(),
         _triton(),
         _module("matplotlib", "figures of the report", "pip install matplotlib"),
+        _module("h5py", "event files of MUSES", "needed for MUSES: pip install 'fastseg[muses]'"),
     ]
 
 

@@ -78,7 +78,7 @@ def choose_loader(config: DataConfig) -> tuple[type[TorchLoader] | type[DaliLoad
     if config.loader == "dali":
         if problem is not None:
             raise DataError(
-                f"--data.loader dali, but DALI cannot be imported ({problem}); "
+                f"--data.loader dali, but DALI cannot be used ({problem}); "
                 "install it with pip install 'fastseg[dali]', or use --data.loader torch"
             )
         if config.cache:
@@ -90,7 +90,7 @@ def choose_loader(config: DataConfig) -> tuple[type[TorchLoader] | type[DaliLoad
     if config.cache:
         return TorchLoader, "the cache of decoded samples belongs to it"
     if problem is not None:
-        return TorchLoader, f"DALI cannot be imported: {problem}"
+        return TorchLoader, f"DALI cannot be used: {problem}"
     if not torch.cuda.is_available():
         return TorchLoader, "no GPU, and on the CPU DALI is not faster"
     return DaliLoader, "DALI and a GPU are there"

@@ -20,16 +20,21 @@ from .normalise import Normaliser
 from .plan import Plan
 from .samples import SampleReader
 
+_OLDEST = (2, 4)
+"""The version whose decoders and resizing were compared with the torch loader's."""
 _AHEAD = 3
 """Steps that may be in the pipeline when an error of one of them surfaces."""
 
 
 def dali_import_error() -> str | None:
-    """Why DALI cannot be imported, or None if it can."""
+    """Why DALI cannot be used, or None if it can."""
     try:
         import_module("nvidia.dali.plugin.pytorch")
     except (ImportError, OSError) as error:
         return f"{type(error).__name__}: {error}"
+    version = str(import_module("nvidia.dali").__version__)
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        return f"version {version} is older than {'.'.join(map(str, _OLDEST))}"
     return None
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fastseg.pipelines import Batch, DataConfig, DataError, Loader, catalogue, get_dataset
 from fastseg.pipelines.dali_loader import dali_import_error
+from fastseg.pipelines.files import list_split
 
 needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
 LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
@@ -191,6 +192,50 @@ def test_nearest_and_bilinear_keep_their_type(mcubes_tree: Path, open_loader: Op
         degree = (trees.random_bytes(f"{stem}phase", 32, 256, top=1000)[:, 192:] / 1000) * 1.9 - 0.5
         mean = degree.reshape(16, 2, 32, 2).mean((1, 3))
         np.testing.assert_allclose(values(batch, 2, position)[:16, :, 0], mean, atol=1e-6)
+
+
+@needs_dali
+@pytest.mark.parametrize("dataset", ["muses", "mcubes-masked"])
+@pytest.mark.parametrize("how", [{"workers": 2}, {"workers": 1, "cache": True}, {"loader": "dali"}])
+def test_how_batches_are_made_does_not_matter(
+    muses_tree: Path, mcubes_tree: Path, open_loader: Open, dataset: str, how: dict[str, object]
+) -> None:
+    root = mcubes_tree if dataset.startswith("mcubes") else muses_tree
+    config = config_for(root, dataset, scale=(1, 1))
+    plain, other = (
+        list(open_loader(c, train=True, seed=1).batches(0, 4))
+        for c in (config, replace(config, **({"workers": 1} | how)))
+    )
+    for ours, theirs in zip(plain, other, strict=True):
+        assert ours.sample_ids == theirs.sample_ids
+        assert torch.equal(ours.labels, theirs.labels)
+        torch.testing.assert_close(ours.images, theirs.images, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("dataset", ["deliver", "muses", "muses-npz", "mcubes"])
+def test_blank_images_and_ignored_labels_stay_finite(
+    deliver_tree: Path,
+    muses_tree: Path,
+    mcubes_tree: Path,
+    open_loader: Open,
+    dataset: str,
+    loader: str,
+) -> None:
+    root = {"deliver": deliver_tree, "mcubes": mcubes_tree}.get(dataset, muses_tree)
+    if dataset == "muses-npz":
+        trees.write_muses_projected(root, suffix=".npz")
+    spec = get_dataset(dataset)
+    files = list_split(spec, root, "val")
+    for index in range(len(files)):
+        for modality in spec.modalities:
+            for path in files.paths(index, modality.files):
+                trees.blank(path, modality.empty)
+        trees.blank(files.path(index, spec.label.file), 255)
+    batch = next(open_loader(config_for(root, dataset, loader), train=False).batches())
+    assert torch.isfinite(batch.images).all()
+    assert all(len(image.unique()) <= 3 for image in batch.images.flatten(0, 1))
+    assert (batch.labels == 255).all()
 
 
 # --- readings for compatibility ------------------------------------------------------------------

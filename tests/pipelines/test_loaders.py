@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -322,7 +323,7 @@ def test_which_loader_is_chosen(config: DataConfig, monkeypatch: pytest.MonkeyPa
     )
     assert choose(missing, gpu=True, loader="auto") == (
         "torch",
-        f"DALI cannot be imported: {missing}",
+        f"DALI cannot be used: {missing}",
     )
     assert choose(None, gpu=True, loader="auto", cache=True)[0] == "torch"
     assert choose(None, gpu=False, loader="dali")[0] == "dali"
@@ -330,6 +331,29 @@ def test_which_loader_is_chosen(config: DataConfig, monkeypatch: pytest.MonkeyPa
         choose(missing, gpu=True, loader="dali")
     with pytest.raises(DataError, match=r"--data.cache.*--data.loader torch"):
         choose(None, gpu=True, loader="dali", cache=True)
+
+
+@needs_dali
+def test_an_old_dali_is_not_used(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nvidia.dali
+
+    monkeypatch.setattr(nvidia.dali, "__version__", "1.51.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kind, reason = build.choose_loader(replace(config, loader="auto"))
+    assert (kind.name, reason) == (
+        "torch",
+        "DALI cannot be used: version 1.51.2 is older than 2.4",
+    )
+    with pytest.raises(DataError, match=r"1\.51\.2 is older than 2\.4.*fastseg\[dali\]"):
+        build.choose_loader(replace(config, loader="dali"))
+
+
+@needs_dali
+def test_a_hidden_dali_is_not_used(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali.plugin.pytorch", None)
+    loader = build_loader(replace(config, loader="auto"), train=False)
+    assert (loader.name, "ModuleNotFoundError" in loader.reason) == ("torch", True)
+    assert len(next(loader.batches()).sample_ids) == 4
 
 
 def prefetch_threads() -> list[threading.Thread]:

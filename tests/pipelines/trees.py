@@ -41,6 +41,19 @@ def save(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
+def blank(path: Path, value: float) -> None:
+    """Overwrite every value of a file by one, in its own format."""
+    if path.suffix in (".npy", ".npz"):
+        stored = np.load(path)
+        stored = stored["arr_0"] if path.suffix == ".npz" else stored
+        save(path, np.full_like(stored, value))
+        return
+    deep = path.suffix == ".png" and path.read_bytes()[24] == 16
+    with Image.open(path) as image:
+        shape = (image.height, image.width, 3)
+    save(path, np.full(shape, value, np.uint16 if deep else np.uint8))
+
+
 def random_bytes(name: str, *shape: int, top: int = 256) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(name.encode())).integers(0, top, shape)
 
