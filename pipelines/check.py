@@ -10,13 +10,13 @@ from pathlib import Path
 
 from .decode import Array, decode_modality, wrong_size
 from .errors import DataError
-from .files import SplitFiles, scan_split
+from .files import Gap, SplitFiles, scan_split
 from .images import Pixels
 from .layout import case_of, conditions_of
 from .pool import bar, each
 from .raw import read_events, read_points, read_polar
 from .samples import read_label
-from .spec import DatasetSpec, ModalitySpec, unknown_name
+from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 
 LISTED = 20
 """Findings of a kind that a summary prints."""
@@ -193,18 +193,7 @@ def _list_splits(
             absent.append((split, error))
             continue
         report.splits[split] = _count(spec, files, report)
-        for gap in gaps:
-            path = files.path(gap.index, gap.file)
-            remedy = spec.hint or "Restore it, or remove the other files of this sample"
-            report.faults.append(
-                Finding(
-                    "missing",
-                    f"{path} does not exist. {remedy}",
-                    split,
-                    files.sample_ids[gap.index],
-                    gap.part,
-                )
-            )
+        _note_gaps(files, gaps, report, asked=split in splits)
         yield files
     if not report.splits:
         raise absent[0][1]
@@ -213,6 +202,32 @@ def _list_splits(
             report.faults.append(Finding(reason.kind, str(reason), split))
         else:
             report.notes.append(Finding("missing", f"split {split!r} is not there", split))
+
+
+def _note_gaps(files: SplitFiles, gaps: Sequence[Gap], report: CheckReport, *, asked: bool) -> None:
+    """Missing files as faults: one by one, or as one where no sample of the split has the file.
+
+    A split without any label is a note unless it was asked for: test labels are often withheld.
+    """
+    remedy = files.spec.hint or "Restore it, or remove the other files of this sample"
+    by_file: dict[tuple[str, FileSpec], list[Gap]] = {}
+    for gap in gaps:
+        by_file.setdefault((gap.part, gap.file), []).append(gap)
+    for (part, file), missing in by_file.items():
+        if len(missing) < len(files) or len(files) == 1:
+            for gap in missing:
+                text = f"{files.path(gap.index, file)} does not exist. {remedy}"
+                sample_id = files.sample_ids[gap.index]
+                report.faults.append(Finding("missing", text, files.split, sample_id, part))
+            continue
+        text = f"{part}: all {len(files)} files of split {files.split!r} are missing, such as "
+        text += str(files.path(0, file))
+        if part == "label" and not asked:
+            text += "; the split can be neither trained on nor scored"
+            report.notes.append(Finding("missing", text, files.split, part=part))
+        else:
+            text += f". {files.spec.hint or 'Restore them, or leave the modality out'}"
+            report.faults.append(Finding("missing", text, files.split, part=part))
 
 
 def _count(spec: DatasetSpec, files: SplitFiles, report: CheckReport) -> SplitReport:

@@ -153,14 +153,36 @@ def test_all_faults_are_collected(
 
 
 def test_long_summaries_are_cut(deliver_tree: Path) -> None:
-    shutil.rmtree(deliver_tree / "event")
-    shutil.rmtree(deliver_tree / "hha")
+    for folder in ("event", "hha"):
+        for path in sorted(deliver_tree.glob(f"{folder}/*/train/*/*.png"))[1:]:
+            path.unlink()
     report = check("deliver", deliver_tree)
-    assert len(report.faults) == 44
+    assert len(report.faults) == 30
     text = summarise(report)
     assert text.count("does not exist") == 20
-    assert "44 faults (missing 44)" in text
-    assert "and 24 more; --json FILE" in text
+    assert "30 faults (missing 30)" in text
+    assert "and 10 more; --json FILE" in text
+
+
+def test_a_modality_that_is_not_there_at_all_is_one_fault(deliver_tree: Path) -> None:
+    shutil.rmtree(deliver_tree / "hha")
+    faults = check("deliver", deliver_tree).faults
+    assert [(fault.split, fault.part, fault.sample) for fault in faults] == [
+        ("train", "depth", ""),
+        ("val", "depth", ""),
+    ]
+    first = deliver_tree / "hha/cloud/train/MAP_1_point2/000000_depth_front.png"
+    assert f"all 16 files of split 'train' are missing, such as {first}. " in faults[0].message
+    assert "leave the modality out" in faults[0].message
+
+
+def test_withheld_labels_are_a_note(muses_tree: Path) -> None:
+    shutil.rmtree(muses_tree / "gt_semantic/val")
+    report = check("muses", muses_tree)
+    assert report.faults == []
+    assert "label: all 4 files of split 'val' are missing" in report.notes[0].message
+    assert "neither trained on nor scored" in report.notes[0].message
+    assert len(check("muses", muses_tree, splits=("val",)).faults) == 1
 
 
 def test_blank_images_and_ignored_labels_are_notes(deliver_tree: Path) -> None:
