@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..storage import write_whole
 from .config import SyntheticConfig
 from .frame import render_frame
 from .plan import FOLDERS, Frame
@@ -40,11 +41,11 @@ def array_hash(array: NDArray[np.uint8]) -> str:
 
 
 def write_png(path: Path, array: NDArray[np.uint8]) -> None:
-    """Write through a temporary name, so that ``path`` is never half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        Image.fromarray(array).save(file, format="PNG", compress_level=COMPRESS_LEVEL)
-    os.replace(temporary, path)
+    """Write an image that is never half a file."""
+    png = io.BytesIO()
+    Image.fromarray(array).save(png, format="PNG", compress_level=COMPRESS_LEVEL)
+    # what a power cut spoils is found by its hash and rendered again
+    write_whole(path, png.getvalue(), durable=False)
 
 
 def read_sample(root: Path, frame: Frame) -> Record | None:
@@ -63,9 +64,7 @@ def write_sample(root: Path, frame: Frame, config: SyntheticConfig) -> Record:
     """Render a sample and write its six files."""
     images = render_frame(frame, config)
     for folder, image in images.items():
-        path = root / frame.path(folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, image)
+        write_png(root / frame.path(folder), image)
     return _record(frame, images)
 
 
