@@ -48,8 +48,9 @@ class SplitFiles:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the sample ids: changes when samples are added, removed or renamed."""
-        return hashlib.sha256("\n".join(self.sample_ids).encode()).hexdigest()
+        """SHA-256 over the sample ids and what is absent: changes when files come or go."""
+        lines = [*self.sample_ids, *(f"without {name} {i}" for name, i in sorted(self.absent))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

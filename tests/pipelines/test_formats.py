@@ -194,6 +194,43 @@ def test_nearest_and_bilinear_keep_their_type(mcubes_tree: Path, open_loader: Op
         np.testing.assert_allclose(values(batch, 2, position)[:16, :, 0], mean, atol=1e-6)
 
 
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    ("dataset", "file", "message"),
+    [
+        ("muses", "projected_to_rgb/lidar/{}_lidar.png", "is damaged"),
+        ("muses-npz", "projected_to_rgb/lidar/{}_lidar.npz", "is damaged"),
+        ("mcubes", "polL_color/{}.png", "is damaged"),
+        ("mcubes", "polL_dolp/{}.npy", "is damaged"),
+        ("mcubes-masked", "NIR_warped_mask/{}.png", "is damaged"),
+        ("mcubes-masked", "GT/{}.png", "label value 77"),
+    ],
+)
+def test_a_bad_file_is_named_in_the_middle_of_a_run(
+    muses_tree: Path,
+    mcubes_tree: Path,
+    open_loader: Open,
+    dataset: str,
+    file: str,
+    message: str,
+    loader: str,
+) -> None:
+    root = mcubes_tree if dataset.startswith("mcubes") else muses_tree
+    if dataset == "muses-npz":
+        trees.write_muses_projected(root, suffix=".npz")
+    opened = open_loader(config_for(root, dataset, loader, scale=(1, 1)), train=True)
+    last = list_split(get_dataset(dataset), root, "train").sample_ids[-1]
+    path = root / file.format(last)
+    if message == "is damaged":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    else:
+        trees.blank(path, 77)
+    with pytest.raises(DataError, match=message) as caught:
+        list(opened.batches(0, 4))
+    assert str(path) in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
 @needs_dali
 @pytest.mark.parametrize("dataset", ["muses", "mcubes-masked"])
 @pytest.mark.parametrize("how", [{"workers": 2}, {"workers": 1, "cache": True}, {"loader": "dali"}])
@@ -347,13 +384,15 @@ def test_missing_files_can_be_fed_as_zero(
 ) -> None:
     root = mcubes_tree if dataset == "mcubes" else muses_tree
     config = config_for(root, dataset, loader)
-    whole = next(open_loader(config, train=False).batches())
+    complete = open_loader(config, train=False)
+    whole, whole_fingerprint = next(complete.batches()), complete.fingerprint
     gone = root / file.format(whole.sample_ids[1])
     gone.unlink()
     with pytest.raises(DataError, match=r"--data\.missing zero") as caught:
         open_loader(config, train=False)
     assert str(gone) in str(caught.value)
     opened = open_loader(replace(config, missing="zero"), train=False)
+    assert opened.fingerprint != whole_fingerprint
     assert "1 missing files of split val are fed as zero" in opened.reason
     batch = next(opened.batches())
     expected = whole.images.clone()
