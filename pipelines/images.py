@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -119,7 +120,9 @@ def decode_image(
 
 def damaged(path: Path, size: int, error: BaseException) -> DataError:
     """The error for a file that does not decode."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # PIL names the buffer that it was given: <_io.BytesIO object at 0x...>
+    text = re.sub(r"\s*<[^<>]* at 0x\w+>", "", str(error))
+    reason = text.splitlines()[0] if text else type(error).__name__
     return DataError(
         f"{path} is damaged or no image ({size} bytes; {reason}); fetch this file again", "damaged"
     )
