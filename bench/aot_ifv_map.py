@@ -21,8 +21,8 @@ divergence = importlib.import_module("fastseg.kernels.similarity_divergence")
 
 # registers and bytes of shared memory
 BUDGETS = {
-    "_prototype_similarity_fwd_kernel": (144, 8192),
-    "_prototype_similarity_pull_kernel": (248, 98_304),
+    "_prototype_similarity_fwd_kernel": (168, 8192),
+    "_prototype_similarity_pull_kernel": (255, 98_304),
     "_prototype_similarity_project_kernel": (104, 4096),
     "_prototype_similarity_bwd_kernel": (144, 8192),
     "_similarity_divergence_sum_kernel": (40, 2048),

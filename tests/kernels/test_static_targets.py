@@ -25,13 +25,14 @@ def per_thread(tile, *axes):
 
 
 def instructions(kernel, case):
-    (row,) = [
-        row
+    """The most of any release of Triton in the table."""
+    loops = [
+        row.loop
         for row in aot.read_table().values()
         if (row.kernel, row.case, row.arch) == (kernel, case, "sm_90")
     ]
-    assert row.loop > 0, "no loop was found in the machine code"
-    return row.loop
+    assert min(loops) > 0, "no loop was found in the machine code"
+    return max(loops)
 
 
 def test_pooling_reads_an_element_in_nine_instructions():
