@@ -62,8 +62,16 @@ def environment_fixture():
 
 @pytest.fixture(scope="session")
 def launch():
-    """Start processes of one run; see `Launch`."""
-    return Launch
+    """Start processes of one run; see `Launch`. None outlives the tests."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Launch(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for process in (process for one in started for process in one.ranks):
+        process.kill()
 
 
 def environment():
