@@ -79,13 +79,14 @@ def explain(error: BaseException) -> tuple[int, str | None]:
 
 
 def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:
+    """Exit with the code of the first failure; whoever failed first has said why, or does now."""
     code, message = explain(error)
+    known: int | None = None
     if isinstance(error, OthersFailed):
-        _exit(error.code)
-    if message is None and isinstance(error, RuntimeError):
+        known = error.code
+    elif message is None and isinstance(error, RuntimeError):
         # a collective breaks when its peer has left: then the peer has the reason
-        if (others := ranks.failure_of_others(_PATIENCE_S)) is not None:
-            _exit(others)
+        known = ranks.failure_of_others(_PATIENCE_S)
         if _lost_peer(error):
             code, message = (
                 LOST_PEER,
@@ -94,24 +95,21 @@ def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:
                     f"({_first_line(error)})\nThe same command continues from the last checkpoint."
                 ),
             )
-    if ranks.claim_failure(code):
+    if known is None and ranks.claim_failure(code):
         if message is None:
             traceback.print_exception(error)
         else:
             where = f"rank {ranks.rank}: " if ranks.rank else ""
             print(f"{where}{message}", file=sys.stderr)
-    _exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ranks.linger(_PATIENCE_S)
+    # without the farewell of the process groups, which could wait for a dead peer
+    os._exit(code if known is None else known)
 
 
 def _lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
-
-
-def _exit(code: int) -> NoReturn:
-    """Leave without the farewell of the process groups, which could wait for a dead peer."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _speaks() -> bool:

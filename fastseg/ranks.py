@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _POLL_SECONDS = 0.1
-_FAILED, _CODE = "fastseg/failed", "fastseg/exit-code"
+_FAILED, _CODE, _LEFT = "fastseg/failed", "fastseg/exit-code", "fastseg/left"
 
 
 class OthersFailed(Exception):
@@ -151,6 +152,26 @@ class Ranks:
         except RuntimeError:  # the store died with its process, which cannot have said why
             return True
         return first
+
+    def linger(self, patience_s: float) -> None:
+        """After a failure: the process that holds the store waits until the others have read it.
+
+        torchrun holds it in a process of its own; else it is rank 0.
+        """
+        if self.store is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            return
+        try:
+            self.store.add(_LEFT, 1)
+            if not self.is_first:
+                return
+            if self.device.type == "cpu":
+                # closed connections wake the others; it may wait for an exchange, so not here
+                Thread(target=dist.destroy_process_group, daemon=True).start()
+            deadline = time.monotonic() + patience_s
+            while self.store.add(_LEFT, 0) < self.world and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        except RuntimeError:  # the store is gone already
+            return
 
     def failure_of_others(self, patience_s: float) -> int | None:
         """Exit code of a process that failed, or None if none says so within the time."""
