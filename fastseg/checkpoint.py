@@ -15,10 +15,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
+from fastseg.ema import WeightAverage
 from fastseg.errors import CheckpointError
 from fastseg.files import commit, sync
+from fastseg.shards import (
+    load_module_tensors,
+    load_optimizer_tensors,
+    module_tensors,
+    optimizer_tensors,
+)
 
 _MANIFEST = "MANIFEST.json"
 
@@ -53,7 +60,7 @@ def _brief(value: object) -> str:
 
 def save_weights(path: Path, module: nn.Module, identity: Identity, facts: dict[str, Any]) -> None:
     """Write the state dict of ``module`` as safetensors; the file appears whole or not at all."""
-    tensors = {key: value.contiguous().cpu() for key, value in module.state_dict().items()}
+    tensors = module_tensors(module)
     metadata = {"fastseg": json.dumps(asdict(identity)), "facts": json.dumps(facts)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -109,25 +116,28 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: int,
+    average: WeightAverage | None = None,
+    writes: bool = True,
 ) -> Path:
     """Write a training state to ``folder/step-XXXXXXXX``.
 
     Everything goes to a temporary folder first, then a manifest of sizes and hashes, then one
     rename: the state is complete or absent. Older states beyond ``keep`` are removed last.
+
+    The files hold whole tensors, so any number of processes can read what any other wrote. All
+    ranks call; the one with ``writes`` writes.
     """
+    tensors = {"network": module_tensors(module), "optimizer": optimizer_tensors(optimizer)}
+    if average is not None:
+        tensors["average"] = average.tensors()
     final = folder / f"step-{state['step']:08d}"
+    if not writes:
+        return final
     partial = folder / f"{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({k: v.contiguous().cpu() for k, v in module.state_dict().items()},
-              partial / "network.safetensors")  # fmt: skip
-    groups = optimizer.state_dict()
-    tensors = {
-        f"{index}.{key}": value.contiguous().cpu()
-        for index, slots in groups["state"].items()
-        for key, value in slots.items()
-    }
-    save_file(tensors, partial / "optimizer.safetensors")
+    for name, values in tensors.items():
+        save_file(values, partial / f"{name}.safetensors")
     (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     manifest = {path.name: _digest(path) for path in sorted(partial.iterdir())}
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -153,15 +163,17 @@ def newest_state(folder: Path, stage: str) -> tuple[Path, dict[str, Any]] | None
     return None
 
 
-def load_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a state of `newest_state` back into a network and its optimizer."""
-    module.load_state_dict(load_file(path / "network.safetensors"))
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_file(path / "optimizer.safetensors").items():
-        index, key = name.split(".", 1)
-        slots.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+def load_state(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+) -> None:
+    """Put a state of `newest_state` back into a network, its optimizer and its average."""
+    load_module_tensors(module, load_file(path / "network.safetensors"))
+    load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
+    if average is not None:
+        average.load(load_file(path / "average.safetensors"))
 
 
 def remove_states(folder: Path) -> None:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import wraps
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 import tyro
 
 from fastseg.config import TrainConfig, read_config
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.pipelines import DataError
 from fastseg.presets import PRESETS, get_preset
+from fastseg.ranks import OthersFailed, Ranks, join
 
-BAD_INPUT, OUT_OF_MEMORY = 2, 75
+BUG, BAD_INPUT, LOST_PEER, OUT_OF_MEMORY, INTERRUPTED = 1, 2, 69, 75, 130
+
+_PATIENCE_S = 3.0
+"""How long a process whose collective broke waits to hear that another one failed first."""
 
 
 def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
@@ -26,22 +36,98 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     def wrapped(arguments: Sequence[str] | None = None) -> int:
         try:
             return main(arguments)
-        except (CheckpointError, ConfigError, DataError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return BAD_INPUT
-        except torch.OutOfMemoryError as error:
-            print(
-                f"error: out of memory ({str(error).splitlines()[0]})\n"
-                "Lower --data.batch-size or --data.size, or use --precision bf16. "
-                "The same command then continues from the last checkpoint.",
-                file=sys.stderr,
-            )
-            return OUT_OF_MEMORY
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+        except (Exception, KeyboardInterrupt) as error:
+            code, message = explain(error)
+            if message is None:
+                raise
+            # before the processes have met, all of them find the same fault
+            if _speaks():
+                print(message, file=sys.stderr)
+            return code
 
     return wrapped
+
+
+@contextmanager
+def processes(config: TrainConfig) -> Iterator[Ranks]:
+    """Join the processes of this launch; an error on any of them ends all.
+
+    The first process to fail says why, and all leave with its exit code.
+    """
+    with join(config.device, config.parallel.timeout) as ranks:
+        try:
+            yield ranks
+        except (Exception, KeyboardInterrupt) as error:
+            if ranks.world == 1:
+                raise
+            _leave_together(ranks, error)
+
+
+def explain(error: BaseException) -> tuple[int, str | None]:
+    """Exit code and message of an error; no message for a bug, whose trace is wanted."""
+    if isinstance(error, CheckpointError | ConfigError | DataError):
+        return BAD_INPUT, f"error: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return OUT_OF_MEMORY, (
+            f"error: out of memory ({_first_line(error)})\n"
+            "Lower --data.batch-size or --data.size, or use --precision bf16. "
+            "The same command then continues from the last checkpoint."
+        )
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    return BUG, None
+
+
+def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:
+    """Exit with the code of the first failure; whoever failed first has said why, or does now."""
+    code, message = explain(error)
+    known: int | None = None
+    if isinstance(error, OthersFailed):
+        known = error.code
+    elif message is None and isinstance(error, RuntimeError):
+        # a collective breaks when its peer has left: then the peer has the reason
+        known = ranks.failure_of_others(_PATIENCE_S)
+        if _lost_peer(error):
+            code, message = (
+                LOST_PEER,
+                (
+                    f"error: rank {ranks.rank} lost another process, which was killed or hangs "
+                    f"({_first_line(error)})\nThe same command continues from the last checkpoint."
+                ),
+            )
+    if known is None and ranks.claim_failure(code):
+        if message is None:
+            traceback.print_exception(error)
+        else:
+            where = f"rank {ranks.rank}: " if ranks.rank else ""
+            print(f"{where}{message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ranks.linger(_PATIENCE_S)
+    # without the farewell of the process groups, which could wait for a dead peer
+    os._exit(code if known is None else known)
+
+
+def _lost_peer(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def _speaks() -> bool:
+    """Whether this process speaks before the processes have met."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def parse(kind: type[Any], **options: Any) -> Any:
+    """``tyro.cli``; of several processes, which all get the same arguments, rank 0 speaks."""
+    if _speaks():
+        return tyro.cli(kind, **options)
+    nothing = io.StringIO()
+    with redirect_stdout(nothing), redirect_stderr(nothing):
+        return tyro.cli(kind, **options)
 
 
 def parse_config(program: str, description: str, arguments: Sequence[str] | None) -> TrainConfig:
@@ -57,7 +143,7 @@ def parse_config(program: str, description: str, arguments: Sequence[str] | None
         f"values: {', '.join(PRESETS)} (default: demo). --config FILE takes the config.json of "
         "a run instead."
     )
-    config: TrainConfig = tyro.cli(
+    config: TrainConfig = parse(
         TrainConfig, prog=program, description=note, default=base, args=rest
     )
     return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import types
 import typing
@@ -16,7 +17,9 @@ from fastseg.errors import ConfigError
 from fastseg.losses import LossOptions
 from fastseg.models import BACKBONES
 from fastseg.optim import OptimConfig
+from fastseg.parallel import ParallelConfig
 from fastseg.pipelines import DataConfig
+from fastseg.precision import Precision
 from fastseg.schedule import Stage
 
 # fields that cannot change what is learnt: a run may go on after they changed
@@ -34,7 +37,10 @@ HARMLESS = {
     "data.cache",
     "data.eval_batch_size",
     "evaluation",
+    "parallel",
 }
+# these may change as long as their product with the number of processes stays
+BATCH_PARTS = {"data.batch_size", "accumulate"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class ModelConfig:
     norm_momentum: float = 0.1
     """Share of the newest batch in the head's BatchNorm statistics. With dropped modalities 0.1 (as
     published) remembers little more than the subsets of the last ten steps; 0.01 averages more."""
+    norm: Literal["torch", "apex"] = "torch"
+    """LayerNorm of torch, or the fused one of NVIDIA apex (a GPU; apex must be installed)."""
     weights: Path | None = None
     """Encoder weights (ImageNet) for stages that start from the encoder; none: random."""
 
@@ -118,8 +126,15 @@ class TrainConfig:
     """Seed of everything: order, augmentation, initial weights, dropout, noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the networks (autocast); losses are always fp32."""
+    precision: Precision = "fp32"
+    """Arithmetic of the networks (autocast); losses are always fp32. fp16 scales the loss."""
+    accumulate: int = 1
+    """Micro-batches of data.batch_size per process that make one step; BatchNorm statistics, hard
+    pixels and the regulariser's information are those of a micro-batch."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is scored and
+    saved, such as 0.999; 0: none."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     synthetic: SyntheticData = field(default_factory=SyntheticData)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -149,7 +164,9 @@ class TrainConfig:
             raise ValueError(f"name must not start with a dot, got {self.name!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
-        for name in ("log_every", "save_every", "keep_checkpoints", "max_skipped"):
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        for name in ("accumulate", "log_every", "save_every", "keep_checkpoints", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.stop_after < 0:
@@ -162,6 +179,11 @@ class TrainConfig:
                     "or name its weights with --teacher FILE"
                 )
             teacher |= stage.trains == "teacher"
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one optimizer step over the processes recorded in ``parallel``."""
+        return self.data.batch_size * self.accumulate * max(1, self.parallel.processes)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -233,6 +255,12 @@ def read_config(path: Path) -> TrainConfig:
     return config
 
 
+def digest(config: TrainConfig) -> int:
+    """A 60-bit hash of everything in a config, to compare between processes."""
+    text = json.dumps(to_dict(config), sort_keys=True)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+
+
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as ``{"a.b": value}``."""
     if not isinstance(values, dict):
@@ -244,6 +272,13 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 def changed_fields(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Fields whose values differ and that change what is learnt, with old and new value."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    for key in BATCH_PARTS:
+        before.pop(key)
+        after.pop(key)
+    before["samples per step"], after["samples per step"] = (
+        old.samples_per_step,
+        new.samples_per_step,
+    )
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())

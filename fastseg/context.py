@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from fastseg import checkpoint
+from fastseg import checkpoint, nvidia_apex
 from fastseg.checkpoint import Identity
 from fastseg.config import TrainConfig
-from fastseg.errors import ConfigError
 from fastseg.models import SegFormer
 from fastseg.pipelines import get_dataset
+from fastseg.precision import autocast
+from fastseg.ranks import Ranks, choose_device
 from fastseg.subsets import all_subsets
 
 
@@ -22,15 +23,19 @@ class RunContext:
         spec: the data set.
         modalities: those of the run, in its order.
         subsets: all 2^M - 1 choices of them, the full set last.
+        ranks: this process and its peers; one process alone by default.
         device: where networks live.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
         self.config = config
         self.spec = get_dataset(config.data.dataset)
         self.modalities = self.spec.select(config.data.modalities)
         self.subsets = all_subsets([modality.letter for modality in self.modalities])
-        self.device = choose_device(config.device)
+        self.ranks = ranks or Ranks(choose_device(config.device))
+        self.device = self.ranks.device
+        if config.model.norm == "apex":
+            nvidia_apex.require("--model.norm apex", self.device)
 
     @property
     def num_classes(self) -> int:
@@ -38,16 +43,15 @@ class RunContext:
         return self.spec.num_classes
 
     def autocast(self) -> torch.autocast:
-        """The arithmetic of the networks: bf16, or as stored for fp32."""
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        """The arithmetic of the networks: bf16 or fp16, or as stored for fp32."""
+        return autocast(self.device, self.config.precision)
 
     def new_network(self, seed: int) -> SegFormer:
         """A network on the CPU with random weights that depend on the seed alone."""
         model = self.config.model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return SegFormer(
+            network = SegFormer(
                 model.backbone,
                 self.num_classes,
                 embed_dim=model.embed_dim,
@@ -55,6 +59,9 @@ class RunContext:
                 drop_path=model.drop_path,
                 norm_momentum=model.norm_momentum,
             )
+        if model.norm == "apex":
+            nvidia_apex.use_layer_norm(network)
+        return network
 
     def load_network(self, path: Path) -> SegFormer:
         """A finished network in eval mode on the device.
@@ -76,12 +83,3 @@ class RunContext:
             backbone=self.config.model.backbone,
             embed_dim=self.config.model.embed_dim,
         )
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device to run on; asking for a GPU that is not there is an error."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda but torch finds no GPU: use --device cpu or auto")
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)

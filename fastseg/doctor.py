@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ import torch
 import tyro
 
 import fastseg
+from fastseg import nvidia_apex
 from fastseg.cli import command
 
 
@@ -72,17 +72,12 @@ def _dali(gpu: bool) -> Finding:
 
 def _apex() -> Finding:
     """NVIDIA apex; the package of that name on PyPI is another project."""
-    instead = "torch.optim.AdamW(fused=True) and torch LayerNorm are used"
-    try:
-        if importlib.util.find_spec("apex") is None:
-            return Finding("apex", "not installed", instead)
-        if importlib.util.find_spec("apex.optimizers") is None:
-            return Finding("apex", "not NVIDIA apex but another package of that name", instead)
-    except ImportError as error:
-        return Finding("apex", f"the web toolkit of PyPI, or broken: {error}", instead)
-    if importlib.util.find_spec("amp_C") is None:
-        return Finding("apex", "built without CUDA extensions", instead)
-    return Finding("apex", "found", "not used by this version: " + instead)
+    if reason := nvidia_apex.why_unusable():
+        instead = "torch.optim.AdamW(fused=True) and torch LayerNorm are used"
+        return Finding("apex", reason, f"{instead}; README.md says how to install it")
+    where = " and ".join(nvidia_apex.DEVICES)
+    served = "by --optim.kind auto where it is faster, apex_adam, apex_lamb, --model.norm apex"
+    return Finding("apex", "found", f"used on {where} {served}")
 
 
 def _triton() -> Finding:

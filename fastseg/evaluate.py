@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from fastseg import nvidia_apex
 from fastseg.checkpoint import Identity, read_identity
-from fastseg.cli import command
+from fastseg.cli import command, parse, processes
 from fastseg.config import EvaluationConfig, ModelConfig, TrainConfig, read_config
 from fastseg.context import RunContext
 from fastseg.errors import CheckpointError
 from fastseg.host import keep_freed_memory
 from fastseg.pipelines import DataConfig
+from fastseg.precision import Precision
+from fastseg.ranks import choose_device
 from fastseg.report import write_results
 from fastseg.scoring import score_networks, subset_results, table
 
@@ -39,7 +40,7 @@ class EvaluateConfig:
     """Samples per step; default: as in the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     """Arithmetic; default: as in the run."""
     out: Path | None = None
     """Also write the scores to this CSV file (layout of results.csv)."""
@@ -48,18 +49,20 @@ class EvaluateConfig:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; the exit code is 0 if every network could be scored."""
-    options = tyro.cli(
+    options: EvaluateConfig = parse(
         EvaluateConfig, prog="python -m fastseg.evaluate", description=__doc__, args=arguments
     )
     keep_freed_memory()
     files = weights_files(options.checkpoint)
     config = run_config(options, files)
-    context = RunContext(config)
-    networks = {name: context.load_network(path) for name, path in files.items()}
-    results = subset_results(score_networks(context, networks))
-    if options.out is not None:
-        write_results(options.out, results, context.spec.classes)
-    print(table(context, results))
+    with processes(config) as ranks:
+        context = RunContext(config, ranks)
+        networks = {name: context.load_network(path) for name, path in files.items()}
+        results = subset_results(score_networks(context, networks))
+        if ranks.is_first:
+            if options.out is not None:
+                write_results(options.out, results, context.spec.classes)
+            print(table(context, results))
     return 0
 
 
@@ -94,9 +97,13 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
         size=options.size or config.data.size,
         eval_batch_size=options.batch_size or config.data.eval_batch_size,
     )
+    # the norms of apex and of torch compute the same network
+    reason = nvidia_apex.why_not_on(choose_device(options.device))
+    norm = "torch" if reason else config.model.norm
     return replace(
         config,
         data=data,
+        model=replace(config.model, norm=norm),
         device=options.device,
         precision=options.precision or config.precision,
         evaluation=replace(config.evaluation, missing=options.missing or config.evaluation.missing),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ def evaluate_subsets(
 ) -> dict[str, ConfusionMatrix]:
     """One confusion matrix per subset of the run over all batches, the full set last.
 
-    The network is left in eval mode.
+    The batches are those of this process, the matrices are summed over all: exactly once per
+    sample, whatever the number of processes. The network, a whole one, is left in eval mode.
     """
     model.eval()
     matrices = {
@@ -66,4 +68,25 @@ def evaluate_subsets(
             decoder = SubsetDecoder(model, batch.images, context.config.evaluation.missing)
             for subset in context.subsets:
                 matrices[subset.name].update_from(decoder.logits(subset), batch.labels)
+    together = torch.stack([matrix.counts for matrix in matrices.values()])
+    for matrix, counts in zip(matrices.values(), context.ranks.total(together), strict=True):
+        matrix.counts = counts
     return matrices
+
+
+def limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
+    """The first ``samples`` samples of some batches; the last batch may be cut."""
+    left = samples
+    for batch in batches:
+        if left <= 0:
+            return
+        count = batch.labels.shape[0]
+        if count > left:
+            batch = replace(
+                batch,
+                images=batch.images[:, :left],
+                labels=batch.labels[:left],
+                sample_ids=batch.sample_ids[:left],
+            )
+        yield batch
+        left -= count

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastseg import kernels
 from fastseg.models import SegFormerOutput
 from fastseg.pairing import draw_pairing
-from fastseg.schedule import Stage
+from fastseg.schedule import Share, Stage
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def stage_losses(
     present: Sequence[int],
     pairing_seed: int,
     noise_seed: int,
+    share: Share = Share(),  # noqa: B008 (frozen)
 ) -> dict[str, Tensor]:
     """Every active term of the stage and their weighted sum ``loss``, as fp32 scalars.
 
@@ -62,6 +63,7 @@ def stage_losses(
         present: teacher modalities that the M' feature maps of ``output`` belong to, in order.
         pairing_seed: seed of the modality permutations of HPDM.
         noise_seed: seed of the perturbations of RRM.
+        share: which samples of the step these are; the permutations are drawn for all of them.
     """
     weights = stage.losses.active()
     terms: dict[str, Tensor] = {}
@@ -80,7 +82,9 @@ def stage_losses(
         if "hpdm" in weights:
             generator = torch.Generator().manual_seed(pairing_seed)
             num_teacher = teacher.features[0].shape[0]
-            pairing = draw_pairing(labels.shape[0], num_teacher, present, generator)
+            batch = labels.shape[0]
+            everyone = draw_pairing(share.size(batch), num_teacher, present, generator)
+            pairing = everyone[share.rows(batch)]
             terms["hpdm"] = kernels.hybrid_prototype_distillation(
                 output.features,
                 teacher.features,

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from fastseg import nvidia_apex
+from fastseg.nvidia_apex import ApexOptimizer
+from fastseg.precision import LossScale
+from fastseg.ranks import Ranks
+from fastseg.shards import local_part
+
+Optimizer = torch.optim.AdamW | ApexOptimizer
+
+_TIMED_STEPS = 20
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW."""
 
+    kind: Literal["auto", "adamw", "apex_adam", "apex_lamb"] = "auto"
+    """adamw: torch's fused AdamW; apex_adam: NVIDIA apex's, the same formula; apex_lamb: LAMB of
+    apex, another method for large batches; auto: the faster Adam, which without apex is torch's."""
     weight_decay: float = 0.01
     """Decoupled weight decay of tensors with more than one dimension; others have none."""
     beta1: float = 0.9
@@ -35,38 +51,101 @@ class OptimConfig:
             raise ValueError(f"max_norm must be at least 0, got {self.max_norm}")
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW with two groups: matrices and kernels decay, vectors do not.
+def build_optimizer(module: nn.Module, config: OptimConfig, kind: str = "adamw") -> Optimizer:
+    """The optimizer of ``kind`` with two groups: matrices and kernels decay, vectors do not.
 
     Source: released code of arXiv:2505.12861v1, ``semseg/optimizers.py``.
+
+    Raises:
+        ConfigError: apex is asked for and cannot serve.
     """
     params = [p for p in module.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    options: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.eps}
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, fused=True, **options)
+    nvidia_apex.require(f"--optim.kind {kind}", params[0].device)
+    return ApexOptimizer(kind, groups, options)
 
 
-def guarded_step(optimizer: torch.optim.AdamW, max_norm: float) -> tuple[Tensor, Tensor]:
+def choose_optimizer(
+    module: nn.Module, config: OptimConfig, ranks: Ranks, before: str | None = None
+) -> tuple[str, str]:
+    """The kind of optimizer to use, equal on all ranks, and why.
+
+    ``before`` is the kind that wrote the state to continue: ``auto`` stays with it if it can, so
+    that the run continues to the last bit.
+    """
+    if config.kind != "auto":
+        return config.kind, "as configured"
+    if reason := nvidia_apex.why_not_on(ranks.device):
+        return "adamw", f"apex: {reason}"
+    if before is not None:
+        return before, "as before the interruption"
+    kinds = ("adamw", "apex_adam")
+    times = ranks.reduce([_step_ms(module, config, kind) for kind in kinds], "max")
+    fastest = kinds[times.index(min(times))]
+    return fastest, ", ".join(f"{k} {ms:.3f} ms" for k, ms in zip(kinds, times, strict=True))
+
+
+def _step_ms(module: nn.Module, config: OptimConfig, kind: str) -> float:
+    """Milliseconds of a step on copies of the parameters, which themselves stay as they are."""
+    copies = nn.ParameterList(local_part(p.detach()).clone() for p in module.parameters())
+    optimizer = build_optimizer(copies, config, kind)
+    device = copies[0].device
+
+    def steps(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            for p in copies:
+                p.grad = torch.zeros_like(p)
+            guarded_step(optimizer, 0.0)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1e3 * (time.perf_counter() - began) / count
+
+    steps(3)
+    return steps(_TIMED_STEPS)
+
+
+def guarded_step(
+    optimizer: Optimizer, max_norm: float, scale: LossScale | None = None
+) -> tuple[Tensor, Tensor]:
     """One optimizer step that leaves everything as it is if any gradient is not finite.
 
-    The decision is made inside the fused kernel, so the host never waits for it.
+    The decision is made inside the fused kernel, so the host never waits for it. It follows the
+    norm over all ranks (sharded gradients: one all-reduce; else they are equal), so it is the same
+    on every rank.
+
+    Args:
+        optimizer: holds parameters with gradients; they are removed.
+        max_norm: clip the global gradient norm to this value; 0 does not clip.
+        scale: of the loss; it is undone, and learns from the outcome.
 
     Returns:
         ``(grad_norm, skipped)``: the global norm before clipping and 1.0 if the step was skipped.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [p.grad for p in params if p.grad is not None]
+    if scale is not None:
+        scale.unscale(grads)
     norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm, foreach=True)
     skipped = (~norm.isfinite()).float()
-    optimizer.found_inf = skipped  # type: ignore[attr-defined]  # read by the fused kernel
-    optimizer.step()
+    if isinstance(optimizer, ApexOptimizer):
+        optimizer.step(skipped)
+    else:
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # read by the fused kernel
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if scale is not None:
+        scale.update(skipped)
     return norm, skipped
 
 

@@ -12,16 +12,28 @@ from types import TracebackType
 from fastseg.config import TrainConfig, changed_fields, read_config, to_dict
 from fastseg.errors import ConfigError
 from fastseg.files import write_whole
+from fastseg.ranks import Ranks
+
+_SAMPLES_HINT = (
+    "\nSamples per step are --data.batch-size x --accumulate x processes: on another number of "
+    "processes change one of the first two to keep them."
+)
 
 
 class RunFolder:
     """``<out>/<name>``, locked for this process while used as a context manager.
 
     A second process that wants the same run is refused; the lock goes with the process, so a
-    crash leaves none behind.
+    crash leaves none behind. Of several processes of one launch, rank 0 locks and writes for all;
+    the folder must lie on a file system that all of them see.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks
+        world = 1 if ranks is None else ranks.world
+        # the number of processes is part of the recipe: of the samples per step
+        parallel = replace(config.parallel, processes=world if world > 1 else 0)
+        config = replace(config, parallel=parallel)
         self.path = config.out / config.name
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
@@ -46,6 +58,18 @@ class RunFolder:
         return files | ({"teacher": self.teacher_file()} if "teacher" in files else {})
 
     def __enter__(self) -> RunFolder:
+        if self._ranks is None:
+            self._enter()
+            return self
+        self._ranks.first(self._enter)
+        if not self.config_file.is_file():
+            raise ConfigError(
+                f"rank {self._ranks.rank} does not see the run folder {self.path} that rank 0 made:"
+                " put --out on a file system that all nodes share"
+            )
+        return self
+
+    def _enter(self) -> None:
         self._create()
         self._acquire()
         try:
@@ -55,7 +79,6 @@ class RunFolder:
         except BaseException:
             self._release()
             raise
-        return self
 
     def __exit__(
         self,
@@ -111,6 +134,7 @@ class RunFolder:
                     f"the run {self.path} was started with other settings:\n"
                     + "\n".join(lines)
                     + "\nUse another --name, or --fresh to move the old run aside."
+                    + (_SAMPLES_HINT if "samples per step" in changed else "")
                 )
         # what only concerns this session is not part of the recipe
         config = replace(self._config, fresh=False, stop_after=0)

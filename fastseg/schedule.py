@@ -113,12 +113,43 @@ def learning_rate(stage: Stage, step: int, steps_per_epoch: int) -> float:
     return float(stage.lr * max(0.0, 1 - progress) ** stage.power)
 
 
+@dataclass(frozen=True)
+class Share:
+    """The samples of one forward pass among those of the whole step.
+
+    A step has ``accumulate`` micro-batches of ``world`` processes. Its samples are numbered as the
+    loaders deal them: micro-batch after micro-batch, and within one round robin over the ranks.
+    """
+
+    rank: int = 0
+    world: int = 1
+    micro: int = 0
+    accumulate: int = 1
+
+    @property
+    def part(self) -> int:
+        """Number of this share among all of the step; 0 for the whole."""
+        return self.micro * self.world + self.rank
+
+    def size(self, batch: int) -> int:
+        """Samples of the step, with ``batch`` in this share."""
+        return batch * self.world * self.accumulate
+
+    def rows(self, batch: int) -> slice:
+        """Which samples of the step these are."""
+        first = self.micro * self.world * batch
+        return slice(first + self.rank, first + self.world * batch, self.world)
+
+
 Purpose = Literal["weights", "modalities", "dropout", "pairing", "noise"]
 
 
-def derive_seed(seed: int, stage: int, step: int, purpose: Purpose) -> int:
-    """A 63-bit seed for one purpose of one step, so that no random state is saved or replayed."""
-    parts = (seed, stage, step, get_args(Purpose).index(purpose))
+def derive_seed(seed: int, stage: int, step: int, purpose: Purpose, part: int = 0) -> int:
+    """A 63-bit seed for one purpose of one step, so that no random state is saved or replayed.
+
+    ``part`` is the part of the global batch that the draw is for, see `Share`.
+    """
+    parts = (seed, stage, step, get_args(Purpose).index(purpose), *((part,) if part else ()))
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

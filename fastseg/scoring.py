@@ -37,13 +37,15 @@ def score_networks(
     context: RunContext, networks: Mapping[str, SegFormer]
 ) -> dict[str, dict[str, ConfusionMatrix]]:
     """Confusion matrix of every network on every subset over the whole evaluation split."""
-    loader = build_loader(context.config.data, train=False)
+    ranks = context.ranks
+    loader = build_loader(context.config.data, train=False, rank=ranks.rank, world=ranks.world)
+    total = loader.steps_per_epoch
     try:
         return {
             name: evaluate_subsets(
                 context,
                 network,
-                tracked(loader.batches(), f"scoring the {name}", loader.steps_per_epoch),
+                tracked(loader.batches(), f"scoring the {name}", total, shown=ranks.is_first),
             )
             for name, network in networks.items()
         }
@@ -71,9 +73,14 @@ def write_run_report(
     history: list[dict[str, Any]],
     folder: Path,
 ) -> str:
-    """Score the networks, write ``results.csv`` and ``report.html``; returns the table."""
+    """Score the networks, write ``results.csv`` and ``report.html``; returns the table.
+
+    All processes score; rank 0 writes.
+    """
     matrices = score_networks(context, networks)
     results = subset_results(matrices)
+    if not context.ranks.is_first:
+        return table(context, results)
     spec, full = context.spec, context.subsets[-1].name
     write_results(folder / "results.csv", results, spec.classes)
     report = RunReport(
@@ -153,7 +160,8 @@ def run_facts(context: RunContext, folder: Path) -> dict[str, str]:
         "seed": str(config.seed),
         "data": f"{config.data.root}, {config.data.eval_split} split for the scores",
         "missing modalities": config.evaluation.missing,
-        "device": f"{context.device}, {config.precision}, {torch.get_num_threads()} threads",
+        "device": f"{context.device}, {config.precision}, {torch.get_num_threads()} threads, "
+        f"{context.ranks.world} processes",
         "versions": f"fastseg {fastseg.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()} on {sys.platform}",
     }

@@ -21,14 +21,18 @@ class MetricsLog:
     """Append-only JSON lines, one row per logging step or validation.
 
     Rows have ``kind`` (``train`` or ``eval``), ``stage`` and ``step`` (steps done in the stage).
-    A value that is not finite is written as null, so that every line is valid JSON.
+    A value that is not finite is written as null, so that every line is valid JSON. Of several
+    processes one writes; on the others the rows go nowhere.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writes: bool = True) -> None:
         self.path = path
+        self._writes = writes
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row."""
+        if not self._writes:
+            return
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in row.items()
@@ -50,6 +54,8 @@ class MetricsLog:
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop the rows of ``stage`` behind ``step``: they will be written again."""
+        if not self._writes:
+            return
         kept = [row for row in self.rows() if row["stage"] != stage or row["step"] <= step]
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -95,14 +101,21 @@ class Meter:
 class Progress:
     """One line that is rewritten on a terminal, and a plain line now and then in a pipe."""
 
-    def __init__(self, title: str, total: int, start: int = 0, every_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        start: int = 0,
+        every_s: float = 10.0,
+        shown: bool = True,
+    ) -> None:
         self._title, self._total, self._start, self._step = title, total, start, start
-        self._every_s = every_s
+        self._every_s, self._shown = every_s, shown
         self._began = time.perf_counter()
         self._printed = self._began
         self._bar = (
             tqdm(total=total, initial=start, desc=title, dynamic_ncols=True, mininterval=0.2)
-            if sys.stderr.isatty()
+            if shown and sys.stderr.isatty()
             else None
         )
         self._facts = ""
@@ -120,7 +133,8 @@ class Progress:
             self._bar.update(1)
             return
         now = time.perf_counter()
-        if now - self._printed >= self._every_s or self._step == self._total:
+        due = now - self._printed >= self._every_s or self._step == self._total
+        if self._shown and due:
             self._printed = now
             done = self._step - self._start
             left = (self._total - self._step) * (now - self._began) / done
@@ -136,9 +150,9 @@ class Progress:
             self._bar.close()
 
 
-def tracked(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
+def tracked(items: Iterable[Any], title: str, total: int, shown: bool = True) -> Iterable[Any]:
     """Iterate with a `Progress` line."""
-    progress = Progress(title, total)
+    progress = Progress(title, total, shown=shown)
     try:
         for item in items:
             yield item

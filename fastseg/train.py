@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
-from fastseg.cli import command, parse_config
+from fastseg.cli import command, parse_config, processes
 from fastseg.config import TrainConfig
 from fastseg.context import RunContext
 from fastseg.host import keep_freed_memory
@@ -23,18 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse_config("python -m fastseg.train", __doc__ or "", arguments)
     began = time.monotonic()
     keep_freed_memory()
-    with RunFolder(config) as run:
-        make_data(config)
-        context = RunContext(config)
+    with processes(config) as ranks, RunFolder(config, ranks) as run:
+        ranks.first(partial(make_data, config))
+        context = RunContext(config, ranks)
         trainer = Trainer(context, run)
         try:
             trainer.fit()
         except Stopped as stopped:
-            say(f"{stopped}; run the same command again to continue")
+            if ranks.is_first:
+                say(f"{stopped}; run the same command again to continue")
             return 0
         networks = {name: context.load_network(path) for name, path in run.network_files().items()}
-        print(write_run_report(context, networks, trainer.metrics.rows(), run.path))
-        say(f"done in {duration(time.monotonic() - began)}; see {run.path / 'report.html'}")
+        table = write_run_report(context, networks, trainer.metrics.rows(), run.path)
+        if ranks.is_first:
+            print(table)
+            say(f"done in {duration(time.monotonic() - began)}; see {run.path / 'report.html'}")
     return 0
 
 

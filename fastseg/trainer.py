@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from fastseg import checkpoint
+from fastseg import checkpoint, nvidia_apex
+from fastseg.config import digest
 from fastseg.context import RunContext
 from fastseg.errors import ConfigError
-from fastseg.evaluation import evaluate_subsets
-from fastseg.interrupt import StopRequest
+from fastseg.evaluation import evaluate_subsets, limited
+from fastseg.interrupt import AgreedStop, StopRequest
 from fastseg.models import SegFormer, load_encoder_weights
-from fastseg.optim import build_optimizer
-from fastseg.pipelines import build_loader
+from fastseg.optim import choose_optimizer
+from fastseg.pipelines import Batch, build_loader
+from fastseg.probe import choose_mode
 from fastseg.run_folder import RunFolder
 from fastseg.schedule import Stage, derive_seed
-from fastseg.step import TrainStep
+from fastseg.session import Session, build_session
 from fastseg.telemetry import Meter, MetricsLog, Progress, say
 
 VALIDATIONS_PER_STAGE = 10
@@ -28,29 +31,32 @@ class Stopped(Exception):
     """The run was asked to stop; its state is saved and the same command continues it."""
 
 
-@dataclass
-class _Session:
-    """What the steps of one stage share."""
-
-    name: str
-    stage: Stage
-    network: SegFormer
-    optimizer: torch.optim.AdamW
-    steps: int
-    train: TrainStep
+Saved = tuple[Path, dict[str, Any]]
 
 
 class Trainer:
-    """Trains the networks of a config inside a run folder."""
+    """Trains the networks of a config inside a run folder, on all processes of a launch together.
+
+    Every process runs the same code on its share of the samples; rank 0 alone writes and speaks.
+    """
 
     def __init__(self, context: RunContext, run: RunFolder) -> None:
-        self.context = context
+        self.context, self.ranks = context, context.ranks
         self.config = context.config
+        if self.config.optim.kind.startswith("apex"):
+            nvidia_apex.require(f"--optim.kind {self.config.optim.kind}", context.device)
         self.run = run
-        self.metrics = MetricsLog(run.metrics_file)
-        self.loader = build_loader(self.config.data, train=True, seed=self.config.seed)
-        self.val_loader = build_loader(self.config.data, train=False, seed=self.config.seed)
+        self.metrics = MetricsLog(run.metrics_file, writes=self.ranks.is_first)
+        place = {"seed": self.config.seed, "rank": self.ranks.rank, "world": self.ranks.world}
+        self.loader = build_loader(
+            self.config.data, train=True, accumulate=self.config.accumulate, **place
+        )
+        self.val_loader = build_loader(self.config.data, train=False, **place)
+        # loaders count micro-batches, everything here counts optimizer steps
+        self.epoch = self.loader.steps_per_epoch // self.config.accumulate
         self.stop = StopRequest()
+        self._stop_now = AgreedStop(self.ranks)
+        self._settings = digest(self.config)
         self._session_steps = 0
 
     def fit(self) -> None:
@@ -63,8 +69,8 @@ class Trainer:
             with self.stop:
                 for index, (name, stage) in enumerate(self.config.stages.items()):
                     if stage.trains == "teacher" and self.config.teacher is not None:
-                        say(f"{name}: skipped, the teacher is {self.config.teacher}")
-                    elif not self._finished(name, stage):
+                        self._say(f"{name}: skipped, the teacher is {self.config.teacher}")
+                    elif not self.ranks.share(partial(self._finished, name, stage)):
                         self._run_stage(index, name, stage)
         finally:
             self.loader.close()
@@ -80,20 +86,26 @@ class Trainer:
         return order.index(facts["stage"]) >= order.index(name)
 
     def _run_stage(self, index: int, name: str, stage: Stage) -> None:
-        session = self._open(index, name, stage)
-        done = self._resume(session)
-        self._announce(session, done)
-        progress = Progress(name, session.steps, done)
-        stream = self.loader.batches(done, session.steps)
+        saved = self._newest(name)
+        session = self._open(index, name, stage, saved)
+        done = self._resume(session, saved)
+        checked = done + self.config.parallel.check_steps
+        progress = Progress(name, session.steps, done, shown=self.ranks.is_first)
+        stream = self._micro_batches(done, session.steps)
         meter = Meter()
         shown: dict[str, str] = {}
         try:
             for step in range(done, session.steps):
                 began = time.perf_counter()
-                batch = next(stream).to(self.context.device)
+                batches = [next(stream) for _ in range(self.config.accumulate)]
                 waited = time.perf_counter() - began
-                values = session.train(step, batch)
-                meter.add(values, samples=batch.labels.shape[0], waited=waited)
+                if step < checked:
+                    self._agree(session, step)
+                values = session.train(step, *batches)
+                if session.average is not None:
+                    session.average.update(step, values["skipped"])
+                samples = sum(batch.labels.shape[0] for batch in batches)
+                meter.add(values, samples=samples, waited=waited)
                 done = step + 1
                 if done % self.config.log_every == 0 or done == session.steps:
                     shown |= self._log(session, done, meter.read())
@@ -106,14 +118,41 @@ class Trainer:
         finally:
             stream.close()
             progress.close()
-        config = self.config
-        size = config.data.size
-        facts = {"stage": name, "steps": session.steps, "seed": config.seed, "size": size}
-        path, identity = self.run.weights_file(stage.trains), self.context.identity(stage.trains)
-        checkpoint.save_weights(path, session.network, identity, facts)
-        checkpoint.remove_states(self.run.checkpoints)
+        self._keep(session)
 
-    def _open(self, index: int, name: str, stage: Stage) -> _Session:
+    def _micro_batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """The batches of the optimizer steps ``start`` to ``stop``, on the device."""
+        count = self.config.accumulate
+        with closing(self.loader.batches(start * count, stop * count)) as stream:
+            for batch in stream:
+                yield batch.to(self.context.device)
+
+    def _agree(self, session: Session, step: int) -> None:
+        """Compare what the processes are about to train: other work on one gives wrong numbers."""
+        present = session.train.present(step, len(self.context.modalities))
+        facts = {
+            "settings": self._settings,
+            "training samples": int(self.loader.fingerprint[:15], 16),
+            "step": step,
+            "modalities of the step": sum(1 << position for position in present),
+        }
+        self.ranks.agree(facts, f"at step {step + 1} of {session.name}")
+
+    def _keep(self, session: Session) -> None:
+        """Write the weights of a finished stage; its training states are no longer needed."""
+        config, stage = self.config, session.stage
+        size = config.data.size
+        facts = {"stage": session.name, "steps": session.steps, "seed": config.seed, "size": size}
+        path, identity = self.run.weights_file(stage.trains), self.context.identity(stage.trains)
+        network = session.scored()
+
+        def write() -> None:
+            checkpoint.save_weights(path, network, identity, facts)
+            checkpoint.remove_states(self.run.checkpoints)
+
+        self.ranks.first(write)
+
+    def _open(self, index: int, name: str, stage: Stage, saved: Saved | None = None) -> Session:
         teacher = None
         if stage.needs_teacher():
             teacher = self.context.load_network(self.run.teacher_file())
@@ -122,23 +161,36 @@ class Trainer:
         if stage.start == "teacher" and teacher is not None:
             network.load_state_dict(teacher.state_dict())
         elif stage.start == "encoder":
-            say(self._load_encoder(network))
+            self._say(self._load_encoder(network))
         network.to(self.context.device).train()
-        optimizer = build_optimizer(network, self.config.optim)
         target = teacher if stage.learns_from == "teacher" else None
-        epoch = self.loader.steps_per_epoch
-        train = TrainStep(self.config, stage, index, network, target, optimizer, epoch)
-        return _Session(name, stage, network, optimizer, stage.num_steps(epoch), train)
+        state = saved[1] if saved else {}
+        batches = partial(self._micro_batches, 0, 1)
+        mode, why_mode = choose_mode(
+            self.context, index, stage, network, target, batches, epoch=self.epoch, state=state
+        )
+        kind, why_kind = choose_optimizer(
+            network, self.config.optim, self.ranks, before=state.get("optimizer")
+        )
+        session = build_session(
+            self.context, index, name, stage, network, target,
+            epoch=self.epoch, mode=mode, kind=kind,
+        )  # fmt: skip
+        done = int(state.get("step", 0))
+        for line in session.describe(self.loader, self.epoch, done, why_mode, why_kind):
+            self._say(line)
+        return session
 
     def _load_encoder(self, network: SegFormer) -> str:
         if self.config.model.weights is None:
             return "no --model.weights: the encoder starts from random weights"
         return str(load_encoder_weights(network, self.config.model.weights))
 
-    def _validation_interval(self, session: _Session) -> int:
+    def _validation_interval(self, session: Session) -> int:
         return self.config.evaluation.every or max(1, session.steps // VALIDATIONS_PER_STAGE)
 
-    def _log(self, session: _Session, done: int, values: dict[str, float]) -> dict[str, str]:
+    def _log(self, session: Session, done: int, values: dict[str, float]) -> dict[str, str]:
+        values = self._over_ranks(values)
         row: dict[str, Any] = {"kind": "train", "stage": session.name, "step": done}
         row["lr"] = session.optimizer.param_groups[0]["lr"]
         self.metrics.append({**row, **values})
@@ -155,13 +207,22 @@ class Trainer:
             "data-wait": f"{100 * values['data_wait']:.0f}%",
         }
 
-    def _validate(self, session: _Session, done: int) -> dict[str, str]:
+    def _over_ranks(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over the processes; their images/s add up."""
+        means = dict(zip(values, self.ranks.reduce(list(values.values())), strict=True))
+        return means | {"images_per_s": means["images_per_s"] * self.ranks.world}
+
+    def _validate(self, session: Session, done: int) -> dict[str, str]:
         """Score the full set and the mean over all subsets; they go into the log and the line."""
-        limit = self.config.evaluation.samples
-        batches = -(-limit // self.config.data.eval_batch_size) if limit else None
-        matrices = evaluate_subsets(
-            self.context, session.network, self.val_loader.batches(0, batches)
-        )
+        data, limit = self.config.data, self.config.evaluation.samples
+        # whole batches of one process, so that the samples do not depend on the number of processes
+        samples = -(-limit // data.eval_batch_size) * data.eval_batch_size if limit else None
+        network = session.scored()
+        batches: Iterator[Batch] = self.val_loader.batches()
+        if samples is not None:
+            own = len(range(self.ranks.rank, samples, self.ranks.world))
+            batches = limited(self.val_loader.batches(0, -(-own // data.eval_batch_size)), own)
+        matrices = evaluate_subsets(self.context, network, batches)
         session.network.train()
         scores = [matrix.scores() for matrix in matrices.values()]
         rows = {
@@ -178,49 +239,42 @@ class Trainer:
         full, mean = (100 * miou_all for miou_all, _ in rows.values())
         return {"mIoU": f"{full:.1f}", "mean": f"{mean:.1f}"}
 
-    def _save_if_due(self, session: _Session, done: int) -> None:
+    def _save_if_due(self, session: Session, done: int) -> None:
         if done == session.steps:
             return
         self._session_steps += 1
-        stopping = self.stop.requested or self._session_steps == self.config.stop_after
+        asked = self._stop_now(self.stop.requested)
+        stopping = asked or self._session_steps == self.config.stop_after
         if stopping or done % self.config.save_every == 0:
-            state = {
-                "stage": session.name,
-                "step": done,
-                "skipped_in_row": float(session.train.skipped_in_row),
-                "fingerprint": self.loader.fingerprint,
-            }
-            network, optimizer = session.network, session.optimizer
-            keep = self.config.keep_checkpoints
-            checkpoint.save_state(self.run.checkpoints, network, optimizer, state, keep)
+            facts = {"fingerprint": self.loader.fingerprint}
+            session.save(self.run.checkpoints, done, facts, self.config.keep_checkpoints)
         if stopping:
             raise Stopped(f"{session.name} stopped after step {done} of {session.steps}")
 
-    def _resume(self, session: _Session) -> int:
-        found = checkpoint.newest_state(self.run.checkpoints, session.name)
+    def _newest(self, name: str) -> Saved | None:
+        """The newest intact state of a stage; rank 0 looks, so that all take the same."""
+
+        def find() -> list[Any] | None:
+            found = checkpoint.newest_state(self.run.checkpoints, name)
+            return [str(found[0]), found[1]] if found else None
+
+        found = self.ranks.share(find)
+        return (Path(found[0]), found[1]) if found else None
+
+    def _resume(self, session: Session, saved: Saved | None) -> int:
         step = 0
-        if found is not None:
-            path, state = found
+        if saved is not None:
+            path, state = saved
             if state["fingerprint"] != self.loader.fingerprint:
                 raise ConfigError(
                     f"the training samples under {self.config.data.root} are not those that "
                     f"{self.run.path} was started with: restore them, or use --fresh to start anew"
                 )
-            checkpoint.load_state(path, session.network, session.optimizer)
-            session.train.skipped_in_row.fill_(state["skipped_in_row"])
+            session.restore(path, state)
             step = int(state["step"])
         self.metrics.rewind(session.name, step)
         return step
 
-    def _announce(self, session: _Session, done: int) -> None:
-        config, stage = self.config, session.stage
-        millions = sum(p.numel() for p in session.network.parameters()) / 1e6
-        terms = " + ".join(f"{weight:g} {term}" for term, weight in stage.losses.active().items())
-        since = f", continued at step {done}" if done else ""
-        say(
-            f"{session.name}: trains the {stage.trains} ({config.model.backbone}, {millions:.2f} M "
-            f"parameters, {self.context.device}, {config.precision}) on {stage.modalities} input "
-            f"with {terms}; {session.steps} steps of {config.data.batch_size} samples, "
-            f"{self.loader.steps_per_epoch} per epoch, {self.loader.name} loader "
-            f"({self.loader.reason}){since}"
-        )
+    def _say(self, text: str) -> None:
+        if self.ranks.is_first:
+            say(text)

@@ -20,7 +20,13 @@ from .torch_loader import TorchLoader
 
 
 def build_loader(
-    config: DataConfig, *, train: bool, seed: int = 0, rank: int = 0, world: int = 1
+    config: DataConfig,
+    *,
+    train: bool,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
 ) -> Loader:
     """The loader of one process for training or evaluation.
 
@@ -34,6 +40,8 @@ def build_loader(
         seed: key of order and draws, at least 0.
         rank: this process, from 0.
         world: number of processes; ``config.batch_size`` is per process.
+        accumulate: training batches that make one optimizer step; the steps of this loader are
+            still single batches.
 
     Raises:
         DataError: the files cannot be used, a name is unknown, or the loader is not available.
@@ -47,7 +55,7 @@ def build_loader(
         reason += f"; {len(files.absent)} missing files of split {split} are fed as zero"
     order: Order
     if train:
-        order = TrainOrder(len(files), config.batch_size, seed, rank, world)
+        order = TrainOrder(len(files), config.batch_size, seed, rank, world, accumulate)
     else:
         order = EvalOrder(len(files), config.eval_batch_size, rank, world)
     SampleReader(files).read(0)

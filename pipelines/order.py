@@ -37,6 +37,8 @@ class TrainOrder:
         seed: at least 0.
         rank: this process, from 0.
         world: number of processes.
+        accumulate: batches that make one optimizer step; an epoch has whole optimizer steps, so it
+            depends on the product of batch, world and accumulate alone.
 
     Raises:
         DataError: one global batch needs more samples than there are.
@@ -44,23 +46,33 @@ class TrainOrder:
     """
 
     def __init__(
-        self, num_samples: int, batch: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        num_samples: int,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
     ) -> None:
         _check_rank(rank, world)
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
-        if num_samples < batch * world:
-            largest = num_samples // world
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+        whole = batch * world * accumulate
+        if num_samples < whole:
+            largest = num_samples // (world * accumulate)
             remedy = (
                 f"set --data.batch-size to at most {largest}"
                 if largest
                 else f"use at most {num_samples} processes with --data.batch-size 1"
             )
+            times = f" x {accumulate} micro-batches" if accumulate > 1 else ""
             raise DataError(
                 f"{num_samples} training samples are fewer than one global batch of "
-                f"{batch * world} ({batch} x {world} processes); {remedy}, or add samples"
+                f"{whole} ({batch} x {world} processes{times}); {remedy}, or add samples"
             )
-        self.steps_per_epoch = num_samples // (batch * world)
+        self.steps_per_epoch = num_samples // whole * accumulate
         self._num_samples, self._batch, self._seed = num_samples, batch, seed
         self._rank, self._world = rank, world
 

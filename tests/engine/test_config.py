@@ -31,14 +31,15 @@ def test_every_field_has_a_help_line():
             assert rest.lstrip().startswith('"""'), f"{part.__name__}.{field.name}"
 
 
-GROUPS = {"data", "synthetic", "model", "stages", "losses", "optim", "evaluation"}
+GROUPS = {"data", "synthetic", "model", "stages", "losses", "optim", "evaluation", "parallel"}
 
 
 def parts():
     config = get_preset("demo")
     stage = config.stages["student"]
     values = [config, config.data, config.synthetic, config.model, config.losses, config.optim]
-    return [type(v) for v in [*values, config.evaluation, stage, stage.losses]]
+    values += [config.evaluation, config.parallel, stage, stage.losses]
+    return [type(v) for v in values]
 
 
 def test_command_line_overrides_the_preset():

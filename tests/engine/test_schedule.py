@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from fastseg.schedule import LossWeights, Stage, derive_seed, draw_modalities, learning_rate
+from fastseg.schedule import (
+    LossWeights,
+    Share,
+    Stage,
+    derive_seed,
+    draw_modalities,
+    learning_rate,
+)
 
 PUBLISHED = Stage(epochs=200, warmup_epochs=10, lr=6e-5)
 
@@ -87,3 +94,26 @@ def test_impossible_loss_weight_is_refused(weight):
         LossWeights(rrm=weight)
     with pytest.raises(ValueError, match="all loss weights are 0"):
         LossWeights(ohem=0)
+
+
+def test_shares_deal_every_sample_of_the_step_once():
+    batch, world, accumulate = 3, 2, 4
+    shares = [
+        Share(rank, world, micro, accumulate)
+        for micro in range(accumulate)
+        for rank in range(world)
+    ]
+    assert [share.part for share in shares] == list(range(8))
+    everyone = list(range(shares[0].size(batch)))
+    dealt = [everyone[share.rows(batch)] for share in shares]
+    assert all(len(rows) == batch for rows in dealt)
+    assert sorted(itertools.chain(*dealt)) == everyone
+    # micro-batch after micro-batch, round robin over the ranks, as the loaders do
+    assert dealt[:3] == [[0, 2, 4], [1, 3, 5], [6, 8, 10]]
+    assert everyone[Share().rows(24)] == everyone
+
+
+def test_parts_of_a_step_draw_other_numbers_and_the_first_is_the_whole():
+    seeds = [derive_seed(1, 0, 7, "dropout", part) for part in range(16)]
+    assert len(set(seeds)) == 16
+    assert seeds[0] == derive_seed(1, 0, 7, "dropout")

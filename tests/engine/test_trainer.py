@@ -158,6 +158,20 @@ def test_bf16_trains_close_to_fp32(config, fit, losses, whole):
             assert float.fromhex(rough[key]) == pytest.approx(float.fromhex(value), rel=0.05)
 
 
+def test_a_skipped_step_leaves_weights_and_statistics_alone(config):
+    with RunFolder(config) as run:
+        trainer = Trainer(RunContext(config), run)
+        session = trainer._open(0, "teacher", config.stages["teacher"])
+        batch = next(trainer.loader.batches(0))
+        session.train(0, batch)
+        before = {k: v.clone() for k, v in session.network.state_dict().items()}
+        batch.images[0, 0, 0, 0, 0] = torch.nan
+        values = session.train(1, batch)
+    assert values["skipped"] == 1
+    after = session.network.state_dict()
+    assert [k for k, v in before.items() if not torch.equal(v, after[k])] == []
+
+
 def test_persistent_non_finite_gradients_stop_the_run(config, fit, monkeypatch):
     real = step_module.stage_losses
 

@@ -87,3 +87,22 @@ def test_uniforms_are_uniform_and_separate() -> None:
     assert np.abs(many.mean(0) - 0.5).max() < 0.03
     assert abs(np.corrcoef(many.T)[0, 1]) < 0.07
     assert len(np.unique(many)) == many.size
+
+
+@pytest.mark.parametrize(("batch", "world", "accumulate"), [(2, 1, 3), (1, 3, 2), (3, 2, 1)])
+def test_an_epoch_depends_on_the_samples_per_step_alone(
+    batch: int, world: int, accumulate: int
+) -> None:
+    one = TrainOrder(50, 6, seed=3)
+    ranks = [TrainOrder(50, batch, 3, rank, world, accumulate) for rank in range(world)]
+    assert ranks[0].steps_per_epoch == one.steps_per_epoch * accumulate
+    for step in range(20):
+        micro = range(step * accumulate, (step + 1) * accumulate)
+        together = [index for m in micro for rank in ranks for index in rank.at(m)[1]]
+        assert sorted(together) == sorted(one.at(step)[1])
+
+
+def test_too_few_samples_for_all_micro_batches_are_refused() -> None:
+    said = r"10 training samples .* 16 \(4 x 2 .* x 2 micro-batches\)"
+    with pytest.raises(DataError, match=said):
+        TrainOrder(10, 4, 0, world=2, accumulate=2)

@@ -1,0 +1,258 @@
+"""The processes of a run: which one this is, and what they tell each other beside the training.
+
+Started by torchrun, or by anything that sets its variables, a run has one process per device. A
+process alone has no group: nothing here then sends or waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from fastseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_POLL_SECONDS = 0.1
+_FAILED, _CODE, _LEFT = "fastseg/failed", "fastseg/exit-code", "fastseg/left"
+
+
+class OthersFailed(Exception):
+    """Another process ended with an error, said why, and left this exit code for all."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"another process ended with exit code {code}")
+        self.code = code
+
+
+class Ranks:
+    """This process and its peers.
+
+    Attributes:
+        rank: this process, from 0; rank 0 writes files and speaks.
+        world: number of processes.
+        local_world: processes of this node.
+        device: where this process computes.
+        store: key-value store of all processes; None for one alone.
+        control: gloo group for small messages on the host, apart from the training's collectives.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        local_world: int = 1,
+        store: Store | None = None,
+        control: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.device, self.rank, self.world, self.local_world = device, rank, world, local_world
+        self.store, self.control = store, control
+        self._calls = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks for all."""
+        return self.rank == 0
+
+    def first(self, task: Callable[[], Any]) -> None:
+        """Run ``task`` on rank 0 while the others wait for its end, however long it takes.
+
+        Raises:
+            OthersFailed: on the waiting ranks, when rank 0 failed.
+        """
+
+        def run() -> None:
+            task()
+
+        self.share(run)
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """The value that ``make`` has on rank 0, on every rank; it travels as JSON.
+
+        Raises:
+            OthersFailed: on the waiting ranks, when rank 0 failed.
+        """
+        if self.store is None:
+            return make()
+        self._calls += 1
+        key = f"fastseg/shared-{self._calls}"
+        if self.is_first:
+            value = make()
+            self.store.set(key, json.dumps(value))
+            return value
+        while not self.store.check([key]):
+            if self.store.check([_CODE]):
+                raise OthersFailed(int(self.store.get(_CODE)))
+            time.sleep(_POLL_SECONDS)
+        return json.loads(self.store.get(key))
+
+    def agree(self, facts: Mapping[str, int], where: str) -> None:
+        """Check that every rank has the same number for every fact.
+
+        Raises:
+            ConfigError: on every rank; the message names the facts and the ranks that differ.
+        """
+        if self.world == 1:
+            return
+        rows = self.gather(list(facts.values()))
+        differing = []
+        for name, values in zip(facts, zip(*rows, strict=True), strict=True):
+            if others := [str(rank) for rank, value in enumerate(values) if value != values[0]]:
+                differing.append(f"{name}: rank {', '.join(others)} against rank 0")
+        if differing:
+            raise ConfigError(
+                f"the processes are about to do different work {where}, which would give wrong "
+                "numbers:\n  " + "\n  ".join(differing) + "\nStart every process with the same "
+                "command, code and files."
+            )
+
+    def gather(self, values: Sequence[int]) -> list[list[int]]:
+        """The integers of every rank, by rank."""
+        own = torch.tensor(values, dtype=torch.int64)
+        rows = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(rows, own, group=self.control)
+        return [row.tolist() for row in rows]
+
+    def reduce(self, values: Sequence[float], how: str = "mean") -> list[float]:
+        """Mean or maximum over the ranks of each value."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        operation = dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM
+        dist.all_reduce(total, operation, group=self.control)
+        numbers: list[float] = (total if how == "max" else total / self.world).tolist()
+        return numbers
+
+    def total(self, counts: Tensor) -> Tensor:
+        """The exact sum over the ranks of an integer tensor on the device."""
+        if self.world > 1:
+            dist.all_reduce(counts)
+        return counts
+
+    def claim_failure(self, code: int) -> bool:
+        """Whether this process is the first to fail, and so the one to say why."""
+        assert self.store is not None
+        try:
+            first = bool(self.store.add(_FAILED, 1) == 1)
+            if first:
+                self.store.set(_CODE, str(code))
+        except RuntimeError:  # the store died with its process, which cannot have said why
+            return True
+        return first
+
+    def linger(self, patience_s: float) -> None:
+        """After a failure: the process that holds the store waits until the others have read it.
+
+        torchrun holds it in a process of its own; else it is rank 0.
+        """
+        if self.store is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            return
+        try:
+            self.store.add(_LEFT, 1)
+            if not self.is_first:
+                return
+            if self.device.type == "cpu":
+                # closed connections wake the others; it may wait for an exchange, so not here
+                Thread(target=dist.destroy_process_group, daemon=True).start()
+            deadline = time.monotonic() + patience_s
+            while self.store.add(_LEFT, 0) < self.world and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        except RuntimeError:  # the store is gone already
+            return
+
+    def failure_of_others(self, patience_s: float) -> int | None:
+        """Exit code of a process that failed, or None if none says so within the time."""
+        assert self.store is not None
+        try:
+            self.store.wait([_CODE], timedelta(seconds=patience_s))
+            return int(self.store.get(_CODE))
+        except (RuntimeError, ValueError):  # nobody failed, or the store died with its process
+            return None
+
+
+def launched() -> tuple[int, int, int, int]:
+    """Rank, world, local rank and local world as the launcher set them; alone without one."""
+    try:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        rank = int(os.environ.get("RANK", "0"))
+        local_rank = int(os.environ.get("LOCAL_RANK", str(rank)))
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    except ValueError as error:
+        raise ConfigError(
+            f"RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE is not a number ({error}): start "
+            "with torchrun, or unset them"
+        ) from None
+    return rank, world, local_rank, local_world
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of this process; asking for a GPU that is not there is an error."""
+    _, world, local_rank, _ = launched()
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cuda" and not found:
+        raise ConfigError("device is cuda but torch finds no GPU: use --device cpu or auto")
+    if wanted == "cpu" or not found:
+        return torch.device("cpu")
+    if world == 1:
+        return torch.device("cuda")
+    if local_rank >= found:
+        raise ConfigError(
+            f"local rank {local_rank} has no GPU of its own, this node has {found}: start with "
+            f"--nproc-per-node {found}, or use --device cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def join(wanted: str, timeout_minutes: float) -> Iterator[Ranks]:
+    """Join the processes of this launch: NCCL between GPUs, gloo between CPUs.
+
+    Args:
+        wanted: ``auto``, ``cpu`` or ``cuda``, see `choose_device`.
+        timeout_minutes: a collective that takes longer ends the run.
+
+    Raises:
+        ConfigError: there is no such device, or the others cannot be reached.
+    """
+    device = choose_device(wanted)
+    rank, world, _, local_world = launched()
+    if world == 1:
+        yield Ranks(device)
+        return
+    timeout = timedelta(minutes=timeout_minutes)
+    gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.set_device(device)
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        dist.init_process_group(
+            "nccl" if gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=timeout,
+            device_id=device if gpu else None,
+        )
+        control = dist.new_group(backend="gloo", timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"rank {rank} of {world} cannot join the others at "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
+            f"({str(error).splitlines()[0]}): start with torchrun, see README.md"
+        ) from None
+    yield Ranks(device, rank, world, local_world, store, control)
+    # only after success: with a peer gone this could wait for it
+    dist.destroy_process_group()

@@ -1,0 +1,80 @@
+"""Launches of two gloo processes; every launch checks many things and writes down what it saw."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastseg.pipelines.synthetic import SyntheticConfig, generate
+
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A tiny synthetic data set on disk; tests read it only."""
+    root = tmp_path_factory.mktemp("scenes") / "data"
+    generate(SyntheticConfig(out=root, size=64, train=16, val=5, workers=1), progress=False)
+    return root
+
+
+class Launch:
+    """Processes of one run, with the variables that torchrun would set."""
+
+    def __init__(self, arguments, world=2, per_rank=()):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), **environment()}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        extra = {rank: list(more) for rank, more in per_rank}
+        self.ranks = [
+            subprocess.Popen(
+                [sys.executable, *map(str, arguments), *extra.get(rank, [])],
+                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+
+    def finish(self, timeout=120):
+        """Exit codes, and what all processes wrote to standard output and error."""
+        try:
+            texts = [process.communicate(timeout=timeout) for process in self.ranks]
+        finally:
+            for process in self.ranks:
+                process.kill()
+        outs, errors = zip(*texts, strict=True)
+        return [process.returncode for process in self.ranks], "".join(outs), "".join(errors)
+
+
+@pytest.fixture(name="environment", scope="session")
+def environment_fixture():
+    """See `environment`."""
+    return environment()
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """Start processes of one run; see `Launch`. None outlives the tests."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Launch(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for process in (process for one in started for process in one.ranks):
+        process.kill()
+
+
+def environment():
+    """That of a process which finds this checkout and takes one thread."""
+    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
