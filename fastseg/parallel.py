@@ -180,7 +180,7 @@ def _replicate(network: nn.Module, ranks: Ranks) -> nn.parallel.DistributedDataP
     return ddp(
         network,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-        bucket_cap_mb=max(25, int(megabytes / 2) + 1),
+        bucket_cap_mb=int(megabytes / 2) + 1,
         gradient_as_bucket_view=True,
         **options,
     )
