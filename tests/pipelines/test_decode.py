@@ -152,7 +152,8 @@ def test_damage_inside_the_pixels_is_found(tmp_path: Path) -> None:
 def test_other_content_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.png is damaged or no image \(\d+ bytes; [^<>]*\); fetch"):
+    reason = r"a\.png is damaged or no image \(\d+ bytes; [^<>]*\); fetch"
+    with pytest.raises(DataError, match=reason):
         decode_label(path, DELIVER)
 
 
