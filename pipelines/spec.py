@@ -12,6 +12,7 @@ import numpy as np
 from .errors import DataError
 
 Interpolation = Literal["bilinear", "nearest"]
+Sensor = Literal["camera", "event", "lidar", "other"]
 Decoder = Literal["image", "array", "points", "polar", "events"]
 Triple = tuple[float, float, float]
 
@@ -50,6 +51,8 @@ class ModalitySpec:
     """One capital letter that stands for it in names of subsets."""
     files: tuple[FileSpec, ...]
     """One image, or the arrays whose channels are stacked in this order."""
+    sensor: Sensor = "other"
+    """What took it: photometric augmentation is for cameras, some corruptions for one kind."""
     decoder: Decoder = "image"
     """``image``: PNG or JPEG; ``array``: NPY or NPZ. The others are raw sensor files, which can be
     checked but not loaded: ``points`` (LiDAR .bin), ``polar`` (radar PNG), ``events`` (HDF5)."""

@@ -42,14 +42,28 @@ _CLASSES = (
     ("Truck", (0, 0, 70)),
 )
 
-_IMG = ModalitySpec("img", "R", (FileSpec("img", "rgb"),), mean=imagenet.MEAN, std=imagenet.STD)
+_IMG = ModalitySpec(
+    "img",
+    "R",
+    (FileSpec("img", "rgb"),),
+    sensor="camera",
+    mean=imagenet.MEAN,
+    std=imagenet.STD,
+)
 # what every published config calls depth is the HHA encoding, not the folder "depth"
 _DEPTH = ModalitySpec("depth", "D", (FileSpec("hha", "depth"),))
 # scenes that end in _eventlowres store events at 512 x 512
 _EVENT = ModalitySpec(
-    "event", "E", (FileSpec("event", "event"),), interpolation="nearest", any_size=True
+    "event",
+    "E",
+    (FileSpec("event", "event"),),
+    sensor="event",
+    interpolation="nearest",
+    any_size=True,
 )
-_LIDAR = ModalitySpec("lidar", "L", (FileSpec("lidar", "lidar"),), interpolation="nearest")
+_LIDAR = ModalitySpec(
+    "lidar", "L", (FileSpec("lidar", "lidar"),), sensor="lidar", interpolation="nearest"
+)
 _GREY_DEPTH = ModalitySpec("grey_depth", "G", (FileSpec("depth", "depth"),))
 
 DELIVER = DatasetSpec(

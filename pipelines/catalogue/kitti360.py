@@ -22,15 +22,29 @@ KITTI360 = DatasetSpec(
     layout="{folder}/{drive}/image_00/data_rect/{frame}{tag}.png",
     sample_id="{drive}/{frame}",
     modalities=(
-        ModalitySpec("img", "R", (FileSpec("data_2d_raw"),), mean=imagenet.MEAN, std=imagenet.STD),
+        ModalitySpec(
+            "img",
+            "R",
+            (FileSpec("data_2d_raw"),),
+            sensor="camera",
+            mean=imagenet.MEAN,
+            std=imagenet.STD,
+        ),
         ModalitySpec("depth", "D", (FileSpec("data_2d_hha"),)),
         ModalitySpec(
             "event",
             "E",
             (FileSpec("data_2d_event", layout="{folder}/{drive}/{frame}_event_image.png"),),
+            sensor="event",
             interpolation="nearest",
         ),
-        ModalitySpec("lidar", "L", (FileSpec("data_2d_lidar", "_color"),), interpolation="nearest"),
+        ModalitySpec(
+            "lidar",
+            "L",
+            (FileSpec("data_2d_lidar", "_color"),),
+            sensor="lidar",
+            interpolation="nearest",
+        ),
     ),
     label=LabelSpec(
         FileSpec(

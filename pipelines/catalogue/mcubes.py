@@ -43,6 +43,7 @@ _IMAGE = ModalitySpec(
     "image",
     "R",
     (FileSpec("polL_color"),),
+    sensor="camera",
     bits=(8, 16),
     scale=1 / 65535,
     mean=imagenet.MEAN,
@@ -65,7 +66,9 @@ _DOLP = ModalitySpec(
     channels=(0, 0, 0),
     scale=1.0,
 )
-_NIR = ModalitySpec("nir", "N", (FileSpec("NIR_warped"),), bits=(8, 16), scale=1 / 65535)
+_NIR = ModalitySpec(
+    "nir", "N", (FileSpec("NIR_warped"),), sensor="camera", bits=(8, 16), scale=1 / 65535
+)
 
 MCUBES = DatasetSpec(
     name="mcubes",

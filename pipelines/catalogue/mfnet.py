@@ -30,6 +30,7 @@ MFNET = DatasetSpec(
             "img",
             "R",
             (FileSpec("rgb", suffix=".jpg"),),
+            sensor="camera",
             mean=imagenet.MEAN,
             std=imagenet.STD,
         ),

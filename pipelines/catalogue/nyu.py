@@ -36,6 +36,7 @@ NYU = DatasetSpec(
             "img",
             "R",
             (FileSpec("RGB", suffix=".jpg"),),
+            sensor="camera",
             mean=imagenet.MEAN,
             std=imagenet.STD,
         ),

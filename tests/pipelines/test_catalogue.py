@@ -56,6 +56,25 @@ def test_paths_are_the_published_ones(name: str, part: str) -> None:
     assert sample_of(spec, "val", file, PATHS[name, part]) == sample
 
 
+@pytest.mark.parametrize(
+    ("name", "cameras", "events", "lidars"),
+    [
+        ("deliver", ["img"], ["event"], ["lidar"]),
+        ("muses", ["frame_camera"], ["event_camera"], ["lidar"]),
+        ("muses-anyseg", ["frame_camera"], ["event_camera"], ["lidar"]),
+        ("mcubes", ["image", "nir"], [], []),
+        ("nyu", ["img"], [], []),
+        ("mfnet", ["img"], [], []),
+        ("kitti360", ["img"], ["event"], ["lidar"]),
+    ],
+)
+def test_sensors(name: str, cameras: list[str], events: list[str], lidars: list[str]) -> None:
+    spec = get_dataset(name)
+    everything = (*spec.modalities, *spec.extras)
+    for sensor, expected in (("camera", cameras), ("event", events), ("lidar", lidars)):
+        assert [m.name for m in everything if m.sensor == sensor] == expected
+
+
 def test_names_and_letters() -> None:
     letters = {name: "".join(m.letter for m in spec.modalities) for name, spec in DATASETS.items()}
     assert letters == {
