@@ -37,7 +37,7 @@ setup(
         "fastseg.kernels": "kernels",
         "fastseg.pipelines": "pipelines",
     },
-    package_data={"fastseg": ["py.typed"]},
+    package_data={"fastseg": ["py.typed"], "fastseg.pipelines": ["*.c"]},
     # apex is not listed on purpose: the name on PyPI belongs to another project
     install_requires=[
         "torch>=2.10",

@@ -17,7 +17,7 @@ from .files import SplitFiles
 from .geometry import Geometry
 from .images import check_header, read_bytes
 from .plan import Plan
-from .samples import read_label, read_modality
+from .samples import SampleReader, read_label
 from .spec import ModalitySpec
 
 Input = NDArray[Any]
@@ -52,6 +52,7 @@ class Source:
     def __init__(self, plan: Plan, steps: range) -> None:
         self._plan, self._steps = plan, steps
         modalities = plan.files.modalities
+        self._reader = SampleReader(plan.files)
         self.encoded = [dali_decodes(plan.files, modality) for modality in modalities]
         self.label_encoded = dali_decodes_label(plan.files)
         self.bilinear = any(modality.interpolation == "bilinear" for modality in modalities)
@@ -88,7 +89,7 @@ class Source:
                 if own != size and not modality.any_size:
                     raise wrong_size(files.path(index, modality.files[0]), own, size)
             else:
-                content = read_modality(files, index, modality, size).transpose(1, 2, 0)
+                content = self._reader.image(index, modality, size).transpose(1, 2, 0)
                 own = size
             contents.append(np.ascontiguousarray(content))
             sizes.append(own)

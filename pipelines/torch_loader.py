@@ -17,7 +17,7 @@ from .errors import DataError
 from .normalise import Normaliser
 from .plan import Plan
 from .prefetch import ThreadPrefetcher
-from .samples import SampleReader
+from .samples import SampleReader, render
 
 _PREFETCH = 2
 """Batches that are prepared ahead, per worker."""
@@ -64,7 +64,8 @@ class BatchSource(Dataset[RawBatch | DataError]):
         ]
         labels = np.empty((count, height, width), np.uint8)
         for b, (sample, geometry) in enumerate(zip(samples, geometries, strict=True)):
-            self._reader.render(sample, geometry, [image[b] for image in images], labels[b])
+            files = self._plan.files
+            render(files, sample, geometry, [image[b] for image in images], labels[b])
         return RawBatch(tuple(map(torch.from_numpy, images)), torch.from_numpy(labels))
 
 
