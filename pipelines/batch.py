@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -14,26 +15,49 @@ from torch import Tensor
 class Batch:
     """One batch of registered images of M modalities with its label map.
 
+    What is kept and moved is what the files hold; ``images`` and ``labels`` are made of it when
+    they are first asked for, on the device where it then is. So a quarter of the bytes crosses to
+    a GPU, and normalising costs the host nothing.
+
     Attributes:
-        images: ``[M, B, 3, H, W]`` float32, normalised; the modality axis follows ``modalities``.
-        labels: ``[B, H, W]`` int64, classes ``0..K-1``; 255 is ignored.
+        codes: per modality ``[B, 3, H, W]`` uint8, uint16 or float32; or ``images`` themselves.
+        classes: ``[B, H, W]`` train ids of any integer type; 255 is ignored.
         modalities: M names, as in the data set's spec.
         sample_ids: B paths relative to the root that name the sample without tag and suffix,
             such as ``cloud/val/MAP_4_point12/157550``.
+        finish: makes ``images`` of ``codes``; None if they are that already.
     """
 
-    images: Tensor
-    labels: Tensor
+    codes: Tensor | tuple[Tensor, ...]
+    classes: Tensor
     modalities: tuple[str, ...]
     sample_ids: tuple[str, ...]
+    finish: Callable[[Sequence[Tensor]], Tensor] | None = None
+
+    @cached_property
+    def images(self) -> Tensor:
+        """``[M, B, 3, H, W]`` float32, normalised; the modality axis follows ``modalities``."""
+        if isinstance(self.codes, Tensor):
+            return self.codes
+        assert self.finish is not None
+        return self.finish(self.codes)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """``[B, H, W]`` int64, classes ``0..K-1``; 255 is ignored."""
+        return self.classes.long()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``; a copy from pinned memory does not block the host."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-        )
+        classes = self.classes.to(device, non_blocking=True)
+        if classes is self.classes:
+            return self
+        codes: Tensor | tuple[Tensor, ...]
+        if isinstance(self.codes, Tensor):
+            codes = self.codes.to(device, non_blocking=True)
+        else:
+            codes = tuple(code.to(device, non_blocking=True) for code in self.codes)
+        return replace(self, codes=codes, classes=classes)
 
 
 class Loader(Protocol):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+Layout = Literal["auto", "planes", "channels_last"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -39,6 +41,9 @@ class DataConfig:
     """Worker processes of the torch loader or threads of the DALI loader; 0 loads in line."""
     cache: bool = False
     """Keep decoded samples in memory (torch loader); for sets that fit."""
+    layout: Layout = "auto"
+    """Memory order of the network's input: planes, channels_last, or auto (channels_last on a
+    GPU)."""
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 32:

@@ -6,6 +6,7 @@ DALI is imported when a loader is made, so that everything else works without it
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -53,7 +54,7 @@ class DaliLoader:
         self.num_samples = len(plan.files)
         self.steps_per_epoch = plan.order.steps_per_epoch
         self._plan = plan
-        self._normalise = Normaliser(plan.files.modalities)
+        self._normalise = Normaliser(plan.files.modalities, plan.config.layout)
         self._device_id = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._pipeline: Any = None
         self._stream: object | None = None
@@ -114,10 +115,11 @@ class DaliLoader:
             for modality, image in zip(self._plan.files.modalities, images, strict=True)
         ]
         return Batch(
-            images=self._normalise(codes, self._plan.present(step)),
-            labels=labels.squeeze(-1).long(),
+            codes=tuple(codes),
+            classes=labels.squeeze(-1),
             modalities=self._plan.modalities,
             sample_ids=self._plan.sample_ids(step),
+            finish=partial(self._normalise, present=self._plan.present(step)),
         )
 
     def _copied(self, output: Any) -> Tensor:

@@ -7,22 +7,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .config import Layout
 from .spec import ModalitySpec
 
 
 class Normaliser:
-    """``(code * scale + offset - mean) / std`` per modality and channel, as one multiply-add."""
+    """``(code * scale + offset - mean) / std`` per modality and channel, as one multiply-add.
 
-    def __init__(self, modalities: Sequence[ModalitySpec]) -> None:
+    Args:
+        modalities: M of them.
+        layout: memory order of the result; auto is channels-last on a GPU and planes on the CPU.
+    """
+
+    def __init__(self, modalities: Sequence[ModalitySpec], layout: Layout = "auto") -> None:
         mean = torch.tensor([m.mean for m in modalities], dtype=torch.float64)
         std = torch.tensor([m.std for m in modalities], dtype=torch.float64)
         code = torch.tensor([(m.scale, m.offset) for m in modalities], dtype=torch.float64)
         shape = (len(modalities), 3, 1, 1)
         self._scale = (code[:, :1] / std).float().reshape(shape)
         self._shift = ((code[:, 1:] - mean) / std).float().reshape(shape)
+        self._layout = layout
 
     def __call__(self, images: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-        """Normalise a batch; on a machine with a GPU, CPU results are in pinned memory.
+        """Normalise a batch.
 
         Args:
             images: M codes ``[B, 3, H, W]``, each of its own type (uint8, uint16 or float32).
@@ -36,13 +43,27 @@ class Normaliser:
         if self._scale.device != device:
             self._scale = self._scale.to(device)
             self._shift = self._shift.to(device)
-        pin = device.type == "cpu" and torch.cuda.is_available()
-        out = torch.empty(
-            (len(images), *images[0].shape), dtype=torch.float32, device=device, pin_memory=pin
-        )
+        out = self._empty(len(images), images[0])
         for image, scale, shift, target in zip(images, self._scale, self._shift, out, strict=True):
-            torch.mul(image, scale, out=target)
+            torch.mul(_portable(image), scale, out=target)
             target.add_(shift)
         if present is not None:
             out.masked_fill_(~present.to(device)[:, :, None, None, None], 0)
         return out
+
+    def _empty(self, count: int, image: Tensor) -> Tensor:
+        batch, channels, height, width = image.shape
+        layout = self._layout
+        if layout == "auto":
+            layout = "planes" if image.device.type == "cpu" else "channels_last"
+        if layout == "planes":
+            return image.new_empty((count, *image.shape), dtype=torch.float32)
+        packed = image.new_empty((count, batch, height, width, channels), dtype=torch.float32)
+        return packed.permute(0, 1, 4, 2, 3)
+
+
+def _portable(image: Tensor) -> Tensor:
+    """Codes in a type that every device computes with; few operators know uint16 beyond the CPU."""
+    if image.dtype != torch.uint16 or image.device.type == "cpu":
+        return image
+    return image.view(torch.int16).int() & 0xFFFF

@@ -1,67 +1,52 @@
-"""A background thread that stays a few items ahead of its consumer."""
+"""Background threads that stay a few items ahead of their consumer."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from queue import Empty, Full, Queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+Key = TypeVar("Key")
 Item = TypeVar("Item")
 
-_POLL_SECONDS = 0.1
-"""How long a thread with a full queue may take to notice that it should end."""
 
+class ThreadPrefetcher(Generic[Key, Item]):
+    """``function(key)`` of all ``keys``, in their order, made ahead by threads.
 
-class ThreadPrefetcher(Generic[Item]):
-    """Iterate over ``items`` in a thread, ``depth`` ahead.
-
-    An exception of ``items`` is raised at its place in the stream. ``close`` ends the thread and
-    may be called at any time, also twice; a thread nobody closes does not keep Python alive.
+    At most ``depth`` items per thread are under way or waiting. An exception is raised at its place
+    in the stream. ``close`` ends the threads and with them the stream; it may be called at any
+    time, also twice.
     """
 
-    def __init__(self, items: Iterator[Item], depth: int = 2) -> None:
-        self._items = items
-        self._queue: Queue[tuple[str, Item | BaseException | None]] = Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fastseg-prefetch", daemon=True)
-        self._thread.start()
+    def __init__(
+        self, function: Callable[[Key], Item], keys: Iterable[Key], threads: int = 1, depth: int = 2
+    ) -> None:
+        self._function, self._keys = function, iter(keys)
+        self._ahead = threads * depth
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastseg-prefetch")
+        self._items: deque[Future[Item]] = deque()
+        self._closed = False
 
     def __iter__(self) -> Iterator[Item]:
-        while not self._stop.is_set():
+        self._refill()
+        while self._items and not self._closed:
             try:
-                kind, value = self._queue.get(timeout=_POLL_SECONDS)
-            except Empty:
-                continue
-            if kind == "end":
+                item = self._items.popleft().result()
+            except CancelledError:
                 return
-            if kind == "error":
-                assert isinstance(value, BaseException)
-                raise value
-            yield value  # type: ignore[misc]
+            self._refill()
+            yield item
 
     def close(self) -> None:
-        """End the thread and wait for it."""
-        self._stop.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        """End the threads and wait for them."""
+        self._closed = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self) -> None:
-        try:
-            for item in self._items:
-                if not self._put("item", item):
-                    return
-        except BaseException as error:
-            self._put("error", error)
-        else:
-            self._put("end", None)
-
-    def _put(self, kind: str, value: Item | BaseException | None) -> bool:
-        """Whether the consumer still wants it."""
-        while not self._stop.is_set():
+    def _refill(self) -> None:
+        while len(self._items) < self._ahead and not self._closed:
             try:
-                self._queue.put((kind, value), timeout=_POLL_SECONDS)
-            except Full:
-                continue
-            return True
-        return False
+                key = next(self._keys)
+            except StopIteration:
+                return
+            self._items.append(self._pool.submit(self._function, key))

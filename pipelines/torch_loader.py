@@ -1,4 +1,4 @@
-"""The loader that needs nothing but torch: worker processes, one thread, or in line."""
+"""The loader that needs nothing but torch: worker processes, threads, or in line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import signal
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,15 +36,24 @@ class RawBatch:
     images: tuple[Tensor, ...]
     labels: Tensor
 
+    def pin_memory(self) -> RawBatch:
+        """The same in memory that a GPU can read by itself; torch's loader calls this."""
+        return RawBatch(tuple(i.pin_memory() for i in self.images), self.labels.pin_memory())
+
 
 class BatchSource(Dataset[RawBatch | DataError]):
-    """Global step to raw batch, in any process and in any order.
+    """Global step to raw batch, in any process or thread and in any order.
 
     Errors are returned: raised in a worker, they would reach the user as a nested traceback.
+
+    Args:
+        plan: what to make.
+        pin: make batches in memory that a GPU can read by itself.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, pin: bool) -> None:
         self._plan = plan
+        self._pin = pin
         self._reader = SampleReader(plan.files, cache=plan.config.cache)
 
     def __getitem__(self, step: int) -> RawBatch | DataError:
@@ -53,27 +63,31 @@ class BatchSource(Dataset[RawBatch | DataError]):
             return error
 
     def _assemble(self, step: int) -> RawBatch:
-        _, indices = self._plan.order.at(step)
+        plan, files = self._plan, self._plan.files
+        _, indices = plan.order.at(step)
         samples = [self._reader.read(index) for index in indices]
-        geometries = self._plan.geometries(step, [sample.size for sample in samples])
+        geometries = plan.geometries(step, [sample.size for sample in samples])
         height, width = geometries[0].rows.out, geometries[0].cols.out
         count = len(indices)
-        images = [
-            np.empty((count, 3, height, width), modality.dtype)
-            for modality in self._plan.files.modalities
-        ]
-        labels = np.empty((count, height, width), np.uint8)
-        for b, (sample, geometry) in enumerate(zip(samples, geometries, strict=True)):
-            files = self._plan.files
-            render(files, sample, geometry, [image[b] for image in images], labels[b])
-        return RawBatch(tuple(map(torch.from_numpy, images)), torch.from_numpy(labels))
+        batch = RawBatch(
+            tuple(self._empty(m.dtype, count, 3, height, width) for m in files.modalities),
+            self._empty(np.dtype(np.uint8), count, height, width),
+        )
+        images, labels = [image.numpy() for image in batch.images], batch.labels.numpy()
+        for b, sample in enumerate(samples):
+            render(files, sample, geometries[b], [i[b] for i in images], labels[b])
+        return batch
+
+    def _empty(self, dtype: np.dtype[np.generic], *shape: int) -> Tensor:
+        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        return torch.empty(shape, dtype=kind, pin_memory=self._pin)
 
 
 class TorchLoader:
     """Batches by ``torch.utils.data`` with the contract of ``Loader``.
 
-    ``workers`` processes take turns in making whole batches. With ``cache``, one thread makes
-    them, because each process would fill a cache of its own. ``workers=0`` loads in line.
+    ``workers`` processes take turns in making whole batches. With ``cache``, threads make them,
+    because each process would fill a cache of its own. ``workers=0`` loads in line.
     """
 
     name = "torch"
@@ -84,9 +98,11 @@ class TorchLoader:
         self.num_samples = len(plan.files)
         self.steps_per_epoch = plan.order.steps_per_epoch
         self._plan = plan
-        self._source = BatchSource(plan)
-        self._normalise = Normaliser(plan.files.modalities)
-        self._thread: ThreadPrefetcher[Batch] | None = None
+        self._pin = torch.cuda.is_available()
+        self._in_processes = bool(plan.config.workers) and not plan.config.cache
+        self._source = BatchSource(plan, pin=self._pin and not self._in_processes)
+        self._normalise = Normaliser(plan.files.modalities, plan.config.layout)
+        self._threads: ThreadPrefetcher[int, RawBatch | DataError] | None = None
         self._steps = _Steps()
         self._workers: DataLoader[RawBatch | DataError] | None = None
         self._results: Iterator[RawBatch | DataError] | None = None
@@ -100,27 +116,27 @@ class TorchLoader:
         Raises:
             DataError: a file of the batch cannot be used.
         """
-        self._end_thread()
+        self._end_threads()
         stream = self._stream = object()
-        config = self._plan.config
         steps = self._plan.steps(start, stop)
-        if config.workers and not config.cache:
+        if self._in_processes:
             yield from self._finish(self._from_workers(steps), stream)
-            return
-        items = self._finish(((step, self._source[step]) for step in steps), stream)
-        if not config.workers:
-            yield from items
-            return
-        thread = self._thread = ThreadPrefetcher(items, _PREFETCH)
-        try:
-            yield from thread
-        finally:
-            thread.close()
+        elif not self._plan.config.workers:
+            yield from self._finish(((step, self._source[step]) for step in steps), stream)
+        else:
+            threads = ThreadPrefetcher(
+                self._source.__getitem__, steps, self._plan.config.workers, _PREFETCH
+            )
+            self._threads = threads
+            try:
+                yield from self._finish(zip(steps, threads, strict=False), stream)
+            finally:
+                threads.close()
 
     def close(self) -> None:
-        """End the thread and the worker processes, and with them any stream."""
+        """End the threads and the worker processes, and with them any stream."""
         self._stream = None
-        self._end_thread()
+        self._end_threads()
         # the processes end with the last reference to these
         self._workers = self._results = None
 
@@ -135,6 +151,7 @@ class TorchLoader:
                 prefetch_factor=_PREFETCH,
                 persistent_workers=True,
                 worker_init_fn=_start_worker,
+                pin_memory=self._pin,
             )
         self._steps.steps = steps
         self._results = iter(self._workers)
@@ -144,23 +161,24 @@ class TorchLoader:
     def _finish(
         self, raw: Iterable[tuple[int, RawBatch | DataError]], stream: object
     ) -> Iterator[Batch]:
-        """Float batches, until another stream begins."""
+        """The batches, until another stream begins."""
         for step, item in raw:
             if isinstance(item, DataError):
                 raise item
             yield Batch(
-                images=self._normalise(item.images, self._plan.present(step)),
-                labels=item.labels.long(),
+                codes=item.images,
+                classes=item.labels,
                 modalities=self._plan.modalities,
                 sample_ids=self._plan.sample_ids(step),
+                finish=partial(self._normalise, present=self._plan.present(step)),
             )
             if stream is not self._stream:
                 return
 
-    def _end_thread(self) -> None:
-        if self._thread is not None:
-            self._thread.close()
-            self._thread = None
+    def _end_threads(self) -> None:
+        if self._threads is not None:
+            self._threads.close()
+            self._threads = None
 
 
 class _Steps:

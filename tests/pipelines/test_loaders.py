@@ -4,7 +4,7 @@ import multiprocessing
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -357,7 +357,7 @@ def test_a_hidden_dali_is_not_used(config: DataConfig, monkeypatch: pytest.Monke
 
 
 def prefetch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "fastseg-prefetch"]
+    return [t for t in threading.enumerate() if t.name.startswith("fastseg-prefetch")]
 
 
 def test_threads_end_with_their_stream(config: DataConfig) -> None:
@@ -403,13 +403,15 @@ def test_a_new_stream_ends_the_old_one(
     assert_same([first, next(new)], list(open_loader(config, train=True).batches(2, 4)))
 
 
-def test_prefetcher_raises_at_its_place() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        yield 2
-        raise DataError("third")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_prefetcher_keeps_the_order_and_raises_at_its_place(threads: int) -> None:
+    def item(key: int) -> int:
+        if key == 3:
+            raise DataError("third")
+        time.sleep(0.02 * (3 - key))  # the first is the slowest
+        return key
 
-    prefetcher = ThreadPrefetcher(items())
+    prefetcher = ThreadPrefetcher(item, range(1, 9), threads)
     stream = iter(prefetcher)
     assert [next(stream), next(stream)] == [1, 2]
     with pytest.raises(DataError, match="third"):
@@ -419,15 +421,11 @@ def test_prefetcher_raises_at_its_place() -> None:
 
 
 def test_prefetcher_does_not_run_ahead_without_bound() -> None:
-    made = []
-
-    def items() -> Iterator[int]:
-        for i in range(100):
-            made.append(i)
-            yield i
-
-    prefetcher = ThreadPrefetcher(items(), depth=2)
-    assert next(iter(prefetcher)) == 0
-    time.sleep(0.3)
-    assert len(made) <= 4  # one taken, two in the queue, one in hand
+    made: list[int] = []
+    prefetcher = ThreadPrefetcher(made.append, range(100), threads=2, depth=2)
+    stream = iter(prefetcher)
+    assert next(stream) is None
+    time.sleep(0.2)
+    assert len(made) == 5  # one taken, two per thread ahead
     prefetcher.close()
+    assert list(stream) == []
