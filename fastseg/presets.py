@@ -105,7 +105,14 @@ def deliver_robustseg_b0() -> TrainConfig:
     return TrainConfig(
         name="deliver_robustseg_b0",
         seed=3407,
-        data=DataConfig(dataset="deliver", root=Path("data/DELIVER"), size=1024, workers=8),
+        data=DataConfig(
+            dataset="deliver",
+            root=Path("data/DELIVER"),
+            size=1024,
+            jitter=0.2,
+            blur=0.2,
+            workers=8,
+        ),
         model=ModelConfig(backbone="mit_b0", embed_dim=768),
         stages=two_stages(teacher, student),
     )

@@ -35,6 +35,18 @@ class DataConfig:
     """Range of the random rescaling before the training crop; 1 shrinks the whole image to size."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
+    jitter: float = 0.0
+    """Probability of colour jitter in training: brightness, contrast, saturation; cameras only."""
+    jitter_range: tuple[float, float] = (0.5, 1.5)
+    """Range of each of the three factors; 1 changes nothing."""
+    blur: float = 0.0
+    """Probability of Gaussian blur in training; cameras only."""
+    blur_sigma: tuple[float, float] = (0.8, 0.8)
+    """Range of the blur's standard deviation in pixels."""
+    blur_window: int = 3
+    """Width of the blur's kernel in pixels, odd; 0: OpenCV's choice, round(6 sigma + 1) | 1."""
+    blur_place: Literal["image", "crop"] = "image"
+    """Blur the image as stored (DELIVER's code), or the finished crop (MCubeS's)."""
     loader: Literal["auto", "dali", "torch"] = "auto"
     """Loader: dali, torch, or auto (dali where it imports and pays, else torch)."""
     workers: int = 2
@@ -54,8 +66,16 @@ class DataConfig:
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale must be 0 < low <= high, got {low} {high}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip must be a probability from 0 to 1, got {self.flip}")
+        for field in ("jitter_range", "blur_sigma"):
+            low, high = getattr(self, field)
+            if not 0 <= low <= high:
+                raise ValueError(f"{field} must be 0 <= low <= high, got {low} {high}")
+        for field in ("flip", "jitter", "blur"):
+            if not 0 <= getattr(self, field) <= 1:
+                value = getattr(self, field)
+                raise ValueError(f"{field} must be a probability from 0 to 1, got {value}")
+        if self.blur_window and (self.blur_window < 3 or self.blur_window % 2 == 0):
+            raise ValueError(f"blur_window must be 0 or odd from 3 on, got {self.blur_window}")
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
         if len(set(self.modalities)) != len(self.modalities):

@@ -1,11 +1,12 @@
-"""The DALI pipeline: bytes and regions in, batches of codes of the final size out.
+"""The DALI pipeline: bytes or pixels and regions in, batches of codes of the final size out.
 
 What varies is computed in ``dali_source``; the graph only carries it out. The resize reads just
 the region that the crop needs, and flips by exchanging the region's ends.
 
 DALI computes positions in float32. Against the exact index of the torch loader, nearest was equal
-up to 128 pixels; for crops of 1024 from 1042 pixels, up to 0.4 % of the pixels were those of the
-neighbouring source row or column. Bilinear stayed within one level (DALI 2.4, CPU).
+up to 128 pixels; for crops of 1024 from 1042 pixels, up to four rows were their neighbours in the
+source. Bilinear stayed within one level (DALI 2.4, CPU). Jitter and blur of the whole image are the
+torch loader's own functions, called on the host, and therefore equal.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .dali_source import Source
+from .augment import Augmenter, Looks
+from .dali_source import Port, Source
 from .decode import label_tables
 from .plan import Plan
 from .spec import ModalitySpec
@@ -41,107 +44,134 @@ def build_pipeline(plan: Plan, steps: range, device_id: int | None) -> Any:
         exec_async=not in_line,
     )
     with pipeline:
-        pipeline.set_outputs(*_graph(dali, plan, steps, on_gpu=device_id is not None))
+        graph = _Graph(dali, plan, steps, on_gpu=device_id is not None)
+        pipeline.set_outputs(*graph.outputs())
     return pipeline
 
 
-def _graph(dali: Any, plan: Plan, steps: range, *, on_gpu: bool) -> list[Any]:
+class _Graph:
     """The operators, inside an open pipeline."""
-    fn, types = dali.fn, dali.types
-    spec, modalities = plan.files.spec, plan.files.modalities
-    source = Source(plan, steps)
-    inputs = _inputs(dali, plan, source)
-    count = len(modalities) + 1
-    contents, rest = inputs[:count], iter(inputs[count:])
-    nearest = next(rest), next(rest)
-    window, output = next(rest), fn.cast(next(rest), dtype=types.INT32)
-    linear = (next(rest), next(rest)) if source.bilinear else nearest
 
-    def decoded(data: Any, dtype: Any) -> Any:
-        pixels = fn.decoders.image(data, device="cpu", output_type=types.RGB, dtype=dtype)
-        return pixels[:, spec.skip_columns :] if spec.skip_columns else pixels
+    def __init__(self, dali: Any, plan: Plan, steps: range, *, on_gpu: bool) -> None:
+        self.fn, self.types = dali.fn, dali.types
+        self.plan, self.on_gpu = plan, on_gpu
+        self.source = Source(plan, steps)
+        ports = self.source.ports
+        inputs = self.fn.external_source(
+            source=self.source,
+            num_outputs=len(ports),
+            batch=True,
+            dtype=[self._type(port.dtype) for port in ports.values()],
+            ndim=[port.ndim for port in ports.values()],
+            layout=[_layout(port) for port in ports.values()],
+        )
+        self.inputs = dict(zip(ports, inputs, strict=True))
+        self.output = self.fn.cast(self.inputs["output"], dtype=self.types.INT32)
 
-    def placed(pixels: Any) -> Any:
-        return pixels.gpu() if on_gpu else pixels
+    def outputs(self) -> list[Any]:
+        images = [self._image(modality) for modality in self.plan.files.modalities]
+        label, check = self._label()
+        return [*images, self._padded(label, self.plan.files.spec.ignore_index), check]
 
-    def resized(pixels: Any, region: tuple[Any, Any], size: Any, interpolation: Any) -> Any:
-        return fn.resize(
+    def _image(self, modality: ModalitySpec) -> Any:
+        fn, types, name = self.fn, self.types, modality.name
+        encoded = self.source.feeds[name] == "bytes"
+        pixels = self.inputs[name]
+        if encoded:
+            pixels = self._decoded(pixels, modality.dtype)
+        if self.source.retouched_here(modality):
+            pixels = fn.python_function(
+                pixels,
+                self.inputs[f"{name}_looks"],
+                function=_Retouch(self.plan),
+                num_outputs=1,
+                output_layouts="HWC",
+            )
+        pixels = self._placed(pixels)
+        if modality.any_size:
+            pixels = self._resized(pixels, types.INTERP_NN, f"{name}_")
+        if modality.interpolation == "bilinear":
+            pixels = self._resized(pixels, types.INTERP_LINEAR, "linear_", self.inputs["window"])
+        else:
+            pixels = self._resized(pixels, types.INTERP_NN)
+        pixels = self._padded(pixels, modality.empty)
+        if self.source.blurred_here(modality):
+            sigma, taps = self.inputs["sigma"], self.inputs["taps"]
+            pixels = fn.gaussian_blur(pixels, sigma=sigma, window_size=taps)
+        image = fn.transpose(pixels, perm=(2, 0, 1))
+        if encoded and modality.channels != (0, 1, 2):
+            image = fn.cat(*(image[c : c + 1] for c in modality.channels), axis=0)
+        if modality.dtype == np.uint16:
+            image = fn.reinterpret(image, dtype=types.INT16)
+        return image
+
+    def _label(self) -> tuple[Any, Any]:
+        """Train ids of the resized label, and above 0 where the whole one has an illegal value."""
+        fn, types = self.fn, self.types
+        if not self.source.label_encoded:  # the decoder has checked
+            label = self._resized(self._placed(self.inputs["label"]), types.INTERP_NN)
+            return _channel(fn, label), fn.constant(idata=0, shape=(), dtype=types.UINT8)
+        illegal, train_ids = label_tables(self.plan.files.spec)
+        keys = list(range(256))
+        raw = self._decoded(self.inputs["label"], np.dtype(np.uint8))
+        check = fn.lookup_table(
+            _channel(fn, raw), keys=keys, values=illegal.tolist(), dtype=types.UINT8
+        )
+        # all three channels stay through the resize: that of one-channel slices was seen to crash
+        label = _channel(fn, self._resized(self._placed(raw), types.INTERP_NN))
+        label = fn.lookup_table(label, keys=keys, values=train_ids.tolist(), dtype=types.UINT8)
+        return label, fn.reductions.max(check)
+
+    def _decoded(self, data: Any, dtype: np.dtype[np.generic]) -> Any:
+        pixels = self.fn.decoders.image(
+            data, device="cpu", output_type=self.types.RGB, dtype=self._type(dtype)
+        )
+        skip = self.plan.files.spec.skip_columns
+        return pixels[:, skip:] if skip else pixels
+
+    def _placed(self, pixels: Any) -> Any:
+        return pixels.gpu() if self.on_gpu else pixels
+
+    def _resized(self, pixels: Any, rule: Any, region: str = "", window: Any = None) -> Any:
+        """The window of the region ``<region>start`` to ``<region>end``."""
+        return self.fn.resize(
             pixels,
-            size=size,
-            roi_start=region[0],
-            roi_end=region[1],
-            interp_type=interpolation,
+            size=self.inputs[f"{region}window"] if window is None else window,
+            roi_start=self.inputs[f"{region}start"],
+            roi_end=self.inputs[f"{region}end"],
+            interp_type=rule,
             antialias=False,
         )
 
-    def padded(pixels: Any, fill: float) -> Any:
-        return fn.slice(
+    def _padded(self, pixels: Any, fill: float) -> Any:
+        return self.fn.slice(
             pixels,
             start=(0, 0),
-            shape=output,
+            shape=self.output,
             axes=(0, 1),
             out_of_bounds_policy="pad",
             fill_values=fill,
         )
 
-    outputs = []
-    for modality, content, encoded in zip(modalities, contents, source.encoded, strict=False):
-        pixels = placed(decoded(content, _type(dali, modality)) if encoded else content)
-        if modality.any_size:
-            pixels = resized(pixels, (next(rest), next(rest)), next(rest), types.INTERP_NN)
-        if modality.interpolation == "bilinear":
-            pixels = resized(pixels, linear, window, types.INTERP_LINEAR)
-        else:
-            pixels = resized(pixels, nearest, window, types.INTERP_NN)
-        image = fn.transpose(padded(pixels, modality.empty), perm=(2, 0, 1))
-        if encoded and modality.channels != (0, 1, 2):
-            image = fn.cat(*(image[c : c + 1] for c in modality.channels), axis=0)
-        if modality.dtype == np.uint16:
-            image = fn.reinterpret(image, dtype=types.INT16)
-        outputs.append(image)
-
-    if source.label_encoded:
-        raw = decoded(contents[-1], types.UINT8)
-        label, check = _train_ids(
-            dali, raw, resized(placed(raw), nearest, window, types.INTERP_NN), plan
-        )
-    else:
-        label = resized(placed(contents[-1]), nearest, window, types.INTERP_NN)
-        check = fn.constant(idata=0, shape=(), dtype=types.UINT8)  # the decoder has checked
-    return [*outputs, padded(label, spec.ignore_index), check]
+    def _type(self, dtype: np.dtype[np.generic]) -> Any:
+        names = {"uint8": "UINT8", "uint16": "UINT16", "int32": "INT32", "float32": "FLOAT"}
+        return getattr(self.types, names[dtype.name])
 
 
-def _inputs(dali: Any, plan: Plan, source: Source) -> Any:
-    """The external inputs: bytes are vectors, what is already decoded has three axes."""
-    fn, types = dali.fn, dali.types
-    contents = [
-        (types.UINT8, 1) if encoded else (_type(dali, modality), 3)
-        for modality, encoded in zip(plan.files.modalities, source.encoded, strict=True)
-    ]
-    contents.append((types.UINT8, 1 if source.label_encoded else 3))
-    numbers = [(types.FLOAT, 1)] * (source.num_outputs - len(contents))
-    return fn.external_source(
-        source=source,
-        num_outputs=source.num_outputs,
-        batch=True,
-        dtype=[dtype for dtype, _ in contents + numbers],
-        ndim=[ndim for _, ndim in contents + numbers],
-    )
+class _Retouch:
+    """Jitter and blur of a decoded image ``[H, W, 3]``, on the host."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._config = plan.config
+
+    def __call__(self, pixels: NDArray[Any], vector: NDArray[np.float32]) -> NDArray[Any]:
+        augment = Augmenter(Looks.from_vector(vector), self._config)
+        return np.ascontiguousarray(augment.before(pixels.transpose(2, 0, 1)).transpose(1, 2, 0))
 
 
-def _type(dali: Any, modality: ModalitySpec) -> Any:
-    names = {"uint8": "UINT8", "uint16": "UINT16", "float32": "FLOAT"}
-    return getattr(dali.types, names[modality.dtype.name])
+def _channel(fn: Any, pixels: Any) -> Any:
+    return fn.slice(pixels, start=0, end=1, axes=(2,))
 
 
-def _train_ids(dali: Any, raw: Any, resized: Any, plan: Plan) -> tuple[Any, Any]:
-    """Train ids of the resized label, and above 0 where the whole one has an illegal value."""
-    fn, types = dali.fn, dali.types
-    illegal, train_ids = label_tables(plan.files.spec)
-    keys = list(range(256))
-    red = fn.slice(raw, start=0, end=1, axes=(2,))
-    check = fn.lookup_table(red, keys=keys, values=illegal.tolist(), dtype=types.UINT8)
-    # all three channels stay through the resize: DALI 2.4 crashed there on one-channel slices
-    label = fn.slice(resized, start=0, end=1, axes=(2,))
-    label = fn.lookup_table(label, keys=keys, values=train_ids.tolist(), dtype=types.UINT8)
-    return label, fn.reductions.max(check)
+def _layout(port: Port) -> str | None:
+    return "HWC" if port.ndim == 3 else None

@@ -13,10 +13,21 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-_SOURCE = Path(__file__).with_name("resample.c")
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""uint8 or uint16 codes, or float32 values."""
+Functions = dict[str, Any]
+"""C functions by name."""
+POINTER, STEP, INT, FLOAT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_float
+
+_SOURCE = Path(__file__).with_name("pixels.c")
 # contracted or reordered arithmetic would change bits; rintf needs no errno to become one
 # instruction
 _FLAGS = (
@@ -48,11 +59,41 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{compiler} failed: {error}"
 
 
+def bind(
+    loaded: ctypes.CDLL, name: str, dtypes: Sequence[str], *arguments: Any, result: Any = None
+) -> Functions:
+    """The C functions ``<name>_<dtype>`` with these types."""
+    functions = {}
+    for dtype in dtypes:
+        function = getattr(loaded, f"{name}_{dtype}")
+        function.argtypes, function.restype = arguments, result
+        functions[f"{name}_{dtype}"] = function
+    return functions
+
+
+def plain(image: Array) -> tuple[Array, tuple[int, int, int]]:
+    """``image [C, H, W]`` in a layout that the C forms can walk, and its steps in elements.
+
+    That is rows of pixels, or of packed pixels whose channels are neighbours; others are copied.
+    """
+    lane, stride, pixel = steps(image)
+    planes, packed = pixel == 1, lane == 1 and pixel == len(image)
+    if not (planes or packed) or lane <= 0 or stride <= 0:
+        image = np.ascontiguousarray(image)
+    return image, steps(image)
+
+
+def steps(image: Array) -> tuple[int, int, int]:
+    """Distance of channels, rows and pixels, in elements."""
+    lane, stride, pixel = (step // image.itemsize for step in image.strides)
+    return lane, stride, pixel
+
+
 def _built(compiler: str) -> Path:
     """The library in the user's cache, compiled if it is not there."""
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(b"\0".join((source, repr((compiler, _FLAGS, _machine())).encode())))
-    name = f"resample-{key.hexdigest()[:16]}.so"
+    name = f"pixels-{key.hexdigest()[:16]}.so"
     folder = _cache()
     path = folder / name
     if not path.is_file():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import DataError
 
-_PERMUTATION, _SAMPLE = 0, 1
+_PERMUTATION, GEOMETRY, LOOKS, CORRUPTION = range(4)
 """Purpose of a stream, part of its key, so that no two purposes share numbers."""
 
 
@@ -105,9 +105,11 @@ class EvalOrder:
         return 0, tuple(self._own[step * self._batch : (step + 1) * self._batch])
 
 
-def sample_uniforms(seed: int, epoch: int, index: int, count: int) -> NDArray[np.float64]:
+def sample_uniforms(
+    seed: int, epoch: int, index: int, count: int, purpose: int = GEOMETRY
+) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1) that belong to one sample in one epoch."""
-    words = _words(count, seed, _SAMPLE, epoch, index)
+    words = _words(count, seed, purpose, epoch, index)
     # 53 bits fill the mantissa of a double
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .augment import Looks, draw_looks
 from .config import DataConfig
 from .errors import DataError
 from .files import SplitFiles
 from .geometry import Geometry, draw, eval_geometry, train_geometry
 from .order import Order
+from .samples import Store
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Plan:
     order: Order
     seed: int
     train: bool
+    store: Store | None = None
+    """Decoded images of ``files``; None: the files are decoded."""
 
     @property
     def batch_size(self) -> int:
@@ -53,6 +57,18 @@ class Plan:
         return torch.tensor(
             [[not self.files.is_absent(i, m) for i in indices] for m in self.files.modalities]
         )
+
+    def looks(self, step: int) -> list[Looks]:
+        """The photometric draws of each sample of a step; none in evaluation."""
+        epoch, indices = self.order.at(step)
+        if not self.photometric:
+            return [Looks()] * len(indices)
+        return [draw_looks(self.seed, epoch, index, self.config) for index in indices]
+
+    @property
+    def photometric(self) -> bool:
+        """Whether camera images are changed at all."""
+        return self.train and self.config.jitter + self.config.blur > 0
 
     def geometries(self, step: int, sizes: list[tuple[int, int]]) -> list[Geometry]:
         """The mapping of each sample of a step, given its (height, width).

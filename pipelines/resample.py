@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
+from ctypes import CDLL
 from functools import cached_property, lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import native
 from .geometry import Axis, Geometry
-from .native import library
+from .native import Array, Functions
 from .spec import Interpolation
 
-Array = NDArray[Any]
-"""uint8 or uint16 codes, or float32 values."""
-_Pointer, _Stride, _Int = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
 _DTYPES = ("uint8", "uint16", "float32")
-Functions = dict[tuple[str, str], Any]
 
 
 def resize_nearest(source: Array, rows: Axis, cols: Axis) -> Array:
@@ -72,41 +70,30 @@ class Resampler:
     def __call__(self, source: Array, interpolation: Interpolation, target: Array) -> None:
         """Fill ``target [C, h, w]`` with the window of ``source [C, H, W]``.
 
-        Both have one dtype; the axis that is fastest in memory is W in ``target``, and W or C in
-        ``source``. Other layouts are copied first.
+        Both have one dtype, and pixels of a row of ``target`` are neighbours in memory.
         """
+        if interpolation == "bilinear" and _same_size(self._rows, self._cols):
+            interpolation = "nearest"
         if self._functions is None:
             define = resize_nearest if interpolation == "nearest" else resize_bilinear
             target[...] = define(source, self._rows, self._cols)
             return
-        if interpolation == "bilinear" and _same_size(self._rows, self._cols):
-            interpolation = "nearest"
-        function = self._functions[interpolation, source.dtype.name]
-        if not _is_plain(source):
-            source = np.ascontiguousarray(source)
-        size = source.itemsize
-        lane, stride, pixel = (step // size for step in source.strides)
-        target_lane, target_stride = (step // size for step in target.strides[:2])
+        source, (lane, stride, pixel) = native.plain(source)
+        function = self._functions[f"{interpolation}_{source.dtype.name}"]
         head = (source.ctypes.data, lane, stride, len(source))
-        tail = (target.ctypes.data, target_lane, target_stride)
+        tail = (target.ctypes.data, *native.steps(target)[:2])
         if interpolation == "nearest":
             rows, cols = self._nearest
-            function(*head, *_vector(rows), *_vector(cols * np.int32(pixel)), *tail)
+            function(*head, *_vectors(rows), len(rows), *_vectors(cols * pixel), len(cols), *tail)
             return
         (top, bottom, down), (left, right, across), first, last = self._bilinear
         # a row of packed pixels is one vector: all its channels are blended in one pass
-        packed = pixel == len(source) > 1
         row = np.empty((last + 1) * pixel, np.float32)
         function(
-            *head,
-            int(packed),
-            *_pointers(top, bottom, down),
-            len(top),
-            *_pointers(left * np.int32(pixel), right * np.int32(pixel), across),
-            len(left),
-            first * pixel,
-            last * pixel,
-            row.ctypes.data,
+            *(*head, int(pixel > 1)),
+            *(*_vectors(top, bottom, down), len(top)),
+            *(*_vectors(left * pixel, right * pixel, across), len(left)),
+            *(first * pixel, last * pixel, *_vectors(row)),
             *tail,
         )
 
@@ -130,68 +117,52 @@ def resize(source: Array, geometry: Geometry, interpolation: Interpolation) -> A
     """The window of ``source [C, H, W]`` as a new array, without padding."""
     size = geometry.rows.length, geometry.cols.length
     window: Array = np.empty((len(source), *size), source.dtype)
-    Resampler(geometry, compiled()[0])(source, interpolation, window)
+    Resampler(geometry, compiled())(source, interpolation, window)
     return window
+
+
+@lru_cache(maxsize=1)
+def compiled() -> Functions | None:
+    """The C functions, or None where NumPy serves."""
+    loaded, _ = native.library()
+    if loaded is None:
+        return None
+    functions = _bound(loaded)
+    return functions if _agrees(functions) else None
+
+
+def _bound(loaded: CDLL) -> Functions:
+    pointer, step, number = native.POINTER, native.STEP, native.INT
+    head, tail = (pointer, step, step, number), (pointer, step, step)
+    vector, blend = (pointer, number), (pointer, pointer, pointer, number)
+    return {
+        **native.bind(loaded, "nearest", _DTYPES, *head, *vector, *vector, *tail),
+        **native.bind(
+            *(loaded, "bilinear", _DTYPES),
+            *(*head, number, *blend, *blend, number, number, pointer, *tail),
+        ),
+    }
+
+
+def _agrees(functions: Functions) -> bool:
+    """Whether a small image comes out with the bits of NumPy: compilers differ."""
+    geometry = Geometry(Axis(37, 53, 3, 40, 40), Axis(41, 29, 2, 25, 25, flip=True))
+    codes = np.arange(37 * 41 * 3, dtype=np.uint32) * np.uint32(2654435761) >> np.uint32(16)
+    rules: tuple[Interpolation, ...] = ("nearest", "bilinear")
+    for dtype, rule in product(_DTYPES, rules):
+        source = codes.astype(dtype).reshape(37, 41, 3).transpose(2, 0, 1)
+        got, wanted = np.empty((2, 3, 40, 25), dtype)
+        Resampler(geometry, functions)(source, rule, got)
+        Resampler(geometry, None)(source, rule, wanted)
+        if not np.array_equal(got, wanted):
+            return False
+    return True
 
 
 def _same_size(rows: Axis, cols: Axis) -> bool:
     return rows.scaled == rows.source and cols.scaled == cols.source
 
 
-def _is_plain(source: Array) -> bool:
-    """Whether the C form can walk it: rows of pixels, or of packed pixels."""
-    lane, stride, pixel = source.strides
-    planes = pixel == source.itemsize
-    packed = lane == source.itemsize and pixel == lane * len(source)
-    return (planes or packed) and stride > 0 and lane > 0
-
-
-def _vector(index: NDArray[np.int32]) -> tuple[Any, int]:
-    return _pointers(index)[0], len(index)
-
-
-def _pointers(*arrays: Array) -> Sequence[Any]:
+def _vectors(*arrays: Array) -> Sequence[Any]:
     # such a pointer keeps its array alive
-    return [array.ctypes.data_as(_Pointer) for array in arrays]
-
-
-@lru_cache(maxsize=1)
-def compiled() -> tuple[Functions | None, str]:
-    """The C functions by (rule, dtype) and where they lie; or None for NumPy, and why."""
-    loaded, note = library()
-    if loaded is None:
-        return None, note
-    vector = (_Pointer, _Int)
-    pair = (_Pointer, _Pointer, _Pointer, _Int)
-    head = (_Pointer, _Stride, _Stride, _Int)
-    tail = (_Pointer, _Stride, _Stride)
-    arguments = {
-        "nearest": (*head, *vector, *vector, *tail),
-        "bilinear": (*head, _Int, *pair, *pair, _Int, _Int, _Pointer, *tail),
-    }
-    functions = {}
-    for rule, types in arguments.items():
-        for dtype in _DTYPES:
-            function = getattr(loaded, f"{rule}_{dtype}")
-            function.argtypes, function.restype = types, None
-            functions[rule, dtype] = function
-    if not _agrees(functions):
-        return None, f"{note} disagrees with NumPy"
-    return functions, note
-
-
-def _agrees(functions: Functions) -> bool:
-    """Whether a small image comes out as in NumPy: compilers differ."""
-    rows, cols = Axis(37, 53, 3, 40, 40), Axis(41, 29, 2, 25, 25, flip=True)
-    resampler = Resampler(Geometry(rows, cols), functions)
-    codes = np.arange(37 * 41 * 3, dtype=np.uint32) * np.uint32(2654435761) >> np.uint32(16)
-    for dtype in _DTYPES:
-        source = codes.astype(dtype).reshape(37, 41, 3).transpose(2, 0, 1)
-        rules: tuple[tuple[Interpolation, Any], ...]
-        rules = (("nearest", resize_nearest), ("bilinear", resize_bilinear))
-        for rule, define in rules:
-            target = np.empty((3, 40, 25), dtype)
-            resampler(source, rule, target)
-            if not np.array_equal(target, define(source, rows, cols)):
-                return False
-    return True
+    return [array.ctypes.data_as(native.POINTER) for array in arrays]

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .augment import Augmenter, is_photo
 from .decode import Array, decode_label, decode_modality, resampled, wrong_size
 from .files import SplitFiles
 from .geometry import Geometry
@@ -119,6 +120,7 @@ def render(
     files: SplitFiles,
     sample: Sample,
     geometry: Geometry,
+    augment: Augmenter,
     images: Sequence[Array],
     labels: Pixels,
 ) -> None:
@@ -127,11 +129,15 @@ def render(
     All are filled completely: padding is the empty code in images and the ignore index in labels.
     """
     height, width = geometry.rows.length, geometry.cols.length
-    resample = Resampler(geometry, compiled()[0])
+    resample = Resampler(geometry, compiled())
     for modality, source, image in zip(files.modalities, sample.images, images, strict=True):
+        camera = is_photo(modality)
         image[:, height:] = modality.empty
         image[:, :height, width:] = modality.empty
+        source = augment.before(source) if camera else source
         resample(source, modality.interpolation, image[:, :height, :width])
+        if camera:
+            augment.after(image)
     labels[height:] = files.spec.ignore_index
     labels[:height, width:] = files.spec.ignore_index
     resample(sample.label[None], "nearest", labels[None, :height, :width])

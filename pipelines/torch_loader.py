@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .augment import Augmenter
 from .batch import Batch
 from .errors import DataError
 from .normalise import Normaliser
@@ -54,7 +55,7 @@ class BatchSource(Dataset[RawBatch | DataError]):
     def __init__(self, plan: Plan, *, pin: bool) -> None:
         self._plan = plan
         self._pin = pin
-        self._reader = SampleReader(plan.files, cache=plan.config.cache)
+        self._reader = SampleReader(plan.files, plan.store, cache=plan.config.cache)
 
     def __getitem__(self, step: int) -> RawBatch | DataError:
         try:
@@ -67,6 +68,7 @@ class BatchSource(Dataset[RawBatch | DataError]):
         _, indices = plan.order.at(step)
         samples = [self._reader.read(index) for index in indices]
         geometries = plan.geometries(step, [sample.size for sample in samples])
+        looks = plan.looks(step)
         height, width = geometries[0].rows.out, geometries[0].cols.out
         count = len(indices)
         batch = RawBatch(
@@ -75,7 +77,8 @@ class BatchSource(Dataset[RawBatch | DataError]):
         )
         images, labels = [image.numpy() for image in batch.images], batch.labels.numpy()
         for b, sample in enumerate(samples):
-            render(files, sample, geometries[b], [i[b] for i in images], labels[b])
+            augment = Augmenter(looks[b], plan.config)
+            render(files, sample, geometries[b], augment, [i[b] for i in images], labels[b])
         return batch
 
     def _empty(self, dtype: np.dtype[np.generic], *shape: int) -> Tensor:

@@ -42,6 +42,15 @@ def parts():
     return [type(v) for v in values]
 
 
+def test_deliver_is_augmented_as_published():
+    for name in ("deliver_robustseg_b0", "deliver_robustseg_b2"):
+        data = get_preset(name).data
+        assert (data.scale, data.flip) == ((0.5, 2.0), 0.5)
+        assert (data.jitter, data.jitter_range) == (0.2, (0.5, 1.5))
+        assert (data.blur, data.blur_sigma, data.blur_window) == (0.2, (0.8, 0.8), 3)
+        assert data.blur_place == "image"
+
+
 def test_command_line_overrides_the_preset():
     config = parse_config(
         "train",
