@@ -128,9 +128,10 @@ def jitter(
         return np.clip(y, 0, white).astype(image.dtype)
     image, (lane, stride, pixel) = native.plain(image)
     result = np.empty_like(image)
+    values = table.astype(np.float32)
     function = functions[f"saturate_{image.dtype.name}"]
     function(
-        *(image.ctypes.data, lane, stride, pixel, *image.shape[1:], table.ctypes.data),
+        *(image.ctypes.data, lane, stride, pixel, *image.shape[1:], values.ctypes.data),
         *(float(keep), float(rest), float(white), result.ctypes.data, *native.steps(result)[:2]),
     )
     return result
@@ -151,8 +152,8 @@ def mean_grey(image: Array, table: Array, functions: native.Functions | None = N
     else:
         image, (lane, stride, pixel) = native.plain(image)
         function = functions[f"grey_sum_{image.dtype.name}"]
-        start = (image.ctypes.data, lane, stride, pixel)
-        total = int(function(*start, *image.shape[1:], table.ctypes.data))
+        start, values = (image.ctypes.data, lane, stride, pixel), table.astype(np.float32)
+        total = int(function(*start, *image.shape[1:], values.ctypes.data))
     return total / int(image.shape[1] * image.shape[2])
 
 
@@ -171,7 +172,7 @@ def blur(
         return result
     image, (lane, stride, pixel) = native.plain(image)
     result = np.empty_like(image)
-    row = np.empty((image.shape[2] + len(weights)) * pixel, np.float32)
+    row = np.empty((2 * image.shape[2] + len(weights)) * pixel, np.float32)
     function = functions[f"blur_{image.dtype.name}"]
     function(
         *(image.ctypes.data, lane, stride, len(image), int(pixel > 1), *image.shape[1:]),

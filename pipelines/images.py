@@ -118,6 +118,20 @@ def decode_image(
         raise damaged(path, len(data), error) from error
 
 
+def decode_red(data: bytes, path: Path) -> Pixels:
+    """The red, or only, channel ``[H, W]`` of an 8-bit label image.
+
+    Raises:
+        DataError: damaged, or of a format that ``check_header`` refuses.
+    """
+    check_header(data, path, label=True)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.getchannel(0))
+    except _DAMAGE as error:
+        raise damaged(path, len(data), error) from error
+
+
 def damaged(path: Path, size: int, error: BaseException) -> DataError:
     """The error for a file that does not decode."""
     # PIL names the buffer that it was given: <_io.BytesIO object at 0x...>
@@ -130,7 +144,7 @@ def damaged(path: Path, size: int, error: BaseException) -> DataError:
 
 def _rgb(image: Image.Image) -> Pixels:
     # convert drops alpha without compositing and copies grey into all channels
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _wrong_depth(path: Path, depth: int, mode: str, bits: tuple[int, ...]) -> DataError:

@@ -12,9 +12,9 @@
 #include <string.h>
 
 #define NEAREST(NAME, TYPE)                                                                        \
-    void NAME(const TYPE *source, ptrdiff_t lane, ptrdiff_t stride, int lanes, const int32_t *rows, \
-              int height, const int32_t *cols, int width, TYPE *target, ptrdiff_t target_lane,     \
-              ptrdiff_t target_stride) {                                                           \
+    void NAME(const TYPE *source, ptrdiff_t lane, ptrdiff_t stride, int lanes,                     \
+              const int32_t *rows, int height, const int32_t *cols, int width, TYPE *target,       \
+              ptrdiff_t target_lane, ptrdiff_t target_stride) {                                    \
         for (int c = 0; c < lanes; c++) {                                                          \
             for (int i = 0; i < height; i++) {                                                     \
                 const TYPE *restrict from = source + c * lane + rows[i] * stride;                  \
@@ -64,7 +64,7 @@
     }
 
 /* Taps w[0..taps-1] down, then across; borders are mirrored without repeating the edge. `padded`
-   has room for a row and taps - 1 pixels more. The target is laid out as the source. */
+   has room for two rows and taps - 1 pixels more. The target is laid out as the source. */
 #define BLUR(NAME, TYPE)                                                                           \
     void NAME(const TYPE *source, ptrdiff_t lane, ptrdiff_t stride, int lanes, int packed,         \
               int height, int width, const float *weights, int taps, float *padded, TYPE *target,  \
@@ -72,6 +72,7 @@
         int passes = packed ? 1 : lanes, pixel = packed ? lanes : 1, half = taps / 2;              \
         int length = width * pixel;                                                                \
         float *restrict middle = padded + half * pixel;                                            \
+        float *restrict sums = padded + length + (taps - 1) * pixel;                               \
         for (int i = 0; i < height; i++) {                                                         \
             for (int pass = 0; pass < passes; pass++) {                                            \
                 for (int k = 0; k < taps; k++) {                                                   \
@@ -93,54 +94,73 @@
                             middle[mirrored(width - 1 + k, width) * pixel + c];                    \
                     }                                                                              \
                 TYPE *restrict to = target + pass * target_lane + i * target_stride;               \
-                for (int j = 0; j < length; j++) {                                                 \
-                    float sum = weights[0] * padded[j];                                            \
-                    for (int k = 1; k < taps; k++) {                                               \
-                        float part = weights[k] * padded[j + k * pixel];                           \
-                        sum += part;                                                               \
+                for (int j = 0; j < length; j++) sums[j] = weights[0] * padded[j];                 \
+                for (int k = 1; k < taps; k++) {                                                   \
+                    const float *restrict from = padded + k * pixel;                               \
+                    float weight = weights[k];                                                     \
+                    for (int j = 0; j < length; j++) {                                             \
+                        float part = weight * from[j];                                             \
+                        sums[j] += part;                                                           \
                     }                                                                              \
-                    to[j] = (TYPE)TO_INTEGER(sum);                                                 \
                 }                                                                                  \
+                for (int j = 0; j < length; j++) to[j] = (TYPE)TO_INTEGER(sums[j]);                \
             }                                                                                      \
         }                                                                                          \
     }
 
 /* Sum of the grey values of the image whose codes are looked up in `table`. Channels of a pixel are
-   `lane` apart, pixels `pixel`. */
+   `lane` apart, pixels `pixel`; where these are known to the compiler it uses vectors. */
 #define GREY_SUM(NAME, TYPE)                                                                       \
-    int64_t NAME(const TYPE *source, ptrdiff_t lane, ptrdiff_t stride, int pixel, int height,      \
-                 int width, const TYPE *table) {                                                   \
+    static inline int64_t NAME##_of(const TYPE *source, ptrdiff_t lane, ptrdiff_t stride,          \
+                                    int pixel, int height, int width,                              \
+                                    const float *restrict table) {                                 \
         int64_t sum = 0;                                                                           \
         for (int i = 0; i < height; i++) {                                                         \
-            const TYPE *from = source + i * stride;                                                \
+            const TYPE *restrict from = source + i * stride;                                       \
+            uint32_t line = 0;                                                                     \
             for (int j = 0; j < width; j++) {                                                      \
                 const TYPE *at = from + j * pixel;                                                 \
-                sum += grey(table[at[0]], table[at[lane]], table[at[2 * lane]]);                   \
+                line += grey(table[at[0]], table[at[lane]], table[at[2 * lane]]);                  \
             }                                                                                      \
+            sum += line;                                                                           \
         }                                                                                          \
         return sum;                                                                                \
+    }                                                                                              \
+    int64_t NAME(const TYPE *source, ptrdiff_t lane, ptrdiff_t stride, int pixel, int height,      \
+                 int width, const float *restrict table) {                                         \
+        return pixel == 3 ? NAME##_of(source, 1, stride, 3, height, width, table)                  \
+                          : NAME##_of(source, lane, stride, 1, height, width, table);              \
     }
 
-/* factor x + (1 - factor) grey(x), cut to 0..white and truncated, of x = table[code]. */
+/* factor x + (1 - factor) grey(x), cut to 0..white and truncated, of x = table[code]. The target is
+   laid out as the source. */
 #define SATURATE(NAME, TYPE)                                                                       \
-    void NAME(const TYPE *source, ptrdiff_t lane, ptrdiff_t stride, int pixel, int height,         \
-              int width, const TYPE *table, float factor, float rest, float white, TYPE *target,   \
-              ptrdiff_t target_lane, ptrdiff_t target_stride) {                                    \
+    static inline void NAME##_of(const TYPE *source, ptrdiff_t lane, ptrdiff_t stride, int pixel,  \
+                                 int height, int width, const float *restrict table,               \
+                                 float factor, float rest, float white, TYPE *target,              \
+                                 ptrdiff_t target_lane, ptrdiff_t target_stride) {                 \
         for (int i = 0; i < height; i++) {                                                         \
-            const TYPE *from = source + i * stride;                                                \
-            TYPE *to = target + i * target_stride;                                                 \
+            const TYPE *restrict from = source + i * stride;                                       \
+            TYPE *restrict to = target + i * target_stride;                                        \
             for (int j = 0; j < width; j++) {                                                      \
                 const TYPE *at = from + j * pixel;                                                 \
-                float x[3] = {table[at[0]], table[at[lane]], table[at[2 * lane]]};                 \
-                float share = rest * (float)grey(x[0], x[1], x[2]);                                \
-                for (int c = 0; c < 3; c++) {                                                      \
-                    float value = factor * x[c];                                                   \
-                    value += share;                                                                \
-                    value = value < 0 ? 0 : value > white ? white : value;                         \
-                    to[j * pixel + c * target_lane] = (TYPE)(int32_t)value;                        \
-                }                                                                                  \
+                float red = table[at[0]], green = table[at[lane]], blue = table[at[2 * lane]];     \
+                float share = rest * (float)grey(red, green, blue);                                \
+                to[j * pixel] = (TYPE)blended(factor, red, share, white);                          \
+                to[j * pixel + target_lane] = (TYPE)blended(factor, green, share, white);          \
+                to[j * pixel + 2 * target_lane] = (TYPE)blended(factor, blue, share, white);       \
             }                                                                                      \
         }                                                                                          \
+    }                                                                                              \
+    void NAME(const TYPE *source, ptrdiff_t lane, ptrdiff_t stride, int pixel, int height,         \
+              int width, const float *restrict table, float factor, float rest, float white,       \
+              TYPE *target, ptrdiff_t target_lane, ptrdiff_t target_stride) {                      \
+        if (pixel == 3)                                                                            \
+            NAME##_of(source, 1, stride, 3, height, width, table, factor, rest, white, target, 1,  \
+                      target_stride);                                                              \
+        else                                                                                       \
+            NAME##_of(source, lane, stride, 1, height, width, table, factor, rest, white, target,  \
+                      target_lane, target_stride);                                                 \
     }
 
 #define TO_INTEGER(x) (int32_t) rintf(x)
@@ -153,7 +173,13 @@ static int mirrored(int i, int length) {
     return i < length ? i : period - i;
 }
 
-static int32_t grey(float red, float green, float blue) {
+static inline int32_t blended(float factor, float x, float share, float white) {
+    float value = factor * x;
+    value += share;
+    return (int32_t)(value < 0 ? 0 : value > white ? white : value);
+}
+
+static inline int32_t grey(float red, float green, float blue) {
     float sum = 0.2989f * red, part = 0.587f * green;
     sum += part;
     part = 0.114f * blue;

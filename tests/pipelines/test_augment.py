@@ -46,7 +46,7 @@ def torchvision_jitter(image: np.ndarray, factors: tuple[float, float, float]) -
         r, g, b = x.unbind(0)
         return (0.2989 * r + 0.587 * g + 0.114 * b).to(torch.uint8)[None]
 
-    x = torch.from_numpy(image)
+    x = torch.from_numpy(image.copy())
     x = blend(x, torch.zeros_like(x), factors[0])
     x = blend(x, grey(x).float().mean(), factors[1])
     return blend(x, grey(x), factors[2]).numpy()
