@@ -35,6 +35,8 @@ HARMLESS = {
     "data.loader",
     "data.workers",
     "data.cache",
+    "data.packed",
+    "data.packed_auto",
     "data.eval_batch_size",
     "evaluation",
     "parallel",

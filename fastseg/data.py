@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -21,6 +21,8 @@ from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.check import check_dataset, summarise
 from fastseg.pipelines.files import find_sample, list_split
+from fastseg.pipelines.pack import pack_split
+from fastseg.pipelines.packed import packed_folder
 from fastseg.pipelines.statistics import measure
 
 
@@ -121,10 +123,49 @@ class Show(DataSet):
         return 0
 
 
+@dataclass(frozen=True)
+class Pack(DataSet):
+    """Decode every file once into arrays that training maps into memory instead of decoding.
+
+    Lossless. Continues where an interrupted run stopped, and decodes anew what has changed since.
+    """
+
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits to pack."""
+    out: Path | None = None
+    """Folder; none for packed/<dataset> in the root, where training finds it by itself."""
+    shard_mib: int = 512
+    """Size of a file of arrays in MiB."""
+    missing: Literal["error", "zero"] = "error"
+    """Files of a modality that are not there: refuse, or leave them out, as in training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard_mib < 1:
+            raise ValueError(f"shard_mib must be at least 1, got {self.shard_mib}")
+
+    def run(self) -> int:
+        """Pack each split and say how large it is."""
+        spec = get_dataset(self.dataset)
+        refuse_raw(spec, self.modalities)
+        folder = self.out or packed_folder(self.root, spec)
+        listed = [
+            list_split(spec, self.root, split, self.modalities, missing=self.missing)
+            for split in self.splits
+        ]
+        for files in listed:
+            report = pack_split(files, folder / files.split, self.shard_mib, self.workers)
+            kept = f" ({report.kept} were up to date)" if report.kept else ""
+            size = report.bytes / 2**30
+            print(f"{folder / files.split}: {report.samples} samples{kept}, {size:.2f} GiB")
+        return 0
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "check": Check,
     "stats": Stats,
     "show": Show,
+    "pack": Pack,
     "fetch": Fetch,
     "unpack": Unpack,
     "prepare": Prepare,
@@ -134,7 +175,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(args: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
-    command: Check | Stats | Show | Fetch | Unpack | Prepare | Synthetic
+    command: Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
     try:
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, args=args, prog="python -m fastseg.data", description=__doc__

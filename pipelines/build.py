@@ -11,8 +11,9 @@ from .catalogue import get_dataset
 from .config import DataConfig
 from .dali_loader import DaliLoader, dali_import_error
 from .errors import DataError
-from .files import list_split
+from .files import SplitFiles, list_split
 from .order import EvalOrder, Order, TrainOrder
+from .packed import PackedStore, packed_folder
 from .plan import Plan
 from .samples import SampleReader
 from .spec import DatasetSpec
@@ -58,8 +59,26 @@ def build_loader(
         order = TrainOrder(len(files), config.batch_size, seed, rank, world, accumulate)
     else:
         order = EvalOrder(len(files), config.eval_batch_size, rank, world)
-    SampleReader(files).read(0)
-    return kind(Plan(files, config, order, seed, train), reason)
+    store, note = open_packed(files, config)
+    SampleReader(files, store).read(0)
+    return kind(Plan(files, config, order, seed, train, store), reason + note)
+
+
+def open_packed(files: SplitFiles, config: DataConfig) -> tuple[PackedStore | None, str]:
+    """The decoded cache of a split, if there is one to be used, and a note about it.
+
+    Raises:
+        DataError: the one that ``config.packed`` names is missing, damaged or out of date.
+    """
+    if config.packed is not None:
+        return PackedStore(files, config.packed / files.split), f"; packed in {config.packed}"
+    folder = packed_folder(files.root, files.spec)
+    if not config.packed_auto or not (folder / files.split).is_dir():
+        return None, ""
+    try:
+        return PackedStore(files, folder / files.split), f"; packed in {folder}"
+    except DataError as error:
+        return None, f"; files are decoded, because the packed ones cannot be used: {error}"
 
 
 def refuse_raw(spec: DatasetSpec, modalities: Sequence[str]) -> None:

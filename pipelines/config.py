@@ -21,6 +21,11 @@ class DataConfig:
     """Modalities to use, in any order; empty for all of the spec."""
     missing: Literal["error", "zero"] = "error"
     """Files of a modality that are not there: refuse, or feed zeros after normalisation."""
+    packed: Path | None = None
+    """Folder of the decoded cache, from python -m fastseg.data pack; none: the one beside the data,
+    if packed_auto."""
+    packed_auto: bool = True
+    """Use the decoded cache in <root>/packed/<dataset> if it is there and up to date."""
     train_split: str = "train"
     """Split that the network is trained on."""
     eval_split: str = "val"

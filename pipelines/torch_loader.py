@@ -89,8 +89,9 @@ class BatchSource(Dataset[RawBatch | DataError]):
 class TorchLoader:
     """Batches by ``torch.utils.data`` with the contract of ``Loader``.
 
-    ``workers`` processes take turns in making whole batches. With ``cache``, threads make them,
-    because each process would fill a cache of its own. ``workers=0`` loads in line.
+    ``workers`` processes take turns in making whole batches. From a cache in memory or on disk,
+    threads make them: each process would fill a cache of its own, and what is left to do without
+    decoding holds no lock. ``workers=0`` loads in line.
     """
 
     name = "torch"
@@ -102,7 +103,8 @@ class TorchLoader:
         self.steps_per_epoch = plan.order.steps_per_epoch
         self._plan = plan
         self._pin = torch.cuda.is_available()
-        self._in_processes = bool(plan.config.workers) and not plan.config.cache
+        shared = plan.config.cache or plan.store is not None
+        self._in_processes = bool(plan.config.workers) and not shared
         self._source = BatchSource(plan, pin=self._pin and not self._in_processes)
         self._normalise = Normaliser(plan.files.modalities, plan.config.layout)
         self._threads: ThreadPrefetcher[int, RawBatch | DataError] | None = None
