@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -80,13 +79,6 @@ def limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
     for batch in batches:
         if left <= 0:
             return
-        count = batch.labels.shape[0]
-        if count > left:
-            batch = replace(
-                batch,
-                images=batch.images[:, :left],
-                labels=batch.labels[:left],
-                sample_ids=batch.sample_ids[:left],
-            )
-        yield batch
+        count = len(batch.sample_ids)
+        yield batch.first(left) if count > left else batch
         left -= count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from fastseg.interrupt import AgreedStop, StopRequest
 from fastseg.models import SegFormer, load_encoder_weights
 from fastseg.optim import choose_optimizer
 from fastseg.pipelines import Batch, build_loader
+from fastseg.pipelines.device import on_device
 from fastseg.probe import choose_mode
 from fastseg.run_folder import RunFolder
 from fastseg.schedule import Stage, derive_seed
@@ -123,9 +123,8 @@ class Trainer:
     def _micro_batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of the optimizer steps ``start`` to ``stop``, on the device."""
         count = self.config.accumulate
-        with closing(self.loader.batches(start * count, stop * count)) as stream:
-            for batch in stream:
-                yield batch.to(self.context.device)
+        stream = self.loader.batches(start * count, stop * count)
+        return on_device(stream, self.context.device)
 
     def _agree(self, session: Session, step: int) -> None:
         """Compare what the processes are about to train: other work on one gives wrong numbers."""

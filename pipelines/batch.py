@@ -59,6 +59,16 @@ class Batch:
             codes = tuple(code.to(device, non_blocking=True) for code in self.codes)
         return replace(self, codes=codes, classes=classes)
 
+    def first(self, count: int) -> Batch:
+        """The first ``count`` samples, or all if there are no more."""
+        codes: Tensor | tuple[Tensor, ...]
+        if isinstance(self.codes, Tensor):
+            codes = self.codes[:, :count]
+        else:
+            codes = tuple(code[:count] for code in self.codes)
+        ids = self.sample_ids[:count]
+        return replace(self, codes=codes, classes=self.classes[:count], sample_ids=ids)
+
 
 class Loader(Protocol):
     """What both loaders offer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,3 +140,20 @@ def test_a_gpu_gets_the_same_numbers(
         assert got.images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(got.labels.cpu(), wanted.labels)
         torch.testing.assert_close(got.images.cpu(), wanted.images, atol=0.02, rtol=0)
+
+
+def test_the_first_samples_are_those_of_the_whole_batch() -> None:
+    codes = tuple(torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8) for _ in range(2))
+    classes = torch.randint(0, 5, (3, 4, 4), dtype=torch.uint8)
+    names = ("a", "b")
+
+    def finish(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([part.float() for part in parts])
+
+    whole = Batch(codes, classes, names, ("x", "y", "z"), finish)
+    for batch in (whole, Batch(whole.images, classes, names, ("x", "y", "z"))):
+        two = batch.first(2)
+        assert torch.equal(two.images, whole.images[:, :2])
+        assert torch.equal(two.labels, whole.labels[:2])
+        assert two.sample_ids == ("x", "y")
+        assert batch.first(9).sample_ids == ("x", "y", "z")
