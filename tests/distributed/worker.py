@@ -60,7 +60,7 @@ def shares(batch, ranks, accumulate=1):
     size = SAMPLES // accumulate
     rows = [range(m * size + ranks.rank, (m + 1) * size, ranks.world) for m in range(accumulate)]
     return [
-        replace(batch, images=batch.images[:, list(r)], labels=batch.labels[list(r)]) for r in rows
+        replace(batch, codes=batch.images[:, list(r)], classes=batch.labels[list(r)]) for r in rows
     ]
 
 
