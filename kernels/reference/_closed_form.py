@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# elements of a block: it and its temporaries stay in a core's cache, which makes an elementwise
+# operation three times as fast; fewer would be mostly the cost of calls
+_BLOCK = 1 << 17
+
 
 class _WithGradient(torch.autograd.Function):
     """The identity on ``value``; its derivative with respect to ``x`` is given."""
@@ -27,6 +31,15 @@ def with_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     """The scalar ``value`` as a function of ``x`` whose derivative is ``gradient``."""
     result: Tensor = _WithGradient.apply(x, value, gradient)  # type: ignore[no-untyped-call]
     return result
+
+
+def image_blocks(images: Tensor) -> list[slice]:
+    """Ranges of the images ``[N, ...]`` to go through one after the other: one on a GPU."""
+    count = images.shape[0]
+    if images.device.type != "cpu":
+        return [slice(0, count)]
+    size = max(1, _BLOCK // max(1, images[0].numel()))
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def check_pair(

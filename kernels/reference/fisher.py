@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._closed_form import check_pair, with_gradient
+from ._closed_form import check_pair, image_blocks, with_gradient
 from ._precision import upcast, without_autocast
 from .entropy import student_information, teacher_information
 from .noise import keyed_noise
@@ -110,27 +110,39 @@ def _inverse_information(
     normalise: bool,
 ) -> tuple[Tensor, Tensor]:
     """Value and gradient of :func:`fisher_regulariser`."""
-    log_p, log_q = student.log_softmax(dim), teacher.log_softmax(dim)
-    information = student.new_zeros((2, student.shape[0]))
-    directions = (torch.zeros_like(student), torch.zeros_like(student))
+    modalities, batch = student.shape[:2]
+    # the noise is drawn in this order of memory: mixed orders cost more than the two copies
+    x, t = (features.contiguous().flatten(0, 1) for features in (student, teacher))
+    sigma_x, sigma_t = (
+        scale.expand(modalities, batch, *scale.shape[2:]).flatten(0, 1) for scale in scales
+    )
+    dim -= 1
+    log_p, log_q = x.log_softmax(dim), t.log_softmax(dim)
+    information = x.new_zeros((2, len(x)))
+    directions = (torch.zeros_like(x), torch.zeros_like(x))
+    drawn = student.shape, student
+    buffer = torch.empty(student.shape, device=student.device) if noise is None else None
     for s in range(samples):
-        draw = keyed_noise(student.shape, student, seed, s) if noise is None else noise[s]
-        of_student, slope = student_information(student, log_q, scales[0], draw, dim)
-        information[0] += of_student.flatten(1).mean(1)
-        directions[0].add_(slope)
-        of_teacher, slope = teacher_information(log_p, teacher, scales[1], draw, dim)
-        information[1] += of_teacher.flatten(1).mean(1)
-        directions[1].add_(slope)
+        draw = noise[s] if noise is not None else keyed_noise(*drawn, seed, s, out=buffer)
+        for block in image_blocks(x):
+            e = draw.flatten(0, 1)[block]
+            of_student, slope = student_information(x[block], log_q[block], sigma_x[block], e, dim)
+            information[0, block] += of_student.flatten(1).mean(1)
+            directions[0][block] += slope
+            of_teacher, slope = teacher_information(log_p[block], t[block], sigma_t[block], e, dim)
+            information[1, block] += of_teacher.flatten(1).mean(1)
+            directions[1][block] += slope
+    information = information.view(2, modalities, batch).mean(2) / samples
     unit = torch.ones_like(information)
     if normalise:
-        variance = [scale.square().flatten(1).mean(1).expand(len(student)) for scale in scales]
-        unit = torch.stack(variance) * (2 / student.shape[dim])
-    information = information / samples
+        variance = [scale.square().flatten(1).mean(1).expand(modalities) for scale in scales]
+        unit = torch.stack(variance) * (2 / x.shape[dim])
     # NaN is not zero: it stays and is seen
     inverse = (unit / information).where(information != 0, 0.0)
     value = inverse.norm()
     # dR/dI = -inverse^3 / (R unit), and each I is a mean over the samples and the groups
-    groups = student[0].numel() // student.shape[dim]
+    groups = student[0].numel() // x.shape[dim]
     weight = inverse**3 / (value * unit * samples * groups)
     weight = -weight.where(inverse != 0, 0.0).view(2, -1, 1, 1, 1, 1)
-    return value, directions[0].mul_(weight[0]).addcmul_(directions[1], weight[1])
+    first, second = (direction.view(student.shape) for direction in directions)
+    return value, first.mul_(weight[0]).addcmul_(second, weight[1])

@@ -28,7 +28,7 @@ def fold_key(*key: int) -> int:
     return state
 
 
-def keyed_noise(shape: Sequence[int], like: Tensor, *key: int) -> Tensor:
+def keyed_noise(shape: Sequence[int], like: Tensor, *key: int, out: Tensor | None = None) -> Tensor:
     """Standard normal numbers that depend on nothing but the shape, the device kind and the key.
 
     Args:
@@ -36,10 +36,11 @@ def keyed_noise(shape: Sequence[int], like: Tensor, *key: int) -> Tensor:
         like: gives device and dtype. The numbers are drawn in float32 for every dtype, so that a
             float64 check sees the noise of the float32 run.
         key: integers, see :func:`fold_key`.
+        out: float32 memory of ``shape`` to draw into; fresh memory costs a CPU as much as the draw.
 
     Returns:
-        A tensor of ``shape``.
+        A tensor of ``shape``, which is ``out`` for float32.
     """
     generator = torch.Generator(like.device).manual_seed(fold_key(*key))
-    noise = torch.randn(tuple(shape), generator=generator, device=like.device)
+    noise = torch.randn(tuple(shape), generator=generator, device=like.device, out=out)
     return noise.to(like.dtype)

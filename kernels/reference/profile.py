@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._closed_form import check_pair, with_gradient
+from ._closed_form import check_pair, image_blocks, with_gradient
 from ._precision import upcast, without_autocast
-from .divergence import compare_softmaxes
 from .noise import keyed_noise
 
 
@@ -76,9 +75,9 @@ def profile_regulariser(
 
 def _position_sigma(x: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     """Deviation from the channel mean, and the unbiased std over channels and their S copies."""
-    centred = x - x.mean(2, keepdim=True)
-    rows = x.shape[2] * samples
-    variance = centred.square().sum(2, keepdim=True) * (samples / (rows - 1))
+    centred = x - x.mean(1, keepdim=True)
+    rows = x.shape[1] * samples
+    variance = centred.square().sum(1, keepdim=True) * (samples / (rows - 1))
     return centred, variance.sqrt()
 
 
@@ -97,23 +96,34 @@ def _profile_value_and_gradient(
     sample only, so both directions, and their products with the noise, are added up.
     """
     batch, channels, height, width = student.shape[1:]
-    centred, sigma = _position_sigma(student, samples)
-    _, teacher_sigma = _position_sigma(teacher, samples)
-    sums = student.new_zeros((3, *student.shape[:2]), dtype=torch.float64)  # N L, Q, G
-    directions = (torch.zeros_like(student), torch.zeros_like(student))
-    through_sigma = (torch.zeros_like(sigma), torch.zeros_like(sigma))
+    # the noise is drawn in this order of memory: mixed orders cost more than the two copies
+    x, t = (features.contiguous().flatten(0, 1) for features in (student, teacher))
+    centred, sigma = _position_sigma(x, samples)
+    _, teacher_sigma = _position_sigma(t, samples)
+    sums = x.new_zeros((3, len(x)), dtype=torch.float64)  # N L, Q, G
+    directions = (torch.zeros_like(x), torch.zeros_like(x))
+    gammas = (torch.zeros_like(sigma), torch.zeros_like(sigma))  # through sigma
+    drawn = (2, *student.shape), student
+    buffer = torch.empty((2, *student.shape), device=student.device) if noise is None else None
     for s in range(samples):
-        draw = keyed_noise((2, *student.shape), student, seed, s) if noise is None else noise[s]
-        log_p = torch.addcmul(student, sigma, draw[0]).log_softmax(3)
-        log_q = torch.addcmul(teacher, teacher_sigma, draw[1]).log_softmax(3)
-        d = log_q - log_p + 1
-        ratio, q, difference = compare_softmaxes(log_p, log_q)
-        terms = (torch.addcmul(difference, q, ratio, value=-1), q.square(), d.square())
-        sums += torch.stack([term.flatten(2).sum(2) for term in terms])
-        steps = (difference, d - log_p.exp() * d.sum(3, keepdim=True))
-        for step, direction, gamma in zip(steps, directions, through_sigma, strict=True):
-            direction += step
-            gamma += (step * draw[0]).sum(2, keepdim=True)
+        draw = noise[s] if noise is not None else keyed_noise(*drawn, seed, s, out=buffer)
+        for block in image_blocks(x):
+            e, e_teacher = draw.flatten(1, 2)[:, block]
+            log_p = torch.addcmul(x[block], sigma[block], e).log_softmax(2)
+            log_q = torch.addcmul(t[block], teacher_sigma[block], e_teacher).log_softmax(2)
+            # noise on both sides keeps p and q apart: these sums need no form without cancellation
+            q = log_q.exp()
+            d = log_q.sub_(log_p)
+            p = log_p.exp_()
+            parts = [torch.linalg.vecdot(q.flatten(1), other.flatten(1)) for other in (d, q)]
+            d.add_(1)
+            parts.append(torch.linalg.vecdot(d.flatten(1), d.flatten(1)))
+            sums[:, block] += torch.stack(parts)
+            second = torch.addcmul(d, p, d.sum(2, keepdim=True), value=-1)
+            for step, direction, gamma in zip((p.sub_(q), second), directions, gammas, strict=True):
+                direction[block] += step
+                if sigma_grad:
+                    gamma[block] += step.mul_(e).sum(1, keepdim=True)
     rows = channels * samples * width
     size = rows * height
     mean_divergence, q_sum, g_sum = sums[0] / size, sums[1], sums[2]
@@ -121,12 +131,12 @@ def _profile_value_and_gradient(
     scale = (rows / height if normalise else float(rows) * float(size) ** 2) / batch
     value = scale * mean_divergence * root
     factors = (scale * root / size, scale * 2 * mean_divergence / (root * g_sum**3))
-    gradient = torch.zeros_like(student)
-    for factor, direction, gamma in zip(factors, directions, through_sigma, strict=True):
-        factor = factor.to(student.dtype)[..., None, None, None]
-        gradient += factor * direction
+    gradient = torch.zeros_like(x)
+    for factor, direction, gamma in zip(factors, directions, gammas, strict=True):
+        factor = factor.to(x.dtype)[:, None, None, None]
+        gradient.addcmul_(factor, direction)
         if sigma_grad:
             # dsigma/dx = S (x - mean) / ((C S - 1) sigma); zero where the channels agree
             spread = (channels * samples - 1) * sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
-            gradient += factor * (samples * centred * (gamma / spread))
-    return value.sum().to(student.dtype), gradient
+            gradient.addcmul_(centred, factor * samples * (gamma / spread))
+    return value.sum().to(x.dtype), gradient.view(student.shape)

@@ -165,6 +165,7 @@ def check_loss(
 
 
 def _upsampled(logits: Tensor, size: Sequence[int]) -> Tensor:
+    # over channels that are last in memory the softmaxes that follow take seven times as long
     return functional.interpolate(
-        upcast(logits), size=tuple(size), mode="bilinear", align_corners=False
+        upcast(logits).contiguous(), size=tuple(size), mode="bilinear", align_corners=False
     )

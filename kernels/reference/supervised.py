@@ -65,8 +65,10 @@ def ohem_cross_entropy(
     ).flatten()
     hard = ~(losses.detach() <= -math.log(threshold))  # NaN is hard, so that it shows
     least = (valid.sum().double() * min_kept).long()
-    # on the CPU reading the counts costs nothing, sorting does; a compiled graph cannot branch
-    if losses.device.type == "cpu" and not torch.compiler.is_compiling():
+    # on the CPU reading the counts costs nothing, sorting does; a compiled graph cannot branch, and
+    # a fake tensor has no value to read
+    real = type(losses) is Tensor and not torch.compiler.is_compiling()
+    if losses.device.type == "cpu" and real:
         return _mean_of_largest_by_count(losses, hard, least)
     return _mean_of_largest_by_rank(losses, hard, least)
 
