@@ -12,6 +12,7 @@ AnySeg, arXiv:2411.17141, and RobustSeg, arXiv:2505.12861. Parameter names follo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .casting import cast_together
 from .mit import Backbone, MixTransformer, get_backbone
 
 
@@ -72,6 +74,7 @@ class MLPHead(nn.Module):
         self.linear_fuse = nn.ModuleDict({"conv": conv, "bn": norm})
         self.dropout = nn.Dropout2d(dropout)
         self.linear_pred = nn.Conv2d(embed_dim, num_classes, 1)
+        self._constant: tuple[list[Tensor], Tensor] | None = None
 
     def folded(self) -> tuple[list[Tensor], Tensor]:
         """``W_i L_i`` of levels 1 to 4, each ``[E, C_i]``, and ``sum_i W_i a_i``, ``[E]``."""
@@ -79,22 +82,70 @@ class MLPHead(nn.Module):
         projections = [cast(nn.Linear, getattr(self, f"linear_c{i}")["proj"]) for i in range(1, 5)]
         # the published concatenation has the deepest level first
         blocks = conv.weight.flatten(1).chunk(4, dim=1)[::-1]
-        # products of parameters are small: keep them in full precision under autocast
-        with torch.autocast(conv.weight.device.type, enabled=False):
+        # products of parameters are small: keep them in full precision under autocast, which
+        # devices such as meta do not have
+        kind = conv.weight.device.type
+        known = torch.amp.is_autocast_available(kind)
+        with torch.autocast(kind, enabled=False) if known else nullcontext():
             pairs = list(zip(blocks, projections, strict=True))
             weights = [block @ proj.weight for block, proj in pairs]
             bias = torch.stack([block @ proj.bias for block, proj in pairs]).sum(dim=0)
         return weights, bias
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Four fused levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]``."""
-        weights, bias = self.folded()
-        x = _pointwise(features[0], weights[0], bias)
-        for level, weight in zip(features[1:], weights[1:], strict=True):
-            y = _pointwise(level, weight, None)
-            x = x + F.interpolate(y, x.shape[2:], mode="bilinear", align_corners=False)
-        x = F.relu(self.linear_fuse["bn"](x))
-        return cast(Tensor, self.linear_pred(self.dropout(x)))
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Keep the products, with the BatchNorm of the evaluation in them, as constants."""
+        norm = cast(nn.BatchNorm2d, self.linear_fuse["bn"])
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        with torch.no_grad():
+            weights, bias = self.folded()
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            bias = scale * (bias - norm.running_mean) + norm.bias
+            self._constant = [(scale[:, None] * w).to(dtype) for w in weights], bias.to(dtype)
+        self.linear_pred.to(dtype)
+
+    def constants(self) -> list[Tensor]:
+        """What :meth:`freeze` has made, beside parameters and buffers."""
+        return [] if self._constant is None else [*self._constant[0], self._constant[1]]
+
+    def draw(self, features: Sequence[Tensor]) -> Tensor | None:
+        """A random factor ``[B, E]`` for the channels of the fused map; None without dropout."""
+        p = self.dropout.p
+        if not self.training or p == 0:
+            return None
+        shape = (len(features[0]), self.linear_pred.in_channels)
+        return features[0].new_empty(shape).bernoulli_(1 - p).div_(1 - p)
+
+    def forward(self, features: Sequence[Tensor], factor: Tensor | None = None) -> Tensor:
+        """Four fused levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]``.
+
+        Nothing in here is random, so that it can be compiled.
+
+        Args:
+            features: the levels; best with the channels last in memory.
+            factor: of the channels of the fused map, as drawn by :meth:`draw`; none for 1.
+        """
+        weights, bias = self._constant or self.folded()
+        n, _, h, w = features[0].shape
+        *weights, bias = cast_together([*weights, bias], features[0].dtype)
+        # in place, as nothing needs a sum so far for its gradient, but not through a view, as
+        # autograd would then copy everything; the bias is added where the map is smallest
+        deeper = _upsampled(features[3], weights[3], bias, (h, w))
+        deeper += _upsampled(features[2], weights[2], None, (h, w))
+        deeper += _upsampled(features[1], weights[1], None, (h, w))
+        pixels = torch.addmm(_pixels(deeper), _pixels(features[0]), weights[0].t())
+        x = _maps(pixels, n, h)
+        if self._constant is None:
+            x = self.linear_fuse["bn"](x)
+        x = _pixels(F.relu(x, inplace=True))
+        # as a product the gradient keeps the channels last, which a 1x1 convolution would not
+        weight, bias = self.linear_pred.weight.flatten(1), cast(Tensor, self.linear_pred.bias)
+        if factor is None:
+            return _maps(F.linear(x, weight, bias), n, h)
+        # dropping channels drops columns of the weight: the map is neither copied nor kept twice
+        weight = weight * factor.to(weight.dtype)[:, None]
+        logits = torch.baddbmm(bias, x.view(n, h * w, -1), weight.transpose(1, 2))
+        return _maps(logits.flatten(0, 1), n, h)
 
 
 class SegFormer(nn.Module):
@@ -133,6 +184,7 @@ class SegFormer(nn.Module):
             if not 0 <= p < 1:
                 raise ConfigError(f"{name} must be a probability below 1, got {p}")
         config = get_backbone(backbone) if isinstance(backbone, str) else backbone
+        self.frozen = False
         self.encoder = MixTransformer(config, drop_path)
         self.decoder = MLPHead(config.widths, num_classes, embed_dim, dropout, norm_momentum)
 
@@ -166,7 +218,22 @@ class SegFormer(nn.Module):
 
     def decode(self, fused: Sequence[Tensor]) -> Tensor:
         """Fused levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]`` at stride 4."""
-        return cast(Tensor, self.decoder(fused))
+        return cast(Tensor, self.decoder(fused, self.decoder.draw(fused)))
+
+    def freeze(self, dtype: torch.dtype = torch.float32) -> SegFormer:
+        """Make this network a constant, in place: evaluation mode, no gradients.
+
+        Weights are kept in ``dtype``, which the images have to have then, and what does not depend
+        on the input is computed once. It cannot be trained or loaded into any more, and freezing it
+        again changes nothing.
+        """
+        if self.frozen:
+            return self
+        self.frozen = True
+        self.eval().requires_grad_(False)
+        self.decoder.freeze(dtype)
+        self.encoder.to(dtype)
+        return self
 
     def forward(self, images: Tensor) -> SegFormerOutput:
         """``[M, B, 3, H, W]`` to logits and per-modality features; see the methods above."""
@@ -174,6 +241,17 @@ class SegFormer(nn.Module):
         return SegFormerOutput(self.decode(self.fuse(features)), features)
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 convolution as a matrix product: ``[B, C, h, w]`` to ``[B, E, h, w]``."""
-    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+def _upsampled(level: Tensor, weight: Tensor, bias: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """A level projected and brought to the size of the first one, the channels last in memory."""
+    y = _maps(F.linear(_pixels(level), weight, bias), len(level), level.shape[2])
+    return F.interpolate(y, size, mode="bilinear", align_corners=False)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """``[B, C, h, w]`` with the channels last in memory to ``[B h w, C]``, without a copy."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _maps(pixels: Tensor, n: int, h: int) -> Tensor:
+    """Inverse of :func:`_pixels` for n samples of h rows."""
+    return pixels.view(n, h, -1, pixels.shape[1]).permute(0, 3, 1, 2)

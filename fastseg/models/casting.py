@@ -1,0 +1,38 @@
+"""Many tensors to a short dtype in a few launches, with gradients in the dtypes they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Copies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = [x.dtype for x in tensors]
+        return tuple(_copies(tensors, [dtype] * len(tensors)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        there = {i: grad for i, grad in enumerate(grads) if grad is not None}
+        cast = _copies(list(there.values()), [ctx.dtypes[i] for i in there])
+        found = dict(zip(there, cast, strict=True))
+        return (None, *(found.get(i) for i in range(len(grads))))
+
+
+def _copies(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    copies = [torch.empty_like(x, dtype=dtype) for x, dtype in zip(tensors, dtypes, strict=True)]
+    torch._foreach_copy_(copies, list(tensors))
+    return copies
+
+
+def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    """``[x.to(dtype) for x in tensors]`` at once; the tensors themselves where all have it."""
+    if all(x.dtype == dtype for x in tensors):
+        return tensors
+    copies: tuple[Tensor, ...] = _Copies.apply(dtype, *tensors)  # type: ignore[no-untyped-call]
+    return copies
