@@ -1,0 +1,105 @@
+"""What is drawn or scheduled for one step, as one small tensor that travels without a wait.
+
+A Python number or list that indexes a tensor on a GPU is copied from pageable memory, and the host
+waits for every such copy. So all numbers of a step are packed into pinned memory and copied once,
+asynchronously. Code that reads them from the packed tensor alone can be captured as a CUDA graph:
+what a replay draws is what the tensor then holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_FIXED = 2  # noise seed and learning rate
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of one step.
+
+    Attributes:
+        present: positions of the modalities that the network sees, ascending.
+        modalities: M.
+        seed: key of the noise.
+        packed: int64 on the device: seed, learning rate, a 1 for every modality that is not zeroed
+            ``[M]``, ``present`` padded to ``[M]``, pairing ``[B, M]``.
+        replayed: whether this code will serve other draws as well, with as many modalities: then
+            nothing but ``packed`` may be read, and of ``present`` the length.
+    """
+
+    present: tuple[int, ...]
+    modalities: int
+    seed: int
+    packed: Tensor
+    replayed: bool = False
+
+    @property
+    def noise_seed(self) -> int | Tensor:
+        """The key of the noise, as a tensor of one element where it has to be read late."""
+        return self.packed[:1] if self.replayed else self.seed
+
+    @property
+    def learning_rate(self) -> Tensor:
+        """A float32 scalar on the device."""
+        return self.packed.view(torch.float32)[2]
+
+    @property
+    def kept(self) -> Tensor:
+        """``[M]`` int64, 1 for a modality that is kept and 0 for one that is zeroed."""
+        return self.packed[_FIXED : _FIXED + self.modalities]
+
+    @property
+    def pairing(self) -> Tensor:
+        """``[B, M]``, the student row that each teacher modality teaches."""
+        return self.packed[_FIXED + 2 * self.modalities :].view(-1, self.modalities)
+
+    def of(self, x: Tensor) -> Tensor:
+        """The present ones of ``x [M, ...]``.
+
+        A view where they are all, or evenly spaced and this code serves no other subset; 13 of the
+        15 subsets of four modalities are. Else a copy by an index that is on the device already.
+        """
+        count = len(self.present)
+        if count == self.modalities:
+            return x
+        if not self.replayed:
+            first, last = self.present[0], self.present[-1]
+            step = self.present[1] - first if count > 1 else 1
+            if self.present == tuple(range(first, last + 1, step)):
+                return x[first : last + 1 : step]
+        start = _FIXED + self.modalities
+        return x.index_select(0, self.packed[start : start + count])
+
+
+def pack(
+    device: torch.device,
+    pairing: Tensor,
+    *,
+    present: Sequence[int],
+    kept: Sequence[int] | None = None,
+    seed: int = 0,
+    rate: float = 0.0,
+) -> Draws:
+    """Draws on the device; the host does not wait.
+
+    Args:
+        device: where to.
+        pairing: ``[B, M]`` int64 on the host.
+        present: positions of the modalities that the network sees, ascending.
+        kept: positions of those that are not zeroed; all by default.
+        seed: 63-bit key of the noise.
+        rate: learning rate.
+    """
+    modalities = pairing.shape[1]
+    marks = [int(kept is None or m in kept) for m in range(modalities)]
+    rows = [*present, *[0] * (modalities - len(present))]
+    values = torch.tensor([seed, 0, *marks, *rows])
+    values.view(torch.float32)[2] = rate
+    packed = torch.cat([values, pairing.flatten()])
+    if device.type == "cuda":
+        packed = packed.pin_memory()
+    return Draws(tuple(present), modalities, seed, packed.to(device, non_blocking=True))
