@@ -56,8 +56,9 @@ class LossScale:
         good = (self.good_steps + 1) * (1 - skipped)
         grown = good >= self.interval
         factor = torch.where(skipped > 0, _BACKOFF, torch.where(grown, _GROWTH, 1.0))
-        self.scale = self.scale * factor
-        self.good_steps = torch.where(grown, 0.0, good)
+        # in place: a CUDA graph reads and writes them where they are
+        self.scale.mul_(factor)
+        self.good_steps.copy_(torch.where(grown, 0.0, good))
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps."""

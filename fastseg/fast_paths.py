@@ -1,0 +1,178 @@
+"""Which ways of running a step are taken, decided in one place, and why.
+
+Every one of them computes the same numbers up to rounding. ``auto`` takes what pays on the device
+at hand; the log of a run says what was taken and for what reason (:meth:`FastPaths.describe`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+
+from fastseg.kernels._launch import HAS_TRITON, runs_on
+
+Switch = Literal["auto", "on", "off"]
+
+_COMPILE_STEPS = 2000  # a minute or two of compilation should be a small part of a stage
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Ways of running a step; none changes what is learnt."""
+
+    compile: Switch = "auto"
+    """torch.compile of the encoder's blocks and the head. It takes minutes once; auto: on a GPU,
+    for stages of 2000 steps and more."""
+    graphs: Switch = "auto"
+    """Replay whole steps as CUDA graphs, one per number of modalities; auto: on a GPU."""
+    attention: Literal["auto", "torch"] = "auto"
+    """Kernel of the attention: auto times torch's at the network's shapes on a GPU, torch leaves
+    the choice to torch."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way of running a step.
+
+    Attributes:
+        taken: whether it is taken.
+        why: the reason, either way.
+    """
+
+    taken: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class FastPaths:
+    """All decisions for one stage."""
+
+    kernels: Path
+    short_weights: Path
+    channels_last: Path
+    compile: Path
+    graphs: Path
+    attention: Path
+    checkpointing: Path
+
+    def describe(self) -> str:
+        """Everything that was decided, in one line."""
+        parts = []
+        for field in fields(self):
+            path: Path = getattr(self, field.name)
+            name = field.name.replace("_", " ")
+            parts.append(f"{name} {'on' if path.taken else 'off'} ({path.why})")
+        return "; ".join(parts)
+
+
+def choose_paths(
+    speed: SpeedConfig,
+    optimizer: object,
+    *,
+    device: torch.device,
+    short: torch.dtype | None,
+    steps: int,
+    accumulate: int = 1,
+    mode: str = "single",
+    apex_norm: bool = False,
+    checkpointing: bool = False,
+) -> FastPaths:
+    """Decide for a stage.
+
+    Args:
+        speed: what is asked for.
+        optimizer: of the network that learns.
+        device: of the networks.
+        short: dtype of the networks' arithmetic; None for that of their parameters.
+        steps: length of the stage.
+        accumulate: micro-batches per step.
+        mode: how the network is spread over processes, see `fastseg.parallel`.
+        apex_norm: whether the networks have apex's LayerNorm.
+        checkpointing: whether activations are to be computed again instead of kept.
+    """
+    kernels = _kernels(device)
+    return FastPaths(
+        kernels=kernels,
+        short_weights=_short_weights(short, mode),
+        channels_last=_only_on_gpu(device, "copies around convolutions are saved"),
+        compile=_compile(speed.compile, device, mode, apex_norm, steps),
+        graphs=_graphs(speed.graphs, device, mode, accumulate, kernels, optimizer),
+        attention=_attention(speed.attention, device),
+        checkpointing=Path(checkpointing, "as configured"),
+    )
+
+
+def _kernels(device: torch.device) -> Path:
+    if not HAS_TRITON:
+        return Path(False, "Triton is not installed: the losses run as their definitions")
+    if device.type == "cpu":
+        return Path(False, "a CPU runs the definitions of the losses")
+    if not runs_on(torch.empty((), device=device)):
+        return Path(False, "FASTSEG_KERNELS asks for the definitions")
+    return Path(True, "fused losses")
+
+
+def _short_weights(short: torch.dtype | None, mode: str) -> Path:
+    if short is None:
+        return Path(False, "full precision needs no copies")
+    if mode == "replicate":
+        return Path(False, "gradients travel one by one while others are computed")
+    if mode != "single":
+        return Path(False, "FSDP gathers short weights itself")
+    return Path(True, f"{str(short).removeprefix('torch.')} copies made once per step")
+
+
+def _only_on_gpu(device: torch.device, why: str) -> Path:
+    return Path(False, "no GPU") if device.type != "cuda" else Path(True, why)
+
+
+def _compile(switch: Switch, device: torch.device, mode: str, apex_norm: bool, steps: int) -> Path:
+    if switch == "off":
+        return Path(False, "as configured")
+    if mode == "fsdp_blocks":
+        return Path(False, "FSDP gathers and frees every block, which a graph cannot hold")
+    if apex_norm:
+        return Path(False, "apex's LayerNorm cannot be compiled")
+    if switch == "on":
+        return Path(True, "as configured")
+    if device.type != "cuda":
+        return Path(False, "on a CPU compiling takes longer than it saves")
+    if not HAS_TRITON:
+        return Path(False, "Triton is not installed")
+    if steps < _COMPILE_STEPS:
+        return Path(False, f"a stage of {steps} steps is too short to pay for it")
+    return Path(True, "blocks and head")
+
+
+def _graphs(
+    switch: Switch,
+    device: torch.device,
+    mode: str,
+    accumulate: int,
+    kernels: Path,
+    optimizer: object,
+) -> Path:
+    if switch == "off":
+        return Path(False, "as configured")
+    if device.type != "cuda":
+        return Path(False, "no GPU")
+    if mode != "single":
+        return Path(False, "the processes exchange gradients within a step")
+    if accumulate > 1:
+        return Path(False, "a step has several micro-batches")
+    if not kernels.taken:
+        return Path(False, "the definitions of the losses wait for the device")
+    fused = isinstance(optimizer, torch.optim.AdamW) and all(
+        group["fused"] for group in optimizer.param_groups
+    )
+    if not fused:
+        return Path(False, f"{type(optimizer).__name__} cannot be captured")
+    return Path(True, "one per number of modalities, after three usual steps each")
+
+
+def _attention(choice: str, device: torch.device) -> Path:
+    if choice == "torch":
+        return Path(False, "left to torch, as configured")
+    return _only_on_gpu(device, "the fastest kernel per level, measured")

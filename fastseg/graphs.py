@@ -1,0 +1,170 @@
+"""A step as a CUDA graph: one launch by the host instead of several hundred.
+
+A graph repeats the kernels that were captured, with the addresses and numbers they had. So one is
+captured for each number of modalities, inputs are copied into memory that stays where it is, and
+whatever changes from step to step (subset, permutations, noise key, learning rate) is read from
+:class:`fastseg.draws.Draws` on the device; dropout follows torch's generator, whose seed a replay
+reads anew. Before a capture the same step runs a few times as usual: those are steps of the
+training like any other, in which libraries allocate and kernels are compiled.
+
+What cannot be captured falls back to the usual step, and :attr:`StepGraphs.reason` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastseg.draws import Draws
+from fastseg.telemetry import say
+
+Values = dict[str, Tensor]
+Update = Callable[[Tensor, Tensor, Draws], Values]
+
+_USUAL_STEPS = 3  # before a capture, as torch recommends
+
+
+class Recorder(Protocol):
+    """Runs work as a capture needs it, captures it, and replays what it captured."""
+
+    def warm(self, work: Callable[[], Values]) -> Values:
+        """Do the work now."""
+        ...
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """Capture the work without doing it: where its result will lie, and the replay."""
+        ...
+
+
+class CudaRecorder:
+    """:class:`Recorder` by ``torch.cuda.CUDAGraph``; all graphs share their memory."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm(self, work: Callable[[], Values]) -> Values:
+        """On a stream beside the usual one, as captures run on one."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            values = work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return values
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """Capture on the same stream; loaders' threads may go on meanwhile."""
+        # what the usual steps have cached is of no use to the graph's own memory
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            result = work()
+        return result, graph.replay
+
+
+@dataclass(frozen=True)
+class _Captured:
+    names: tuple[str, ...]
+    result: Tensor
+    replay: Callable[[], None]
+
+
+class StepGraphs:
+    """Calls like the update of a step, and replays it where it can.
+
+    Args:
+        update: forward, backward and optimizer step; returns scalars.
+        optimizer: what the update steps; its learning rate is read from the draws in a graph.
+        recorder: captures; on a GPU by default.
+
+    Attributes:
+        reason: why steps run as usual after all; None while they do not.
+    """
+
+    def __init__(
+        self, update: Update, optimizer: torch.optim.Optimizer, recorder: Recorder | None = None
+    ) -> None:
+        self.reason: str | None = None
+        self._update, self._optimizer = update, optimizer
+        self._recorder = recorder or CudaRecorder()
+        self._usual: dict[int, int] = {}
+        self._captured: dict[int, _Captured] = {}
+        self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
+        """One step; ``torch.manual_seed`` has been called for it."""
+        count = len(draws.present)
+        if self.reason is not None or not self._fits(images, labels, draws):
+            return self._update(images, labels, draws)
+        self._usual[count] = self._usual.get(count, 0) + 1
+        if self._usual[count] <= _USUAL_STEPS:
+            return self._recorder.warm(partial(self._update, images, labels, draws))
+        self._fill(images, labels, draws)
+        if count not in self._captured:
+            try:
+                self._captured[count] = self._capture(draws)
+            except (RuntimeError, NotImplementedError) as error:
+                self.reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                say(f"CUDA graphs off from here on, the step cannot be captured ({self.reason})")
+                self._captured.clear()
+                self._optimizer.zero_grad(set_to_none=True)
+                return self._update(images, labels, draws)
+        captured = self._captured[count]
+        captured.replay()
+        # the next replay writes to the same place
+        return dict(zip(captured.names, captured.result.clone().unbind(), strict=True))
+
+    def _fits(self, images: Tensor, labels: Tensor, draws: Draws) -> bool:
+        """Whether the inputs are like those before; another shape runs as usual."""
+        if self._inputs is None:
+            return True
+        given = (images, labels, draws.packed)
+        return all(
+            x.shape == y.shape and x.dtype == y.dtype
+            for x, y in zip(given, self._inputs, strict=True)
+        )
+
+    def _fill(self, images: Tensor, labels: Tensor, draws: Draws) -> None:
+        given = (images, labels, draws.packed)
+        if self._inputs is None:
+            self._inputs = (images.clone(), labels.clone(), draws.packed.clone())
+            return
+        for static, x in zip(self._inputs, given, strict=True):
+            static.copy_(x, non_blocking=True)
+
+    def _capture(self, draws: Draws) -> _Captured:
+        assert self._inputs is not None
+        images, labels, packed = self._inputs
+        draws = replace(draws, packed=packed, replayed=True)
+        names: tuple[str, ...] = ()
+
+        def work() -> Tensor:
+            nonlocal names
+            values = self._update(images, labels, draws)
+            names = tuple(values)
+            return torch.stack([value.float() for value in values.values()])
+
+        with _rate_of(self._optimizer, draws.learning_rate):
+            result, replay = self._recorder.record(work)
+        return _Captured(names, result, replay)
+
+
+@contextmanager
+def _rate_of(optimizer: torch.optim.Optimizer, rate: Tensor) -> Iterator[None]:
+    """Within the block the optimizer reads its learning rate from the device."""
+    groups = optimizer.param_groups
+    before = [(group["lr"], group["capturable"]) for group in groups]
+    for group in groups:
+        group["lr"], group["capturable"] = rate, True
+    try:
+        yield
+    finally:
+        for group, (lr, capturable) in zip(groups, before, strict=True):
+            group["lr"], group["capturable"] = lr, capturable
