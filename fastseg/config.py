@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastseg.errors import ConfigError
+from fastseg.fast_paths import SpeedConfig
 from fastseg.losses import LossOptions
 from fastseg.models import BACKBONES
 from fastseg.optim import OptimConfig
@@ -39,6 +40,10 @@ HARMLESS = {
     "data.packed_auto",
     "data.eval_batch_size",
     "evaluation",
+    "speed",
+    "model.checkpointing",
+    "profile_steps",
+    "tensorboard",
     "parallel",
 }
 # these may change as long as their product with the number of processes stays
@@ -60,6 +65,9 @@ class ModelConfig:
     norm_momentum: float = 0.1
     """Share of the newest batch in the head's BatchNorm statistics. With dropped modalities 0.1 (as
     published) remembers little more than the subsets of the last ten steps; 0.01 averages more."""
+    checkpointing: bool = False
+    """Keep only the inputs of the encoder's blocks and compute the rest again in the backward pass:
+    less memory, more time, the same numbers."""
     norm: Literal["torch", "apex"] = "torch"
     """LayerNorm of torch, or the fused one of NVIDIA apex (a GPU; apex must be installed)."""
     weights: Path | None = None
@@ -146,6 +154,7 @@ class TrainConfig:
     losses: LossOptions = field(default_factory=LossOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     log_every: int = 20
     """Steps between two rows of metrics.jsonl."""
     save_every: int = 500
@@ -156,6 +165,10 @@ class TrainConfig:
     """Stop after so many steps in a row with a non-finite gradient."""
     stop_after: int = 0
     """Save and stop after so many steps in this session, for queues with a time limit; 0: never."""
+    profile_steps: int = 0
+    """Profile so many steps of each stage once it runs evenly; traces go into the run folder."""
+    tensorboard: bool = False
+    """Write scalars for TensorBoard, too; needs pip install tensorboard."""
     fresh: bool = False
     """Start anew: an existing run of this name is moved aside, not continued."""
 
@@ -171,8 +184,9 @@ class TrainConfig:
         for name in ("accumulate", "log_every", "save_every", "keep_checkpoints", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.stop_after < 0:
-            raise ValueError(f"stop_after must be at least 0, got {self.stop_after}")
+        for name in ("stop_after", "profile_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         teacher = self.teacher is not None
         for name, stage in self.stages.items():
             if stage.needs_teacher() and not teacher:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fastseg import kernels
+from fastseg.draws import Draws
 from fastseg.models import SegFormerOutput
-from fastseg.pairing import draw_pairing
-from fastseg.schedule import Share, Stage
+from fastseg.schedule import Stage
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,7 @@ def stage_losses(
     output: SegFormerOutput,
     teacher: SegFormerOutput | None,
     labels: Tensor,
-    *,
-    present: Sequence[int],
-    pairing_seed: int,
-    noise_seed: int,
-    share: Share = Share(),  # noqa: B008 (frozen)
+    draws: Draws,
 ) -> dict[str, Tensor]:
     """Every active term of the stage and their weighted sum ``loss``, as fp32 scalars.
 
@@ -60,10 +55,8 @@ def stage_losses(
         output: of the network that learns; features ``[M', B, C, h, w]`` per level.
         teacher: of the frozen network on all M modalities; None in a stage without one.
         labels: ``[B, H, W]`` integer, 255 ignored.
-        present: teacher modalities that the M' feature maps of ``output`` belong to, in order.
-        pairing_seed: seed of the modality permutations of HPDM.
-        noise_seed: seed of the perturbations of RRM.
-        share: which samples of the step these are; the permutations are drawn for all of them.
+        draws: which of the teacher's modalities the M' feature maps of ``output`` belong to, the
+            modality permutations of HPDM and the seed of the perturbations of RRM.
     """
     weights = stage.losses.active()
     terms: dict[str, Tensor] = {}
@@ -80,17 +73,15 @@ def stage_losses(
         terms |= {name: x for name, x in (("ohem", ohem), ("logit", logit)) if name in weights}
     if teacher is not None:
         if "hpdm" in weights:
-            generator = torch.Generator().manual_seed(pairing_seed)
-            num_teacher = teacher.features[0].shape[0]
-            batch = labels.shape[0]
-            everyone = draw_pairing(share.size(batch), num_teacher, present, generator)
-            pairing = everyone[share.rows(batch)]
+            taught, present = teacher.features, draws.present
+            if options.hpdm == "code" and draws.replayed:
+                taught, present = [draws.of(x) for x in taught], tuple(range(len(present)))
             terms["hpdm"] = kernels.hybrid_prototype_distillation(
                 output.features,
-                teacher.features,
+                taught,
                 labels,
                 num_classes,
-                pairing.to(labels.device),
+                draws.pairing,
                 form=options.hpdm,
                 present=present,
                 axis=options.hpdm_axis,
@@ -98,8 +89,8 @@ def stage_losses(
         if "rrm" in weights:
             terms["rrm"] = kernels.representation_regularisation(
                 output.features,
-                [f[list(present)] for f in teacher.features],
-                seed=noise_seed,
+                [draws.of(x) for x in teacher.features],
+                seed=draws.noise_seed,
                 samples=options.rrm_samples,
                 form=options.rrm,
             )

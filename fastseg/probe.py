@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fastseg.context import RunContext
+from fastseg.fast_paths import SpeedConfig
 from fastseg.models import SegFormer
 from fastseg.parallel import candidates
 from fastseg.pipelines import Batch
@@ -18,6 +19,8 @@ from fastseg.schedule import Stage
 from fastseg.session import build_session
 
 _WARM_UP, _TIMED = 2, 5
+# compiling for every mode would take longer than the difference between them
+_PLAIN = SpeedConfig(compile="off", graphs="off", attention="torch")
 
 
 def choose_mode(
@@ -85,7 +88,7 @@ def _step_ms(
     with torch.random.fork_rng(devices=gpus):
         session = build_session(
             context, index, "probe", stage, copy.deepcopy(network), teacher,
-            epoch=epoch, mode=mode, kind="adamw",
+            epoch=epoch, mode=mode, kind="adamw", speed=_PLAIN,
         )  # fmt: skip
         for step in range(_WARM_UP + _TIMED):
             began = time.perf_counter()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastseg import checkpoint
 from fastseg.context import RunContext
 from fastseg.ema import WeightAverage
+from fastseg.fast_paths import SpeedConfig
 from fastseg.models import SegFormer
 from fastseg.optim import Optimizer, build_optimizer
 from fastseg.parallel import Parallel, parallelize
@@ -115,6 +116,7 @@ def build_session(
     epoch: int,
     mode: str,
     kind: str,
+    speed: SpeedConfig | None = None,
 ) -> Session:
     """Make a network ready to train.
 
@@ -128,8 +130,10 @@ def build_session(
         epoch: steps of one epoch.
         mode: how the network is spread, see `parallelize`.
         kind: of the optimizer.
+        speed: ways of running a step; those of the config by default.
     """
     config, device = context.config, context.device
+    config = replace(config, speed=speed or config.speed)
     network.train()
     parallel = parallelize(
         network,

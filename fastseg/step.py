@@ -11,19 +11,28 @@ far as the terms are means over samples: subset, modality permutations and Batch
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastseg.config import TrainConfig
+from fastseg.draws import Draws, pack
+from fastseg.fast_paths import choose_paths
+from fastseg.graphs import StepGraphs
 from fastseg.losses import stage_losses
 from fastseg.models import SegFormer, SegFormerOutput
 from fastseg.optim import Optimizer, guarded_step, set_learning_rate
+from fastseg.pairing import draw_pairing
 from fastseg.parallel import Parallel
 from fastseg.pipelines import Batch
-from fastseg.precision import LossScale, autocast
+from fastseg.precision import LossScale, autocast, reduced_dtype
+from fastseg.regions import compile_regions
 from fastseg.schedule import Share, Stage, derive_seed, draw_modalities, learning_rate
+from fastseg.short_weights import ShortWeights
+
+Values = dict[str, Tensor]
 
 
 class TrainStep:
@@ -33,6 +42,9 @@ class TrainStep:
     numbers in a run that was never stopped and in one that was. Nothing waits for the device.
 
     Attributes:
+        plain: the network that learns.
+        network: what is called for it, a wrapper where the way it is spread has one.
+        paths: how steps are run, and why.
         skipped_in_row: device scalar, the steps since the last one with a finite gradient.
     """
 
@@ -50,81 +62,147 @@ class TrainStep:
     ) -> None:
         self.config, self.stage, self.index = config, stage, index
         self.parallel = parallel or Parallel(network)
-        self.network, self.teacher, self.optimizer = self.parallel.forward, teacher, optimizer
+        self.plain, self.network = network, self.parallel.forward
+        self.teacher, self.optimizer = teacher, optimizer
         self.scale = scale
         self.buffers = list(network.buffers())
         self.steps_per_epoch = steps_per_epoch
         self.device = next(network.parameters()).device
         self.skipped_in_row = torch.zeros((), device=self.device)
+        short = reduced_dtype(config.precision)
+        self.dtype = short or next(network.parameters()).dtype
+        self.paths = choose_paths(
+            config.speed,
+            optimizer,
+            device=self.device,
+            short=short,
+            steps=stage.num_steps(steps_per_epoch),
+            accumulate=config.accumulate,
+            mode=self.parallel.mode,
+            apex_norm=config.model.norm == "apex",
+            checkpointing=config.model.checkpointing,
+        )
+        self._prepare()
 
-    def __call__(self, step: int, *batches: Batch) -> dict[str, Tensor]:
+    def _prepare(self) -> None:
+        """Make the networks ready for the paths that are taken."""
+        paths, network, teacher = self.paths, self.plain, self.teacher
+        if teacher is not None:
+            teacher.freeze(self.dtype)
+        for each in (network, teacher):
+            if each is None:
+                continue
+            # shards and buckets keep the layout they were cut in
+            if paths.channels_last.taken and (each is teacher or self.parallel.mode == "single"):
+                each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if paths.compile.taken:
+                compile_regions(each)
+        network.encoder.checkpointing = paths.checkpointing.taken
+        self._short = ShortWeights(network, self.dtype) if paths.short_weights.taken else None
+        self._graphs = StepGraphs(self.update, self.optimizer) if paths.graphs.taken else None
+
+    def __call__(self, step: int, *batches: Batch) -> Values:
         """Train on the micro-batches of one step; they and the returned scalars are on the device.
 
         The scalars are means over the micro-batches of this process.
         """
         count, parallel = len(batches), self.parallel
-        buffers = [buffer.clone() for buffer in self.buffers]
+        set_learning_rate(self.optimizer, learning_rate(self.stage, step, self.steps_per_epoch))
+        before: list[Tensor] | None = None
         parts = []
         for micro, batch in enumerate(batches):
+            share = Share(parallel.rank, parallel.world, micro, count)
+            draws = self.draw(step, *batch.images.shape[:2], share=share)
+            # dropout and stochastic depth draw from torch's generator: seed it by the step
+            torch.manual_seed(self._seed(step, "dropout", share.part))
+            if self._graphs is not None and count == 1:
+                return self._graphs(batch.images, batch.labels, draws)
             if count > 1:
                 parallel.sync_gradients(micro == count - 1)
-            values = self.losses(step, batch, Share(parallel.rank, parallel.world, micro, count))
-            loss = values["loss"] if count == 1 else values["loss"] / count
-            loss = loss if self.scale is None else self.scale(loss)
-            loss.backward()  # type: ignore[no-untyped-call]
-            parts.append({name: value.detach() for name, value in values.items()})
-        values = parts[0]
-        if count > 1:
-            values = {name: torch.stack([p[name] for p in parts]).mean() for name in values}
-        set_learning_rate(self.optimizer, learning_rate(self.stage, step, self.steps_per_epoch))
-        extra = {} if self.scale is None else {"loss_scale": self.scale.scale}
-        norm, skipped = guarded_step(self.optimizer, self.config.optim.max_norm, self.scale)
-        self.skipped_in_row = (self.skipped_in_row + 1) * skipped
-        # BatchNorm has seen the batch already: a skipped one must not stay in its statistics
-        for buffer, before in zip(self.buffers, buffers, strict=True):
-            buffer.copy_(torch.where(skipped > 0, before, buffer))
-        return {**values, "grad_norm": norm, "skipped": skipped, **extra}
+            before = self._statistics() if before is None else before
+            parts.append(self._passes(batch.images, batch.labels, draws, count))
+        assert before is not None
+        if count == 1:
+            return self._learn(parts[0], before)
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        return self._learn(means, before)
+
+    def update(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
+        """A step of one micro-batch: everything that a CUDA graph can hold."""
+        before = self._statistics()
+        return self._learn(self._passes(images, labels, draws), before)
+
+    def rehearse(self, batch: Batch, draws: Draws) -> None:
+        """Both passes of a step, and nothing learnt: weights and statistics stay as they are."""
+        before = self._statistics()
+        self._passes(batch.images, batch.labels, draws)
+        for buffer, old in zip(self.buffers, before, strict=True):
+            buffer.copy_(old)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def draw(self, step: int, modalities: int, batch: int, share: Share = Share()) -> Draws:  # noqa: B008
+        """Subset, modality permutations, noise key and learning rate of one share of a step."""
+        kept = self.present(step, modalities)
+        present = kept if self.stage.modalities == "drop" else list(range(modalities))
+        generator = torch.Generator().manual_seed(self._seed(step, "pairing"))
+        everyone = draw_pairing(share.size(batch), modalities, present, generator)
+        return pack(
+            self.device,
+            everyone[share.rows(batch)],
+            present=present,
+            kept=kept,
+            seed=self._seed(step, "noise", share.part),
+            rate=learning_rate(self.stage, step, self.steps_per_epoch),
+        )
 
     def present(self, step: int, num_modalities: int) -> list[int]:
         """The modalities that the network sees in a step, the same on every process."""
         policy = self.stage.modalities
         return draw_modalities(policy, num_modalities, self.config.seed, self.index, step)
 
-    def losses(self, step: int, batch: Batch, share: Share = Share()) -> dict[str, Tensor]:  # noqa: B008
+    def losses(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
         """Forward passes of both networks and every active loss term."""
-        policy, num_modalities = self.stage.modalities, batch.images.shape[0]
-        present = self.present(step, num_modalities)
-        images = batch.images
-        if policy == "drop":
-            images = images[present]
-        elif policy == "zero":
-            images, present = _zero_absent(images, present), list(range(num_modalities))
-        # dropout and stochastic depth draw from torch's generator: seed it by the step
-        torch.manual_seed(self._seed(step, "dropout", share.part))
+        images = images.to(self.dtype)
         target: SegFormerOutput | None = None
-        with autocast(self.device, self.config.precision):
-            if self.teacher is not None:
-                with torch.no_grad():
-                    target = self.teacher(batch.images)
-            output = self.network(images)
-        return stage_losses(
-            self.stage,
-            self.config.losses,
-            output,
-            target,
-            batch.labels,
-            present=present,
-            pairing_seed=self._seed(step, "pairing"),
-            noise_seed=self._seed(step, "noise", share.part),
-            share=share,
-        )
+        if self.teacher is not None:
+            with torch.no_grad():
+                target = self.teacher(images)
+        seen = draws.of(images)
+        if self.stage.modalities == "zero":
+            seen = seen * draws.kept.to(seen.dtype).view(-1, 1, 1, 1, 1)
+        # short weights need no casts
+        precision = self.config.precision
+        cast = precision != "fp32" and self._short is None
+        with autocast(self.device, precision) if cast else nullcontext():
+            output = self.network(seen)
+        return stage_losses(self.stage, self.config.losses, output, target, labels, draws)
+
+    def _passes(self, images: Tensor, labels: Tensor, draws: Draws, count: int = 1) -> Values:
+        """Forward and backward of one of ``count`` micro-batches; the values of its terms."""
+        with self._arithmetic():
+            values = self.losses(images, labels, draws)
+            loss = values["loss"] if count == 1 else values["loss"] / count
+            loss = loss if self.scale is None else self.scale(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in values.items()}
+
+    def _learn(self, values: Values, before: list[Tensor]) -> Values:
+        """The optimizer step, or none if a gradient is not finite."""
+        if self.scale is not None:
+            values = {**values, "loss_scale": self.scale.scale.clone()}
+        norm, skipped = guarded_step(self.optimizer, self.config.optim.max_norm, self.scale)
+        self.skipped_in_row.add_(1).mul_(skipped)
+        # BatchNorm has seen the batch already: a skipped one must not stay in its statistics
+        for buffer, old in zip(self.buffers, before, strict=True):
+            buffer.copy_(torch.where(skipped > 0, old, buffer))
+        return {**values, "grad_norm": norm, "skipped": skipped}
+
+    def _statistics(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self.buffers]
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        """The weights of the step: copies in the dtype of the networks, or those there are."""
+        return self._short.in_use() if self._short else nullcontext()
 
     def _seed(self, step: int, purpose: Any, part: int = 0) -> int:
         return derive_seed(self.config.seed, self.index, step, purpose, part)
-
-
-def _zero_absent(images: Tensor, present: list[int]) -> Tensor:
-    """The images with every modality that is not in ``present`` set to zero."""
-    kept = torch.zeros(images.shape[0])
-    kept[present] = 1
-    return images * kept.to(images).view(-1, 1, 1, 1, 1)

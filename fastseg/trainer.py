@@ -13,16 +13,19 @@ from fastseg.config import digest
 from fastseg.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.evaluation import evaluate_subsets, limited
+from fastseg.forecast import forecast_memory, warm_up
 from fastseg.interrupt import AgreedStop, StopRequest
 from fastseg.models import SegFormer, load_encoder_weights
 from fastseg.optim import choose_optimizer
+from fastseg.parallel import copy_size
 from fastseg.pipelines import Batch, build_loader
 from fastseg.pipelines.device import on_device
 from fastseg.probe import choose_mode
+from fastseg.profiling import StepWatch, open_board
 from fastseg.run_folder import RunFolder
 from fastseg.schedule import Stage, derive_seed
 from fastseg.session import Session, build_session
-from fastseg.telemetry import Meter, MetricsLog, Progress, say
+from fastseg.telemetry import Meter, MetricsLog, Progress, duration, say
 
 VALIDATIONS_PER_STAGE = 10
 
@@ -47,6 +50,7 @@ class Trainer:
             nvidia_apex.require(f"--optim.kind {self.config.optim.kind}", context.device)
         self.run = run
         self.metrics = MetricsLog(run.metrics_file, writes=self.ranks.is_first)
+        self.board = open_board(self.config.tensorboard and self.ranks.is_first, run.path)
         place = {"seed": self.config.seed, "rank": self.ranks.rank, "world": self.ranks.world}
         self.loader = build_loader(
             self.config.data, train=True, accumulate=self.config.accumulate, **place
@@ -89,22 +93,28 @@ class Trainer:
         saved = self._newest(name)
         session = self._open(index, name, stage, saved)
         done = self._resume(session, saved)
+        self._warm_up(session, done)
         checked = done + self.config.parallel.check_steps
         progress = Progress(name, session.steps, done, shown=self.ranks.is_first)
         stream = self._micro_batches(done, session.steps)
         meter = Meter()
+        watch = StepWatch(
+            name, self.run.path, self.ranks, self.config.profile_steps, session.steps - done
+        )
         shown: dict[str, str] = {}
         try:
             for step in range(done, session.steps):
                 began = time.perf_counter()
                 batches = [next(stream) for _ in range(self.config.accumulate)]
                 waited = time.perf_counter() - began
+                watch.before()
                 if step < checked:
                     self._agree(session, step)
                 values = session.train(step, *batches)
                 if session.average is not None:
                     session.average.update(step, values["skipped"])
                 samples = sum(batch.labels.shape[0] for batch in batches)
+                watch.after(samples, waited)
                 meter.add(values, samples=samples, waited=waited)
                 done = step + 1
                 if done % self.config.log_every == 0 or done == session.steps:
@@ -118,6 +128,7 @@ class Trainer:
         finally:
             stream.close()
             progress.close()
+            watch.close()
         self._keep(session)
 
     def _micro_batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
@@ -171,6 +182,9 @@ class Trainer:
         kind, why_kind = choose_optimizer(
             network, self.config.optim, self.ranks, before=state.get("optimizer")
         )
+        shards = (
+            1 if mode == "single" else copy_size(mode, self.ranks, self.config.parallel.shard_size)
+        )
         session = build_session(
             self.context, index, name, stage, network, target,
             epoch=self.epoch, mode=mode, kind=kind,
@@ -178,6 +192,8 @@ class Trainer:
         done = int(state.get("step", 0))
         for line in session.describe(self.loader, self.epoch, done, why_mode, why_kind):
             self._say(line)
+        if self.context.device.type == "cuda":
+            self._say(f"{name}: expects {forecast_memory(self.context, stage, shards)}")
         return session
 
     def _load_encoder(self, network: SegFormer) -> str:
@@ -193,6 +209,7 @@ class Trainer:
         row: dict[str, Any] = {"kind": "train", "stage": session.name, "step": done}
         row["lr"] = session.optimizer.param_groups[0]["lr"]
         self.metrics.append({**row, **values})
+        self.board({**row, **values})
         skipped = int(session.train.skipped_in_row)
         if skipped >= self.config.max_skipped:
             raise ConfigError(
@@ -235,6 +252,7 @@ class Trainer:
             row: dict[str, Any] = {"kind": "eval", "stage": session.name, "step": done}
             row |= {"subset": subset, "miou_all": miou_all, "miou_present": miou_present}
             self.metrics.append(row)
+            self.board(row)
         full, mean = (100 * miou_all for miou_all, _ in rows.values())
         return {"mIoU": f"{full:.1f}", "mean": f"{mean:.1f}"}
 
@@ -273,6 +291,17 @@ class Trainer:
             step = int(state["step"])
         self.metrics.rewind(session.name, step)
         return step
+
+    def _warm_up(self, session: Session, done: int) -> None:
+        """Rehearse a step; say how steps are run and how long the stage may take."""
+        data, train = self.config.data, session.train
+        modalities, ahead = len(self.context.modalities), session.steps - done
+        self._say(f"{session.name}: {train.paths.describe()}")
+        seconds, chosen = warm_up(train, modalities, data.batch_size, data.size, self.ranks)
+        seconds *= self.config.accumulate
+        text = f"a rehearsed step took {1e3 * seconds:.0f} ms, {ahead} of them "
+        for line in (*chosen, text + duration(seconds * ahead)):
+            self._say(f"{session.name}: {line}")
 
     def _say(self, text: str) -> None:
         if self.ranks.is_first:

@@ -31,14 +31,16 @@ def test_every_field_has_a_help_line():
             assert rest.lstrip().startswith('"""'), f"{part.__name__}.{field.name}"
 
 
-GROUPS = {"data", "synthetic", "model", "stages", "losses", "optim", "evaluation", "parallel"}
+GROUPS = {
+    "data", "synthetic", "model", "stages", "losses", "optim", "evaluation", "parallel", "speed",
+}  # fmt: skip
 
 
 def parts():
     config = get_preset("demo")
     stage = config.stages["student"]
     values = [config, config.data, config.synthetic, config.model, config.losses, config.optim]
-    values += [config.evaluation, config.parallel, stage, stage.losses]
+    values += [config.evaluation, config.parallel, config.speed, stage, stage.losses]
     return [type(v) for v in values]
 
 

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from fastseg import kernels
+from fastseg.draws import pack
 from fastseg.kernels import _launch, reference
 from fastseg.losses import LossOptions, stage_losses
 from fastseg.models import SegFormerOutput
 from fastseg.optim import guarded_step
+from fastseg.pairing import draw_pairing
 from fastseg.schedule import LossWeights, Stage, draw_modalities
 
 CLASSES, SIDE, MODALITIES = 4, 16, 3
@@ -49,11 +51,17 @@ def make_outputs(present=(0, 1, 2)):
     return Network(1).eval()(images[list(present)]), teacher, labels
 
 
+def draws_of(present, pairing_seed, noise_seed):
+    generator = torch.Generator().manual_seed(pairing_seed)
+    pairing = draw_pairing(1, MODALITIES, present, generator)
+    return pack(torch.device("cpu"), pairing, present=present, seed=noise_seed)
+
+
 def losses_of(weights, output, teacher, labels, present=(0, 1, 2), **options):
     stage = Stage(trains="student", learns_from="teacher", losses=weights)
     return stage_losses(
         stage, LossOptions(rrm_samples=2, **options), output, teacher, labels,
-        present=present, pairing_seed=3, noise_seed=4,
+        draws_of(present, pairing_seed=3, noise_seed=4),
     )  # fmt: skip
 
 
@@ -108,7 +116,7 @@ def train(steps):
             target = teacher(images)
         values = stage_losses(
             stage, LossOptions(rrm_samples=2), student(images[present]), target, labels,
-            present=present, pairing_seed=step, noise_seed=step,
+            draws_of(present, pairing_seed=step, noise_seed=step),
         )  # fmt: skip
         values["loss"].backward()
         guarded_step(optimizer, 1.0)

@@ -1,0 +1,182 @@
+"""What a step will need, before the first one: memory by counting shapes, time by a rehearsal."""
+
+from __future__ import annotations
+
+import copy
+import time
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastseg.attention_choice import choose_attention
+from fastseg.context import RunContext
+from fastseg.draws import pack
+from fastseg.fast_paths import SpeedConfig
+from fastseg.models import SegFormer
+from fastseg.optim import build_optimizer
+from fastseg.pipelines import Batch
+from fastseg.precision import reduced_dtype
+from fastseg.ranks import Ranks
+from fastseg.schedule import Stage
+from fastseg.step import TrainStep
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors that are made inside the block and still alive.
+
+    Attributes:
+        now: alive at this moment.
+        peak: the most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        given = {id(_storage(x)) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                storage = _storage(x)
+                if id(storage) not in self._seen and id(storage) not in given:
+                    self._track(storage)
+        return out
+
+    def _track(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone() -> None:
+            self._seen.discard(key)
+            self.now -= size
+
+        weakref.finalize(storage, gone)
+
+
+def _storage(x: Tensor) -> Any:
+    return x.untyped_storage()
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes of a stage on one device.
+
+    Attributes:
+        networks: weights of both networks, and the optimizer's two moments.
+        step: activations, gradients and losses at the worst moment of a step, batch included.
+    """
+
+    networks: int
+    step: int
+
+    def __str__(self) -> str:
+        total = (self.networks + self.step) / 2**30
+        return (
+            f"{total:.2f} GiB: {self.networks / 2**30:.2f} for weights and moments, "
+            f"{self.step / 2**30:.2f} for a step with all modalities"
+        )
+
+
+def count_memory(context: RunContext, stage: Stage, shards: int = 1) -> MemoryForecast:
+    """Count what a step allocates, without memory or arithmetic; what allocators add is left out.
+
+    Args:
+        context: of the run.
+        stage: what is trained.
+        shards: processes that hold one copy of the network together.
+    """
+    # regions that will be compiled run as they are: a compiler fuses, so this is an upper bound
+    speed = SpeedConfig(compile="off", graphs="off", attention="torch")
+    config = replace(context.config, speed=speed, accumulate=1)
+    modalities, data = len(context.modalities), config.data
+    drawn = [context.new_network(seed=0) for _ in "st"]
+    drawn[1].freeze(reduced_dtype(config.precision) or torch.float32)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network, teacher = (_shapes_of(each, context.device) for each in drawn)
+        size = sum(map(_size, network.parameters()))
+        # FSDP gathers what it has cut
+        networks = 3 * size if shards == 1 else 3 * size // shards + size
+        target = teacher if stage.learns_from == "teacher" else None
+        networks += sum(map(_size, teacher.parameters())) if target is not None else 0
+        optimizer = build_optimizer(network, config.optim)
+        train = TrainStep(config, stage, 0, network, target, optimizer, steps_per_epoch=1)
+        draws = train.draw(0, modalities, data.batch_size)
+        draws = replace(draws, present=tuple(range(modalities)))
+        with LiveBytes() as live:
+            train.rehearse(_blank(train.device, modalities, data.batch_size, data.size), draws)
+    return MemoryForecast(networks, live.peak)
+
+
+def forecast_memory(context: RunContext, stage: Stage, shards: int = 1) -> str:
+    """What `count_memory` finds, for people; a forecast that fails must not end a training."""
+    try:
+        return str(count_memory(context, stage, shards))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        return f"an unknown amount of memory ({type(error).__name__}: {str(error).splitlines()[0]})"
+
+
+def _shapes_of(network: SegFormer, device: torch.device) -> SegFormer:
+    """A copy without memory; the active fake mode is what its tensors live in."""
+    tensors = [*network.buffers(), *network.decoder.constants()]
+    copies: dict[int, Tensor] = {id(x): torch.empty_like(x, device=device) for x in tensors}
+    for x in network.parameters():
+        copies[id(x)] = nn.Parameter(torch.empty_like(x, device=device), x.requires_grad)
+    return copy.deepcopy(network, copies)
+
+
+def _size(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _blank(device: torch.device, modalities: int, batch: int, side: int) -> Batch:
+    images = torch.zeros((modalities, batch, 3, side, side), device=device)
+    labels = torch.zeros((batch, side, side), dtype=torch.int64, device=device)
+    return Batch(images, labels, modalities=("",) * modalities, sample_ids=("",) * batch)
+
+
+def warm_up(
+    train: TrainStep, modalities: int, batch: int, side: int, ranks: Ranks
+) -> tuple[float, list[str]]:
+    """Choose kernels, compile for every number of modalities, and time a rehearsal.
+
+    Weights, statistics and the draws of the training stay as they are.
+
+    Args:
+        train: the step function.
+        modalities: M.
+        batch: samples per step.
+        side: of an image, in pixels.
+        ranks: the processes, which all rehearse together.
+
+    Returns:
+        Seconds of both passes of a step with all modalities, and what was chosen, for people.
+    """
+    said = []
+    if train.paths.attention.taken:
+        networks = [each for each in (train.plain, train.teacher) if each is not None]
+        chosen = choose_attention(networks, modalities * batch, side, train.dtype, ranks=ranks)
+        said.append(f"attention kernels, both passes: {chosen}")
+    blank = _blank(train.device, modalities, batch, side)
+    fewest = 1 if train.stage.modalities == "drop" and train.paths.compile.taken else modalities
+    seconds = 0.0
+    for count in (*range(fewest, modalities + 1), modalities):
+        rows = torch.arange(modalities) % count
+        draws = pack(train.device, rows.expand(batch, -1), present=range(count))
+        began = time.perf_counter()
+        train.rehearse(blank, draws)
+        if train.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    return seconds, said

@@ -1,0 +1,362 @@
+"""What a whole step costs, counted without a GPU: waits of the host, launches, bytes, memory.
+
+The step of stage two runs on tensors that have shapes and no values. An operator is one launch
+unless ``LAUNCHES`` says otherwise; views and empty tensors are none. Byte and memory budgets are
+those of MiT-B0 at 1024 x 1024 with B=2, M=4 in bfloat16: the engine's form of the network moves
+11.8 GB in the teacher, 12.5 + 15.6 GB in the student and keeps 3.3 GB for the backward pass.
+"""
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastseg import kernels
+from fastseg import step as step_module
+from fastseg.config import ModelConfig, TrainConfig
+from fastseg.context import RunContext
+from fastseg.forecast import LiveBytes, count_memory
+from fastseg.kernels import _launch
+from fastseg.losses import LossOptions
+from fastseg.models import SegFormer
+from fastseg.optim import build_optimizer
+from fastseg.pipelines import Batch, DataConfig
+from fastseg.schedule import LossWeights, Stage
+from fastseg.step import TrainStep
+
+pytestmark = pytest.mark.skipif(
+    not _launch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton"
+)
+
+GB = 1e9
+MODALITIES = 4
+FREE = {
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias",
+    "_unsafe_view", "device", "_record_function_enter_new", "_record_function_exit",
+}  # fmt: skip
+# tests/kernels/test_step_budget.py counts these; here beside them the copies of channels-last
+# logits, two in either pass
+LAUNCHES = {
+    "fastseg::segmentation_loss": 7 + 2,
+    "fastseg::segmentation_loss_bwd": 2 + 2,
+    "fastseg::hybrid_prototype_distillation": 4,
+    "fastseg::prototype_pool_bwd": 1,
+    "fastseg::fisher_regulariser": 4,
+    "fastseg::fisher_gradient": 1,
+}
+# tensors that one launch of torch's multi-tensor kernels holds, by tensors per element
+PER_LAUNCH = {"_foreach_copy_": 64, "_foreach_norm": 110, "_foreach_add_": 110, "_fused_adamw_": 36}
+
+
+class Costs(TorchDispatchMode):
+    """Launches and bytes of what runs inside the block; a wait of the host is an error.
+
+    Attributes:
+        launches: by operator.
+        bytes: read and written, by operator.
+        moved: copies between host and device.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.launches, self.bytes, self.moved = Counter(), Counter(), 0
+        self._made = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::").removeprefix("prim::")
+        self._reject_waits(name, args, kwargs)
+        out = func(*args, **kwargs)
+        for x in tensors_in(out):
+            self._made[id(x.untyped_storage())] = x.untyped_storage()
+        if not func.is_view and name.removeprefix("profiler::") not in FREE:
+            count = LAUNCHES.get(name, 1)
+            if name in PER_LAUNCH:
+                count = -(-len(args[0]) // PER_LAUNCH[name])
+            self.launches[name] += count
+            self.bytes[name] += sum(map(size_of, tensors_in((args, kwargs, out))))
+        return out
+
+    @property
+    def total(self):
+        return sum(self.launches.values())
+
+    @property
+    def gigabytes(self):
+        return sum(self.bytes.values()) / GB
+
+    def _reject_waits(self, name, args, kwargs):
+        """Operators in which, on a GPU, the host waits for a value or for a copy."""
+        if name in WAITS:
+            raise AssertionError(f"the host waits in {name}")
+        if name in INDEXING:
+            for index in tensors_in(args[1]):
+                if index.dtype in (torch.bool, torch.uint8):
+                    raise AssertionError(f"the host waits in {name} for the size of a mask")
+                if id(index.untyped_storage()) not in self._made:
+                    raise AssertionError(f"the host waits in {name} until an index is copied")
+        kinds = {x.device.type for x in tensors_in((args, kwargs))}
+        target = torch.device(kwargs.get("device") or next(iter(kinds), "cpu")).type
+        if name == "_to_copy" and kinds != {target}:
+            self.moved += 1
+            if not kwargs.get("non_blocking"):
+                raise AssertionError(f"the host waits for a copy from {kinds} to {target}")
+
+
+WAITS = {
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim",
+    "_unique", "_unique2", "unique_consecutive",
+}  # fmt: skip
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+
+def tensors_in(values):
+    return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+
+
+def size_of(x):
+    """Bytes that are read or written; a broadcast dimension once."""
+    counts = [n for n, stride in zip(x.shape, x.stride(), strict=True) if stride]
+    return x.element_size() * torch.Size(counts).numel()
+
+
+def make_step(modalities="full", batch=2, side=1024, **model):
+    """The step function of stage two for MiT-B0 in bfloat16, on the CPU."""
+    stage = Stage(
+        trains="student",
+        learns_from="teacher",
+        start="random",
+        modalities=modalities,
+        losses=LossWeights(ohem=1, logit=50, hpdm=100, rrm=0.01),
+        steps=100,
+    )
+    config = TrainConfig(
+        precision="bf16", losses=LossOptions(rrm_samples=10), model=ModelConfig(**model)
+    )
+    # as on a GPU
+    networks = [SegFormer("mit_b0", 25, 768).to(memory_format=torch.channels_last) for _ in "st"]
+    network, teacher = networks[0].train(), networks[1].eval()
+    return TrainStep(
+        config, stage, 1, network, teacher, build_optimizer(network, config.optim), 100
+    )
+
+
+def blank(batch, side, device="cpu"):
+    images = torch.empty(MODALITIES, batch, 3, side, side, device=device)
+    labels = torch.empty(batch, side, side, dtype=torch.int64, device=device)
+    return Batch(images, labels, ("",) * MODALITIES, ("",) * batch)
+
+
+def costs_of(train, batch=2, side=1024, present=None):
+    """Costs of both passes without values; then of the optimizer, whose tensors are small."""
+    draws = train.draw(0, MODALITIES, batch)
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(kernels.force_kernels())
+        costs = stack.enter_context(Costs())
+        inputs = blank(batch, side)
+        with train._arithmetic():
+            train.losses(inputs.images, inputs.labels, draws)["loss"].backward()
+    for update in (Costs(), Costs()):  # the first update makes the moments
+        for p in train.network.parameters():
+            p.grad = torch.zeros_like(p)
+        with update:
+            train._learn({}, train._statistics())
+    return costs, update
+
+
+@pytest.fixture(scope="module")
+def step_costs():
+    return costs_of(make_step())
+
+
+def test_a_step_takes_at_most_750_launches(step_costs):
+    both, update = step_costs
+    assert 500 < both.total + update.total <= 750
+    assert all(both.launches[name] >= count for name, count in LAUNCHES.items())
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_launches_do_not_depend_on_the_batch(batch, step_costs):
+    both, update = costs_of(make_step(batch=batch), batch=batch)
+    assert both.launches == step_costs[0].launches
+    assert both.total + update.total <= 750
+
+
+def test_one_encoder_call_serves_all_modalities_and_samples(step_costs):
+    # four patch embeddings, six spatial reductions, eight depthwise convolutions, two networks
+    assert step_costs[0].launches["convolution"] == 2 * (4 + 6 + 8)
+    assert step_costs[0].launches["_scaled_dot_product_flash_attention_for_cpu"] == 2 * 8
+
+
+def test_tokens_change_between_images_and_rows_without_a_copy(step_costs):
+    both, _ = step_costs
+    assert both.launches["clone"] == 0
+    assert both.launches["copy_"] == 0
+    # the images, once for both networks
+    assert both.launches["_to_copy"] == 1
+
+
+def test_bytes_of_both_networks():
+    train = make_step()
+    draws, inputs = train.draw(0, MODALITIES, 2), None
+    kept = {}
+
+    def keep(x):
+        kept[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+        return x
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        inputs = blank(2, 1024)
+        images = inputs.images.bfloat16()
+        with torch.no_grad(), Costs() as teacher:
+            train.teacher(images)
+        with train._arithmetic(), Costs() as student:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                output = train.network(draws.of(images))
+            outputs = [output.logits, *output.features]
+            torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
+    train.optimizer.zero_grad()
+    assert teacher.gigabytes <= 12
+    assert student.gigabytes <= 29
+    assert sum(kept.values()) <= 3.5 * GB
+
+
+def test_extra_memory_of_the_losses():
+    train = make_step()
+    draws, stage = train.draw(0, MODALITIES, 2), train.stage
+    found = {}
+    for name in ("ohem", "hpdm", "rrm"):
+        weights = {"ohem": 0.0} | {name: 1.0} | ({"logit": 1.0} if name == "ohem" else {})
+        with FakeTensorMode(allow_non_fake_inputs=True), kernels.force_kernels():
+            inputs = blank(2, 1024)
+            with torch.no_grad():
+                outputs = [
+                    type(target)(target.logits, target.features)
+                    for target in (train.teacher(inputs.images.bfloat16()) for _ in "st")
+                ]
+            student = type(outputs[0])(
+                outputs[0].logits.requires_grad_(),
+                [x.requires_grad_() for x in outputs[0].features],
+            )
+            with LiveBytes() as live:
+                step_module.stage_losses(
+                    replace(stage, losses=LossWeights(**weights)),
+                    train.config.losses,
+                    student,
+                    outputs[1],
+                    inputs.labels,
+                    draws,
+                )["loss"].backward()
+        found[name] = live.peak
+    assert found["ohem"] <= 0.25 * GB
+    assert found["hpdm"] <= 0.15 * GB
+    assert found["rrm"] <= 0.6 * GB
+
+
+def test_peak_memory_of_a_stage():
+    data = DataConfig(dataset="deliver", size=1024, batch_size=2)
+    with kernels.force_kernels():
+        whole, again = (
+            count_memory(RunContext(replace(train.config, data=data)), train.stage)
+            for train in (make_step(), make_step(checkpointing=True))
+        )
+    assert whole.networks + whole.step <= 6 * GB
+    assert again.step < 0.5 * whole.step
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """A step function whose tensors are on another device than the host's."""
+
+    def make(modalities):
+        monkeypatch.setattr(_launch, "DEVICES", (*_launch.DEVICES, "meta"))
+        # the optimizer's multi-tensor kernels do not know this device; they are counted above
+        nothing = torch.zeros((), device="meta")
+        monkeypatch.setattr(step_module, "guarded_step", lambda *_: (nothing, nothing))
+        train = make_step(modalities)
+        for network in (train.network, train.teacher):
+            network.to("meta")
+        train.buffers = list(train.network.buffers())
+        weights, bias = train.teacher.decoder._constant
+        train.teacher.decoder._constant = [w.to("meta") for w in weights], bias.to("meta")
+        train.device, train.skipped_in_row = torch.device("meta"), nothing.clone()
+        return train
+
+    return make
+
+
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("modalities", ["full", "drop", "zero"])
+def test_the_host_waits_for_nothing(modalities, step, on_device):
+    train, inputs = on_device(modalities), blank(1, 64, "meta")
+    with kernels.force_kernels(), Costs() as costs:
+        values = train(step, inputs)
+    assert set(values) == {"ohem", "logit", "hpdm", "rrm", "loss", "grad_norm", "skipped"}
+    assert costs.moved == 1  # all that the host tells the device: one small tensor
+
+
+def reads_a_value(values):
+    return float(values["loss"].detach())
+
+
+def branches_on_a_value(values):
+    return bool(values["loss"] > 0)
+
+
+def selects_by_a_mask(values):
+    x = values["loss"].detach().expand(4)
+    return x[x > 0]
+
+
+def indexes_from_the_host(values):
+    x = values["loss"].detach().expand(4)
+    return x[[0, 2]]
+
+
+def copies_from_the_host(values):
+    return values["loss"] + torch.zeros(1).to(values["loss"].device)
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        reads_a_value,
+        branches_on_a_value,
+        selects_by_a_mask,
+        indexes_from_the_host,
+        copies_from_the_host,
+    ],
+)
+def test_a_wait_would_be_found(mutation, on_device, monkeypatch):
+    train, losses = on_device("drop"), step_module.stage_losses
+
+    def waiting(*args):
+        values = losses(*args)
+        mutation(values)
+        return values
+
+    monkeypatch.setattr(step_module, "stage_losses", waiting)
+    with kernels.force_kernels(), Costs(), pytest.raises(AssertionError, match="waits"):
+        train(0, blank(1, 64, "meta"))
+
+
+def test_a_lost_fusion_would_be_found(monkeypatch, step_costs):
+    monkeypatch.setattr(kernels, "segmentation_loss", kernels.reference.segmentation_loss)
+    both, _ = costs_of(make_step())
+    assert both.gigabytes > step_costs[0].gigabytes + 2
+
+
+def test_an_explicit_attention_matrix_would_be_found(monkeypatch):
+    def plain(q, k, v):
+        return (q @ k.transpose(2, 3) / q.shape[3] ** 0.5).softmax(-1) @ v
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", plain)
+    both, update = costs_of(make_step())
+    assert both.total + update.total > 750
