@@ -112,7 +112,8 @@ class TrainStep:
         parts = []
         for micro, batch in enumerate(batches):
             share = Share(parallel.rank, parallel.world, micro, count)
-            draws = self.draw(step, *batch.images.shape[:2], share=share)
+            modalities, samples = batch.images.shape[:2]
+            draws = self.draw(step, modalities, samples, share)
             # dropout and stochastic depth draw from torch's generator: seed it by the step
             torch.manual_seed(self._seed(step, "dropout", share.part))
             if self._graphs is not None and count == 1:
