@@ -37,6 +37,7 @@ HARMLESS = {
     "data.workers",
     "data.cache",
     "data.packed",
+    "data.eval_corruption",
     "data.packed_auto",
     "data.eval_batch_size",
     "evaluation",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +15,13 @@ from fastseg.config import EvaluationConfig, ModelConfig, TrainConfig, read_conf
 from fastseg.context import RunContext
 from fastseg.errors import CheckpointError
 from fastseg.host import keep_freed_memory
-from fastseg.pipelines import DataConfig
+from fastseg.pipelines import CorruptionConfig, DataConfig
+from fastseg.pipelines.corrupt import describe
 from fastseg.precision import Precision
 from fastseg.ranks import choose_device
 from fastseg.report import write_results
 from fastseg.scoring import score_networks, subset_results, table
+from fastseg.telemetry import say
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class EvaluateConfig:
     """Height and width of the images; default: as in the run."""
     batch_size: int | None = None
     """Samples per step; default: as in the run."""
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    """Faults to put into the sensors, none by default; such as --corruption.noise high, or
+    --corruption.blackout 1 --corruption.modalities event."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     precision: Precision | None = None
@@ -57,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = run_config(options, files)
     with processes(config) as ranks:
         context = RunContext(config, ranks)
+        if options.corruption != CorruptionConfig():
+            say(f"sensors are corrupted: {describe(options.corruption)}")
         networks = {name: context.load_network(path) for name, path in files.items()}
         results = subset_results(score_networks(context, networks))
         if ranks.is_first:
@@ -96,6 +103,7 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
         eval_split=options.split or config.data.eval_split,
         size=options.size or config.data.size,
         eval_batch_size=options.batch_size or config.data.eval_batch_size,
+        eval_corruption=options.corruption,
     )
     # the norms of apex and of torch compute the same network
     reason = nvidia_apex.why_not_on(choose_device(options.device))

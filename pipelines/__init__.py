@@ -3,12 +3,13 @@
 from .batch import Batch, Loader
 from .build import build_loader
 from .catalogue import get_dataset
-from .config import DataConfig
+from .config import CorruptionConfig, DataConfig
 from .errors import DataError
 from .spec import DatasetSpec, ModalitySpec
 
 __all__ = [
     "Batch",
+    "CorruptionConfig",
     "DataConfig",
     "DataError",
     "DatasetSpec",

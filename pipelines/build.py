@@ -9,6 +9,7 @@ import torch
 from .batch import Loader
 from .catalogue import get_dataset
 from .config import DataConfig
+from .corrupt import check_corruption
 from .dali_loader import DaliLoader, dali_import_error
 from .errors import DataError
 from .files import SplitFiles, list_split
@@ -59,6 +60,8 @@ def build_loader(
         order = TrainOrder(len(files), config.batch_size, seed, rank, world, accumulate)
     else:
         order = EvalOrder(len(files), config.eval_batch_size, rank, world)
+    corruption = config.corruption if train else config.eval_corruption
+    check_corruption(corruption, spec, files.modalities)
     store, note = open_packed(files, config)
     SampleReader(files, store).read(0)
     return kind(Plan(files, config, order, seed, train, store), reason + note)

@@ -2,11 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 Layout = Literal["auto", "planes", "channels_last"]
+NOISE: dict[str, tuple[float, float]] = {
+    "none": (0, 0),
+    "low": (0.05, 0.1),
+    "mid": (0.1, 0.2),
+    "high": (0.2, 0.5),
+}
+"""Share of salt and pepper, and standard deviation, of each level of the noise protocol."""
+
+
+@dataclass(frozen=True)
+class CorruptionConfig:
+    """Faults of sensors. Each hits each sensor it is for by itself, with its probability."""
+
+    blackout: float = 0.0
+    """Probability that a sensor delivers nothing: its empty code everywhere."""
+    freeze: float = 0.0
+    """Probability that a sensor repeats the sample before in its scene."""
+    shift: float = 0.0
+    """Probability that a sensor is misaligned."""
+    shift_by: float = 0.02
+    """Largest shift along an axis, as a share of the short side."""
+    gaussian: float = 0.0
+    """Probability of normal noise on a camera."""
+    gaussian_sigma: float = 0.1
+    """Its standard deviation, as a share of white."""
+    poisson: float = 0.0
+    """Probability of shot noise on a camera."""
+    poisson_photons: float = 50.0
+    """Its mean number of photons at white; fewer are noisier."""
+    low_resolution: float = 0.0
+    """Probability that an event sensor has a coarser grid."""
+    low_resolution_factor: float = 0.5
+    """Its sides as a share of the full ones; DELIVER's own fault has 512 of 1042 pixels."""
+    lidar_jitter: float = 0.0
+    """Probability that the returns of a LiDAR are displaced."""
+    lidar_jitter_turn: float = 0.02
+    """Standard deviation of the turn common to all returns, in rad."""
+    lidar_jitter_spread: float = 0.0015
+    """Standard deviation of each return's own move, as a share of the height."""
+    noise: Literal["none", "low", "mid", "high"] = "none"
+    """Noise protocol of the robustness benchmark, on every sample's normalised input: salt and
+    pepper, and normal noise on all but events."""
+    modalities: tuple[str, ...] = ()
+    """Modalities that may be hit; none for all."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("blackout", "freeze", "shift", "gaussian", "poisson", "low_resolution"),
+            "lidar_jitter",
+        ):
+            if not 0 <= getattr(self, name) <= 1:
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be a probability from 0 to 1, got {value}")
+        for name in (
+            *("shift_by", "gaussian_sigma", "poisson_photons", "low_resolution_factor"),
+            *("lidar_jitter_turn", "lidar_jitter_spread"),
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("shift_by", "low_resolution_factor"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
+        # beyond, the table of quantiles would not fit into memory, and nobody would see the noise
+        if self.poisson_photons > 100_000:
+            raise ValueError(f"poisson_photons must be at most 1e5, got {self.poisson_photons}")
 
 
 @dataclass(frozen=True)
@@ -52,6 +117,10 @@ class DataConfig:
     """Width of the blur's kernel in pixels, odd; 0: OpenCV's choice, round(6 sigma + 1) | 1."""
     blur_place: Literal["image", "crop"] = "image"
     """Blur the image as stored (DELIVER's code), or the finished crop (MCubeS's)."""
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    """Faults of sensors in training."""
+    eval_corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    """Faults of sensors in evaluation."""
     loader: Literal["auto", "dali", "torch"] = "auto"
     """Loader: dali, torch, or auto (dali where it imports and pays, else torch)."""
     workers: int = 2
@@ -65,20 +134,20 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 32:
             raise ValueError(f"size must be a positive multiple of 32, got {self.size}")
-        for field in ("batch_size", "eval_batch_size"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for name in ("batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale must be 0 < low <= high, got {low} {high}")
-        for field in ("jitter_range", "blur_sigma"):
-            low, high = getattr(self, field)
+        for name in ("jitter_range", "blur_sigma"):
+            low, high = getattr(self, name)
             if not 0 <= low <= high:
-                raise ValueError(f"{field} must be 0 <= low <= high, got {low} {high}")
-        for field in ("flip", "jitter", "blur"):
-            if not 0 <= getattr(self, field) <= 1:
-                value = getattr(self, field)
-                raise ValueError(f"{field} must be a probability from 0 to 1, got {value}")
+                raise ValueError(f"{name} must be 0 <= low <= high, got {low} {high}")
+        for name in ("flip", "jitter", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be a probability from 0 to 1, got {value}")
         if self.blur_window and (self.blur_window < 3 or self.blur_window % 2 == 0):
             raise ValueError(f"blur_window must be 0 or odd from 3 on, got {self.blur_window}")
         if self.workers < 0:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .batch import Batch
 from .dali_graph import build_pipeline
 from .errors import DataError
+from .noise import finisher, noisy
 from .normalise import Normaliser
 from .plan import Plan
 from .samples import SampleReader
@@ -54,7 +55,8 @@ class DaliLoader:
         self.num_samples = len(plan.files)
         self.steps_per_epoch = plan.order.steps_per_epoch
         self._plan = plan
-        self._normalise = Normaliser(plan.files.modalities, plan.config.layout)
+        self._finish = finisher(plan)
+        self._normalise = Normaliser(plan.files.modalities, "planes")
         self._device_id = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._pipeline: Any = None
         self._stream: object | None = None
@@ -110,16 +112,18 @@ class DaliLoader:
 
     def _batch(self, step: int, outputs: tuple[Any, ...]) -> Batch:
         *images, labels = (self._copied(output) for output in outputs)
-        codes = [
+        codes = tuple(
             image.view(torch.uint16) if modality.dtype == np.uint16 else image
             for modality, image in zip(self._plan.files.modalities, images, strict=True)
-        ]
+        )
+        if self._plan.corruption.noise != "none":
+            codes = noisy(codes, self._plan, step, self._normalise)
         return Batch(
-            codes=tuple(codes),
+            codes=codes,
             classes=labels.squeeze(-1),
             modalities=self._plan.modalities,
             sample_ids=self._plan.sample_ids(step),
-            finish=partial(self._normalise, present=self._plan.present(step)),
+            finish=partial(self._finish, present=self._plan.present(step)),
         )
 
     def _copied(self, output: Any) -> Tensor:

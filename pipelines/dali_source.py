@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .augment import Augmenter, Looks, is_photo
+from .corrupt import Corruptor
 from .decode import check_width, resampled, wrong_size
 from .files import SplitFiles
 from .geometry import Geometry
@@ -75,6 +76,7 @@ class Source:
     def __init__(self, plan: Plan, steps: range) -> None:
         self._plan, self._steps = plan, steps
         self._reader = SampleReader(plan.files, plan.store)
+        self._corrupt = Corruptor(plan.corruption, plan.files, plan.seed)
         modalities = plan.files.modalities
         self.feeds = {modality.name: self._feed(modality) for modality in modalities}
         self.label_encoded = plan.store is None and dali_decodes_label(plan.files)
@@ -90,9 +92,9 @@ class Source:
         if iteration >= len(self._steps):
             raise StopIteration
         step = self._steps[iteration]
-        _, indices = self._plan.order.at(step)
+        epoch, indices = self._plan.order.at(step)
         looks = self._plan.looks(step)
-        read = [self._read(index, look) for index, look in zip(indices, looks, strict=True)]
+        read = [self._read(epoch, index, look) for index, look in zip(indices, looks, strict=True)]
         geometries = self._plan.geometries(step, [size for _, size in read])
         samples = [
             contents | self._windows(geometry)
@@ -112,7 +114,7 @@ class Source:
         return self._plan.photometric and encoded and is_photo(modality)
 
     def _feed(self, modality: ModalitySpec) -> Feed:
-        if not dali_decodes(self._plan.files, modality):
+        if not dali_decodes(self._plan.files, modality) or self._corrupt.faults(modality):
             return "sized"
         return "bytes" if self._plan.store is None else "pixels"
 
@@ -136,7 +138,7 @@ class Source:
             ports |= {"sigma": Port(real, 0), "taps": Port(np.dtype(np.int32), 0)}
         return ports
 
-    def _read(self, index: int, looks: Looks) -> tuple[dict[str, Input], Size]:
+    def _read(self, epoch: int, index: int, looks: Looks) -> tuple[dict[str, Input], Size]:
         """All inputs of a sample that do not depend on its geometry, and the size of its label."""
         files, augment = self._plan.files, Augmenter(looks, self._plan.config)
         label, size = self._read_label(index)
@@ -150,7 +152,9 @@ class Source:
                     image = self._reader.store.image(index, modality)
                     own = image.shape[1], image.shape[2]
                 else:
-                    image = self._reader.image(index, modality, size)
+                    read = self._reader.image
+                    image = read(index, modality, size)
+                    image = self._corrupt(image, modality, epoch, index, read)
                 image = augment.before(image) if is_photo(modality) else image
                 content = np.ascontiguousarray(image.transpose(1, 2, 0))
             if own != size and not modality.any_size:

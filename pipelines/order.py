@@ -109,22 +109,25 @@ def sample_uniforms(
     seed: int, epoch: int, index: int, count: int, purpose: int = GEOMETRY
 ) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1) that belong to one sample in one epoch."""
-    words = _words(count, seed, purpose, epoch, index)
+    return uniforms(count, seed, purpose, epoch, index)
+
+
+def uniforms(count: int, *key: int) -> NDArray[np.float64]:
+    """``count`` numbers in [0, 1) of the stream ``key``."""
     # 53 bits fill the mantissa of a double
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (words(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @lru_cache(maxsize=4)
 def _permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    words = _words(num_samples, seed, _PERMUTATION, epoch)
-    return np.argsort(words, kind="stable")
+    return np.argsort(words(num_samples, seed, _PERMUTATION, epoch), kind="stable")
 
 
-def _words(count: int, *key: int) -> NDArray[np.uint64]:
+def words(count: int, *key: int) -> NDArray[np.uint64]:
     """``count`` random 64-bit words of the stream ``key``."""
     stream = np.random.Philox(np.random.SeedSequence(key))
-    words: NDArray[np.uint64] = stream.random_raw(count)
-    return words
+    drawn: NDArray[np.uint64] = stream.random_raw(count)
+    return drawn
 
 
 def _check_rank(rank: int, world: int) -> None:

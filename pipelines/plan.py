@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .augment import Looks, draw_looks
-from .config import DataConfig
+from .config import CorruptionConfig, DataConfig
 from .errors import DataError
 from .files import SplitFiles
 from .geometry import Geometry, draw, eval_geometry, train_geometry
@@ -64,6 +64,11 @@ class Plan:
         if not self.photometric:
             return [Looks()] * len(indices)
         return [draw_looks(self.seed, epoch, index, self.config) for index in indices]
+
+    @property
+    def corruption(self) -> CorruptionConfig:
+        """The faults to put into samples."""
+        return self.config.corruption if self.train else self.config.eval_corruption
 
     @property
     def photometric(self) -> bool:

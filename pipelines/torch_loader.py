@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from .augment import Augmenter
 from .batch import Batch
+from .corrupt import Corruptor
 from .errors import DataError
+from .noise import finisher, noisy
 from .normalise import Normaliser
 from .plan import Plan
 from .prefetch import ThreadPrefetcher
-from .samples import SampleReader, render
+from .samples import Sample, SampleReader, render
 
 _PREFETCH = 2
 """Batches that are prepared ahead, per worker."""
@@ -56,6 +58,8 @@ class BatchSource(Dataset[RawBatch | DataError]):
         self._plan = plan
         self._pin = pin
         self._reader = SampleReader(plan.files, plan.store, cache=plan.config.cache)
+        self._corrupt = Corruptor(plan.corruption, plan.files, plan.seed)
+        self._normalise = Normaliser(plan.files.modalities, "planes")
 
     def __getitem__(self, step: int) -> RawBatch | DataError:
         try:
@@ -65,8 +69,8 @@ class BatchSource(Dataset[RawBatch | DataError]):
 
     def _assemble(self, step: int) -> RawBatch:
         plan, files = self._plan, self._plan.files
-        _, indices = plan.order.at(step)
-        samples = [self._reader.read(index) for index in indices]
+        epoch, indices = plan.order.at(step)
+        samples = [self._read(epoch, index) for index in indices]
         geometries = plan.geometries(step, [sample.size for sample in samples])
         looks = plan.looks(step)
         height, width = geometries[0].rows.out, geometries[0].cols.out
@@ -79,7 +83,19 @@ class BatchSource(Dataset[RawBatch | DataError]):
         for b, sample in enumerate(samples):
             augment = Augmenter(looks[b], plan.config)
             render(files, sample, geometries[b], augment, [i[b] for i in images], labels[b])
+        if plan.corruption.noise != "none":
+            images_with = noisy(batch.images, plan, step, self._normalise)
+            return RawBatch(images_with, batch.labels)
         return batch
+
+    def _read(self, epoch: int, index: int) -> Sample:
+        """A sample with the faults drawn for it."""
+        sample, reader = self._reader.read(index), self._reader
+        images = tuple(
+            self._corrupt(image, modality, epoch, index, reader.image)
+            for modality, image in zip(self._plan.files.modalities, sample.images, strict=True)
+        )
+        return Sample(images, sample.label)
 
     def _empty(self, dtype: np.dtype[np.generic], *shape: int) -> Tensor:
         kind = torch.from_numpy(np.empty(0, dtype)).dtype
@@ -106,7 +122,7 @@ class TorchLoader:
         shared = plan.config.cache or plan.store is not None
         self._in_processes = bool(plan.config.workers) and not shared
         self._source = BatchSource(plan, pin=self._pin and not self._in_processes)
-        self._normalise = Normaliser(plan.files.modalities, plan.config.layout)
+        self._finish_images = finisher(plan)
         self._threads: ThreadPrefetcher[int, RawBatch | DataError] | None = None
         self._steps = _Steps()
         self._workers: DataLoader[RawBatch | DataError] | None = None
@@ -175,7 +191,7 @@ class TorchLoader:
                 classes=item.labels,
                 modalities=self._plan.modalities,
                 sample_ids=self._plan.sample_ids(step),
-                finish=partial(self._normalise, present=self._plan.present(step)),
+                finish=partial(self._finish_images, present=self._plan.present(step)),
             )
             if stream is not self._stream:
                 return

@@ -273,3 +273,23 @@ def test_doctor_tells_the_four_kinds_of_apex_apart(tmp_path, package, verdict):
         cwd=tmp_path,
     )
     assert verdict in done.stdout
+
+
+def test_evaluate_under_a_corruption(finished, capsys, tmp_path):
+    path, done = finished
+    plain = [line.split() for line in done.stdout.strip().splitlines()]
+
+    def scores(*options):
+        assert evaluate.main(["--checkpoint", str(path), *options]) == 0
+        captured = capsys.readouterr()
+        return [line.split() for line in captured.out.strip().splitlines()], captured.err
+
+    dark, said = scores("--corruption.blackout", "1", "--corruption.modalities", "event")
+    assert "sensors are corrupted: blackout 1.0, modalities event" in said
+    for before, after in zip(plain[1:], dark[1:], strict=True):
+        for name, old, new in zip(plain[0], before[1:], after[1:], strict=True):
+            assert "E" in name or name == "Mean" or old == new
+    assert dark[1] != plain[1]
+    noisy, _ = scores("--corruption.noise", "high", "--batch-size", "2")
+    again, _ = scores("--corruption.noise", "high", "--batch-size", "5")
+    assert noisy == again != plain

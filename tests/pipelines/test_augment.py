@@ -166,7 +166,7 @@ def test_the_order_is_the_published_one(
                 for axis in ("rows", "cols")
             )
             scaled = F.interpolate(
-                torch.from_numpy(image)[None].float(), (rows.scaled, cols.scaled), mode="bilinear"
+                torch.tensor(image)[None].float(), (rows.scaled, cols.scaled), mode="bilinear"
             )[0].round()
             window = scaled[:, rows.offset :, cols.offset :][:, : rows.length, : cols.length]
             crop = batch.codes[0][position][:, : rows.length, : cols.length].float()

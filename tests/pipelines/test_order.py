@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastseg.pipelines import DataError
 from fastseg.pipelines.order import EvalOrder, TrainOrder, sample_uniforms
@@ -106,3 +108,59 @@ def test_too_few_samples_for_all_micro_batches_are_refused() -> None:
     said = r"10 training samples .* 16 \(4 x 2 .* x 2 micro-batches\)"
     with pytest.raises(DataError, match=said):
         TrainOrder(10, 4, 0, world=2, accumulate=2)
+
+
+sizes = st.integers(1, 200)
+seeds = st.integers(0, 2**40)
+
+
+@settings(deadline=None)
+@given(n=sizes, width=st.integers(1, 24), seed=seeds, first=st.integers(0, 50))
+def test_any_number_of_ranks_sees_the_same_global_batches(
+    n: int, width: int, seed: int, first: int
+) -> None:
+    if width > n:
+        with pytest.raises(DataError, match="fewer than one global batch"):
+            TrainOrder(n, width, seed)
+        return
+    one = TrainOrder(n, width, seed)
+    for world in (world for world in range(1, width + 1) if width % world == 0):
+        ranks = [TrainOrder(n, width // world, seed, rank, world) for rank in range(world)]
+        assert {rank.steps_per_epoch for rank in ranks} == {n // width}
+        for step in range(first, first + 3):
+            epoch, wanted = one.at(step)
+            assert epoch == step // one.steps_per_epoch
+            shares = [rank.at(step) for rank in ranks]
+            assert {share[0] for share in shares} == {epoch}
+            # sample i of the global batch is number i // world of rank i % world
+            assert tuple(shares[i % world][1][i // world] for i in range(width)) == wanted
+
+
+@settings(deadline=None)
+@given(
+    n=sizes, batch=st.integers(1, 9), world=st.integers(1, 9), seed=seeds, epoch=st.integers(0, 9)
+)
+def test_no_epoch_repeats_a_sample(n: int, batch: int, world: int, seed: int, epoch: int) -> None:
+    if batch * world > n:
+        return
+    ranks = [TrainOrder(n, batch, seed, rank, world) for rank in range(world)]
+    steps = ranks[0].steps_per_epoch
+    seen = [
+        index
+        for step in range(epoch * steps, (epoch + 1) * steps)
+        for rank in ranks
+        for index in rank.at(step)[1]
+    ]
+    assert len(seen) == len(set(seen)) == steps * batch * world > n - batch * world
+    assert set(seen) <= set(range(n))
+
+
+@settings(deadline=None)
+@given(n=sizes, batch=st.integers(1, 9), world=st.integers(1, 9))
+def test_evaluation_is_exact_for_any_size(n: int, batch: int, world: int) -> None:
+    ranks = [EvalOrder(n, batch, rank, world) for rank in range(world)]
+    seen = [rank.at(step)[1] for rank in ranks for step in range(rank.steps_per_epoch)]
+    assert sorted(index for indices in seen for index in indices) == list(range(n))
+    assert all(0 < len(indices) <= batch for indices in seen)
+    counts = [rank.steps_per_epoch for rank in ranks]
+    assert max(counts) - min(counts) <= 1

@@ -1,0 +1,75 @@
+"""The noise protocol (NM) of the robustness benchmark, on the network's input.
+
+Salt and pepper on every modality, then normal noise on all but events, in normalised units
+(arXiv:2503.18445, ``tools/val_mm_NM.py``). Two departures, so that a score can be repeated and does
+not depend on the batch size: draws belong to the sample, and salt and pepper are the extremes of
+the sample's image, not of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .config import NOISE
+from .corrupt import name_key, normal_draws
+from .normalise import Normaliser
+from .order import CORRUPTION, words
+from .plan import Plan
+
+_SALT, _PEPPER, _NORMAL = (zlib.crc32(name) for name in (b"salt", b"pepper", b"normal"))
+
+
+def noisy(
+    codes: Sequence[Tensor], plan: Plan, step: int, normalise: Normaliser
+) -> tuple[Tensor, ...]:
+    """The normalised images of a step with their noise: per modality ``[B, 3, H, W]`` float32."""
+    epoch, indices = plan.order.at(step)
+    density, sigma = NOISE[plan.corruption.noise]
+    images = normalise([code.cpu() for code in codes])
+    allowed = plan.corruption.modalities
+    for modality, image in zip(plan.files.modalities, images, strict=True):
+        if allowed and modality.name not in allowed:
+            continue
+        for index, one in zip(indices, image, strict=True):
+            name = name_key(plan.files.sample_ids[index], modality)
+            key = (plan.seed, CORRUPTION, epoch, name)
+            add_noise(one.numpy(), density, 0 if modality.sensor == "event" else sigma, key)
+    return tuple(images)
+
+
+def add_noise(
+    image: NDArray[np.float32], density: float, sigma: float, key: tuple[int, ...]
+) -> None:
+    """Change a normalised ``image`` in place.
+
+    ``ceil(density n / 2)`` of its n elements, drawn with replacement, become its maximum, then as
+    many its minimum; then a normal draw times ``sigma`` is added to every element.
+    """
+    flat = image.reshape(-1)
+    count = math.ceil(density * flat.size / 2)
+    for extreme, purpose in ((image.max(), _SALT), (image.min(), _PEPPER)):
+        flat[words(count, *key, purpose) % np.uint64(flat.size)] = extreme
+    if sigma:
+        flat += normal_draws(flat.size, (*key, _NORMAL)) * np.float32(sigma)
+
+
+def finisher(plan: Plan) -> Callable[..., Tensor]:
+    """What makes network input of the codes of a batch: images with noise are that already."""
+    if plan.corruption.noise != "none":
+        return stacked
+    return Normaliser(plan.files.modalities, plan.config.layout)
+
+
+def stacked(images: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
+    """Images that need no normalising as ``[M, B, 3, H, W]``, 0 where not ``present``."""
+    result = torch.stack(list(images))
+    if present is not None:
+        result.masked_fill_(~present.to(result.device)[:, :, None, None, None], 0)
+    return result

@@ -1,0 +1,334 @@
+"""Faults of sensors: what each does, to whom, and that a draw depends on its key alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trees
+
+from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, DataError, Loader, get_dataset
+from fastseg.pipelines import corrupt as faults
+from fastseg.pipelines.corrupt import Corruptor, describe
+from fastseg.pipelines.dali_loader import dali_import_error
+from fastseg.pipelines.files import list_split
+from fastseg.pipelines.noise import add_noise
+
+needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
+LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
+EACH = ("freeze", "low_resolution", "lidar_jitter", "gaussian", "poisson", "shift", "blackout")
+Open = Callable[..., Loader]
+
+
+@pytest.fixture
+def config(deliver_tree: Path) -> DataConfig:
+    """Evaluation of the 16 training samples, one batch."""
+    return DataConfig(
+        root=deliver_tree,
+        size=64,
+        batch_size=4,
+        eval_batch_size=16,
+        eval_split="train",
+        workers=0,
+        loader="torch",
+    )
+
+
+def corrupted(config: DataConfig, **settings: object) -> DataConfig:
+    return replace(config, eval_corruption=CorruptionConfig(**settings))
+
+
+def evaluated(config: DataConfig, open_loader: Open) -> Batch:
+    return next(open_loader(config, train=False).batches())
+
+
+def changed(batch: Batch, plain: Batch) -> list[list[int]]:
+    """Per modality, the samples whose codes differ."""
+    return [
+        [b for b in range(len(batch.sample_ids)) if not torch.equal(ours[b], theirs[b])]
+        for ours, theirs in zip(batch.codes, plain.codes, strict=True)
+    ]
+
+
+# --- each fault ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "hit"),
+    [
+        ("blackout", [0, 1, 2, 3]),
+        ("shift", [0, 1, 2, 3]),
+        ("freeze", [0, 2, 3]),  # the depth of this tree is the same in all frames
+        ("gaussian", [0]),
+        ("poisson", [0]),
+        ("low_resolution", [2]),
+        ("lidar_jitter", [3]),
+    ],
+)
+def test_each_fault_hits_its_sensors(
+    config: DataConfig, open_loader: Open, fault: str, hit: list[int]
+) -> None:
+    plain = evaluated(config, open_loader)
+    batch = evaluated(corrupted(config, **{fault: 1}), open_loader)
+    found = changed(batch, plain)
+    assert [m for m, samples in enumerate(found) if samples] == hit
+    assert torch.equal(batch.labels, plain.labels)
+    assert [code.dtype for code in batch.codes] == [code.dtype for code in plain.codes]
+    if fault not in ("freeze", "shift", "lidar_jitter"):  # these may move nothing
+        assert all(len(found[m]) == 16 for m in hit)
+    only = corrupted(config, **{fault: 1}, modalities=(batch.modalities[hit[-1]],))
+    assert [m for m, s in enumerate(changed(evaluated(only, open_loader), plain)) if s] == hit[-1:]
+
+
+def test_blackout_is_the_empty_code(muses_tree: Path, open_loader: Open) -> None:
+    config = DataConfig(dataset="muses", root=muses_tree, size=64, eval_batch_size=2, workers=0)
+    batch = evaluated(replace(corrupted(config, blackout=1), loader="torch"), open_loader)
+    for modality, code in zip(get_dataset("muses").modalities, batch.codes, strict=True):
+        assert (code.int() == modality.empty).all()
+    assert batch.images[2].mul(13.347).add(4.917)[:, 0].abs().max() < 1e-2  # range 0, not -100 m
+
+
+def test_freeze_repeats_the_frame_before(config: DataConfig, open_loader: Open) -> None:
+    plain = evaluated(config, open_loader)
+    batch = evaluated(corrupted(config, freeze=1), open_loader)
+    place = {name: b for b, name in enumerate(plain.sample_ids)}
+    for b, name in enumerate(batch.sample_ids):
+        scene, frame = name.rsplit("/", 1)
+        before = place.get(f"{scene}/{int(frame) - 1:06d}", b)  # the first frame has none
+        for ours, theirs in zip(batch.codes, plain.codes, strict=True):
+            assert torch.equal(ours[b], theirs[before])
+
+
+def test_scenes_are_told_apart_by_the_number_at_the_end(tmp_path: Path) -> None:
+    ids = ("a_9", "b_1", "a_10", "a_2", "c")
+    files = list_split(get_dataset("mcubes"), trees.write_mcubes(tmp_path), "train")
+    files = replace(files, sample_ids=ids)
+    assert Corruptor(CorruptionConfig(), files, 0)._before == {0: 3, 2: 0}
+
+
+def test_shift_moves_whole_pixels() -> None:
+    image = np.arange(1, 61, dtype=np.uint8).reshape(1, 6, 10).repeat(3, axis=0)
+    moved = faults.shift(image, 0, 2, -3)
+    np.testing.assert_array_equal(moved[:, 2:, :-3], image[:, :-2, 3:])
+    assert (moved[:, :2] == 0).all()
+    assert (moved[:, :, -3:] == 0).all()
+    np.testing.assert_array_equal(faults.shift(image, 0, 0, 0), image)
+    assert (faults.shift(image, 7, 99, 0) == 7).all()
+
+
+def test_shift_stays_in_its_range(config: DataConfig, open_loader: Open) -> None:
+    plain = evaluated(config, open_loader)
+    batch = evaluated(corrupted(config, shift=1, shift_by=0.05), open_loader)
+    moves = set()
+    for b in range(16):  # 0.05 of 64 pixels: at most 3
+        for m in range(4):
+            image = plain.codes[m][b].numpy()
+            found = [
+                (down, right)
+                for down in range(-3, 4)
+                for right in range(-3, 4)
+                if np.array_equal(faults.shift(image, 0, down, right), batch.codes[m][b])
+            ]
+            assert found
+            moves.add(found[0])
+    assert len(moves) > 15  # of 49, in 64 draws
+
+
+def test_low_resolution_keeps_every_second_pixel() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    coarse = faults.low_resolution(image, 0.5)
+    np.testing.assert_array_equal(coarse, image[:, ::2, ::2].repeat(2, axis=1).repeat(2, axis=2))
+
+
+def test_lidar_jitter_moves_returns_and_keeps_the_nearest() -> None:
+    g = np.random.default_rng(0)
+    hits = g.random((200, 200)) < 0.05
+    image = (hits * g.integers(1, 101, (200, 200))).astype(np.uint8)[None].repeat(3, axis=0)
+    turned = faults.lidar_jitter(image, 0, math.atan(0.07), 0.0, (1,))
+    np.testing.assert_array_equal(turned, faults.shift(image, 0, 0, 7))  # 200 / 2 * 0.07
+
+    spread = faults.lidar_jitter(image, 0, 0.0, 0.01, (1,))  # 2 pixels
+    assert 0.85 < (spread > 0).sum() / (image > 0).sum() < 1  # some fall on others
+    assert set(np.unique(spread)) <= set(np.unique(image))
+    crowd = np.zeros((3, 1, 9), np.uint8)
+    crowd[:, 0, :4] = [50, 7, 90, 60]
+    pile = [faults.lidar_jitter(crowd, 0, 0.0, 1.5, (seed,)) for seed in range(200)]
+    # of returns that land on one pixel the one with the smallest range is left
+    assert all(7 in p for p in pile if (p[0] > 0).sum() == 1 and p[0].max() < 50)
+    assert any((p[0] > 0).sum() < 3 for p in pile)
+
+
+def test_blank_lidar_survives() -> None:
+    blank = np.full((3, 8, 8), 15000, np.uint16)
+    np.testing.assert_array_equal(faults.lidar_jitter(blank, 15000, 0.1, 0.1, (1,)), blank)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_camera_noise_has_its_law(dtype: type) -> None:
+    white = np.iinfo(dtype).max
+    image = np.full((3, 120, 120), white // 2, dtype)
+    normal = faults.gaussian(image, 0.1, (1,)).astype(float) / white
+    assert abs(normal.mean() - 0.5) < 0.003
+    assert abs(normal.std() - 0.1) < 0.003
+    for photons in (20.0, 200.0):
+        shot = faults.poisson(image, photons, (1,)).astype(float) / white
+        assert abs(shot.mean() - 0.5) < 0.005
+        assert abs(shot.std() - math.sqrt(0.5 / photons)) < 0.05 * math.sqrt(0.5 / photons)
+    assert (faults.poisson(np.zeros_like(image), 50.0, (1,)) == 0).all()
+    bright = faults.gaussian(np.full_like(image, white), 0.1, (1,))
+    assert bright.max() == white
+    assert bright.min() < 0.8 * white
+
+
+# --- draws ---------------------------------------------------------------------------------------
+
+
+def test_probabilities_are_met_and_sensors_fail_by_themselves(deliver_tree: Path) -> None:
+    files = list_split(get_dataset("deliver"), deliver_tree, "train")
+    corruptor = Corruptor(CorruptionConfig(blackout=0.3), files, seed=1)
+    image = np.ones((3, 2, 2), np.uint8)
+    hits = np.array(
+        [
+            [
+                corruptor(image, m, epoch, index, lambda *_: image).max() == 0
+                for m in files.modalities
+            ]
+            for epoch in range(100)
+            for index in range(16)
+        ]
+    )
+    assert np.abs(hits.mean(0) - 0.3).max() < 0.04
+    assert np.abs(np.corrcoef(hits.T.astype(float)) - np.eye(4)).max() < 0.08
+
+
+def test_draws_depend_on_seed_epoch_sample_and_sensor_only(deliver_tree: Path) -> None:
+    files = list_split(get_dataset("deliver"), deliver_tree, "train")
+    config = CorruptionConfig(gaussian=1)
+    image = np.full((3, 16, 16), 128, np.uint8)
+
+    def draw(seed: int, epoch: int, index: int, given: object = files) -> bytes:
+        corruptor = Corruptor(config, given, seed)
+        return corruptor(image, files.modalities[0], epoch, index, lambda *_: image).tobytes()
+
+    first = draw(1, 2, 3)
+    assert first == draw(1, 2, 3)
+    assert len({first, draw(0, 2, 3), draw(1, 0, 3), draw(1, 2, 0)}) == 4
+    # the sample's name counts, not its place in the split
+    assert first == draw(1, 2, 0, replace(files, sample_ids=files.sample_ids[3:]))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_loader_puts_in_the_same_faults(
+    config: DataConfig, open_loader: Open, loader: str, packed: bool, train: bool
+) -> None:
+    everything = CorruptionConfig(**dict.fromkeys(EACH, 0.4))
+    config = replace(config, corruption=everything, eval_corruption=everything, scale=(1, 1))
+    wanted = list(open_loader(config, train=train, seed=3).batches(0, 1 if not train else 5))
+    if packed:
+        from test_packed import pack_all
+
+        pack_all(config.root)
+    other = replace(config, loader=loader, workers=2, eval_batch_size=5)
+    got = list(open_loader(other, train=train, seed=3).batches(0, None if not train else 5))
+    ours, theirs = (torch.cat([b.images for b in some], dim=1) for some in (wanted, got))
+    assert torch.equal(ours, theirs)
+
+
+# --- the noise protocol --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("level", "share", "sigma"), [("low", 0.049, 0.1), ("mid", 0.095, 0.2), ("high", 0.181, 0.5)]
+)
+def test_noise_has_the_published_parameters(
+    config: DataConfig, open_loader: Open, level: str, share: float, sigma: float
+) -> None:
+    plain = evaluated(config, open_loader)
+    batch = evaluated(corrupted(config, noise=level), open_loader)
+    assert torch.equal(batch.labels, plain.labels)
+    # events get salt and pepper only
+    events = batch.images[2] != plain.images[2]
+    assert events.any()
+    extremes = torch.tensor([0.0, 1.0])
+    assert torch.isin(batch.images[2], extremes).all()
+    for m in (0, 1, 3):
+        added = batch.images[m] - plain.images[m]
+        # most elements differ by the normal draw alone
+        middle = added.flatten().quantile(torch.tensor([0.25, 0.75]))
+        assert ((middle[1] - middle[0]) / 1.349 / sigma - 1).abs() < 0.35
+    g = np.random.default_rng(0)
+    image = g.uniform(-1, 1, (3, 200, 200)).astype(np.float32)
+    before = image.copy()
+    add_noise(image, {"low": 0.05, "mid": 0.1, "high": 0.2}[level], 0, (1,))
+    assert abs((image != before).mean() - share) < 0.003
+    assert (image == before.min()).sum() > (image == before.max()).sum()  # pepper covers salt
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_noise_does_not_depend_on_batch_or_loader(
+    config: DataConfig, open_loader: Open, loader: str
+) -> None:
+    config = corrupted(config, noise="mid")
+    wanted = evaluated(config, open_loader)
+    other = replace(config, loader=loader, eval_batch_size=3, workers=2)
+    batches = list(open_loader(other, train=False).batches())
+    assert torch.equal(torch.cat([b.images for b in batches], dim=1), wanted.images)
+    some = corrupted(config, noise="mid", modalities=("depth",))
+    plain = evaluated(corrupted(config), open_loader)
+    batch = evaluated(some, open_loader)
+    assert torch.equal(batch.images[[0, 2, 3]], plain.images[[0, 2, 3]])
+    assert torch.equal(batch.images[1], wanted.images[1])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_what_is_missing_stays_zero_under_noise(
+    config: DataConfig, open_loader: Open, loader: str
+) -> None:
+    gone = sorted(config.root.glob("lidar/*/train/*/*.png"))[4]
+    gone.unlink()
+    config = replace(corrupted(config, noise="high"), missing="zero", loader=loader)
+    batch = evaluated(config, open_loader)
+    place = batch.sample_ids.index(
+        gone.relative_to(config.root / "lidar").as_posix().removesuffix("_lidar_front.png")
+    )
+    assert (batch.images[3, place] == 0).all()
+    assert (batch.images[3].flatten(1).abs().sum(1) > 0).sum() == 15
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"blackout": 1.2}, "blackout must be a probability from 0 to 1, got 1.2"),
+        ({"low_resolution_factor": 0.0}, "low_resolution_factor must be above 0"),
+        ({"shift_by": 2.0}, "shift_by must be at most 1"),
+        ({"poisson_photons": 1e9}, "poisson_photons must be at most 1e5"),
+    ],
+)
+def test_senseless_settings(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CorruptionConfig(**settings)
+
+
+def test_a_fault_that_can_hit_nothing_is_refused(config: DataConfig, open_loader: Open) -> None:
+    with pytest.raises(DataError, match=r"lidar_jitter is for sensors of kind lidar.*img \(camera"):
+        open_loader(
+            replace(corrupted(config, lidar_jitter=1), modalities=("img", "depth")), train=False
+        )
+    with pytest.raises(DataError, match="did you mean 'event'"):
+        open_loader(corrupted(config, blackout=1, modalities=("evnt",)), train=False)
+
+
+def test_settings_in_words() -> None:
+    config = CorruptionConfig(noise="high", blackout=0.5, modalities=("img", "event"))
+    assert describe(config) == "blackout 0.5, noise high, modalities img event"
+    assert describe(CorruptionConfig()) == ""
