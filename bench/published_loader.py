@@ -100,21 +100,21 @@ def read_image(path: object) -> Tensor:
 
 
 def resized(x: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """torchvision's ``resize`` of a uint8 tensor."""
+    """Whole image at another size in float32, integer codes rounded back; not antialiased."""
     options = {"align_corners": False} if mode == "bilinear" else {}
     y = F.interpolate(x[None].float(), size=(height, width), mode=mode, **options)[0]
     return (y.round() if mode == "bilinear" else y).to(x.dtype)
 
 
 def jittered(x: Tensor, factors: tuple[float, float, float]) -> Tensor:
-    """torchvision's ``adjust_brightness``, ``adjust_contrast`` and ``adjust_saturation``."""
+    """Brightness, contrast, saturation: each a blend that is clamped and truncated to codes."""
     x = _blend(x, torch.zeros_like(x), factors[0])
     x = _blend(x, _grey(x).float().mean(), factors[1])
     return _blend(x, _grey(x), factors[2])
 
 
 def blurred(x: Tensor) -> Tensor:
-    """torchvision's ``gaussian_blur`` with a kernel of three pixels."""
+    """Gaussian blur by a 3 x 3 convolution with mirrored borders, rounded."""
     line = torch.exp(-0.5 * (torch.tensor([-1.0, 0.0, 1.0]) / SIGMA) ** 2)
     line = line / line.sum()
     kernel = (line[:, None] * line[None]).expand(3, 1, 3, 3)

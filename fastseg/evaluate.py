@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = run_config(options, files)
     with processes(config) as ranks:
         context = RunContext(config, ranks)
-        if options.corruption != CorruptionConfig():
+        if options.corruption.active:
             say(f"sensors are corrupted: {describe(options.corruption)}")
         networks = {name: context.load_network(path) for name, path in files.items()}
         results = subset_results(score_networks(context, networks))

@@ -20,6 +20,7 @@ from fastseg.evaluation import SubsetDecoder, evaluate_subsets
 from fastseg.metrics import ConfusionMatrix
 from fastseg.models import SegFormer
 from fastseg.pipelines import Batch, ModalitySpec, build_loader
+from fastseg.pipelines.corrupt import describe
 from fastseg.pipelines.display import picture
 from fastseg.report import (
     Picture,
@@ -159,6 +160,8 @@ def run_facts(context: RunContext, folder: Path) -> dict[str, str]:
         "command": f"python -m fastseg.train --config {folder / 'config.json'}",
         "seed": str(config.seed),
         "data": f"{config.data.root}, {config.data.eval_split} split for the scores",
+        "sensor faults": f"{describe(config.data.corruption)} in training, "
+        f"{describe(config.data.eval_corruption)} in the scores",
         "missing modalities": config.evaluation.missing,
         "device": f"{context.device}, {config.precision}, {torch.get_num_threads()} threads, "
         f"{context.ranks.world} processes",

@@ -39,7 +39,7 @@ def build_loader(
         config: what to load and how.
         train: draw flips and crops from ``config.train_split``; else one plain pass over
             ``config.eval_split``.
-        seed: key of order and draws, at least 0.
+        seed: key of order and draws in training, at least 0.
         rank: this process, from 0.
         world: number of processes; ``config.batch_size`` is per process.
         accumulate: training batches that make one optimizer step; the steps of this loader are
@@ -61,10 +61,11 @@ def build_loader(
     else:
         order = EvalOrder(len(files), config.eval_batch_size, rank, world)
     corruption = config.corruption if train else config.eval_corruption
-    check_corruption(corruption, spec, files.modalities)
+    check_corruption(corruption, files)
     store, note = open_packed(files, config)
     SampleReader(files, store).read(0)
-    return kind(Plan(files, config, order, seed, train, store), reason + note)
+    # nothing but faults is drawn in evaluation: they are the same whatever the run's seed
+    return kind(Plan(files, config, order, seed if train else 0, train, store), reason + note)
 
 
 def open_packed(files: SplitFiles, config: DataConfig) -> tuple[PackedStore | None, str]:

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+from .spec import Sensor
 
 Layout = Literal["auto", "planes", "channels_last"]
+_ANY: tuple[Sensor, ...] = get_args(Sensor)
+FAULTS: dict[str, tuple[Sensor, ...]] = {
+    "freeze": _ANY,
+    "low_resolution": ("event",),
+    "lidar_jitter": ("lidar",),
+    "gaussian": ("camera",),
+    "poisson": ("camera",),
+    "shift": _ANY,
+    "blackout": _ANY,
+}
+"""The faults, in the order in which they act, and the sensors that each is for."""
+# with more photons the table of quantiles would not fit into memory, and nobody would see the noise
+_AT_MOST = {
+    "shift_by": 1.0,
+    "gaussian_sigma": 10.0,
+    "poisson_photons": 1e5,
+    "low_resolution_factor": 1.0,
+}
 NOISE: dict[str, tuple[float, float]] = {
     "none": (0, 0),
     "low": (0.05, 0.1),
@@ -23,7 +43,7 @@ class CorruptionConfig:
     blackout: float = 0.0
     """Probability that a sensor delivers nothing: its empty code everywhere."""
     freeze: float = 0.0
-    """Probability that a sensor repeats the sample before in its scene."""
+    """Probability that a sensor repeats the sample before in its scene; the first has none."""
     shift: float = 0.0
     """Probability that a sensor is misaligned."""
     shift_by: float = 0.02
@@ -51,27 +71,34 @@ class CorruptionConfig:
     pepper, and normal noise on all but events."""
     modalities: tuple[str, ...] = ()
     """Modalities that may be hit; none for all."""
+    seed: int = 0
+    """Another one draws other faults: in training beside the run's seed, in evaluation alone."""
 
     def __post_init__(self) -> None:
-        for name in (
-            *("blackout", "freeze", "shift", "gaussian", "poisson", "low_resolution"),
-            "lidar_jitter",
-        ):
+        for name in FAULTS:
             if not 0 <= getattr(self, name) <= 1:
                 value = getattr(self, name)
                 raise ValueError(f"{name} must be a probability from 0 to 1, got {value}")
-        for name in (
-            *("shift_by", "gaussian_sigma", "poisson_photons", "low_resolution_factor"),
-            *("lidar_jitter_turn", "lidar_jitter_spread"),
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("shift_by", "low_resolution_factor"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
-        # beyond, the table of quantiles would not fit into memory, and nobody would see the noise
-        if self.poisson_photons > 100_000:
-            raise ValueError(f"poisson_photons must be at most 1e5, got {self.poisson_photons}")
+        # also refuses what is no number
+        for name, most in _AT_MOST.items():
+            if not 0 < getattr(self, name) <= most:
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be above 0 and at most {most:g}, got {value}")
+        for name in ("lidar_jitter_turn", "lidar_jitter_spread"):
+            if not 0 <= getattr(self, name) <= 0.5:
+                raise ValueError(f"{name} must be from 0 to 0.5, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.modalities and not self.active:
+            raise ValueError(
+                f"modalities names {', '.join(self.modalities)}, but no fault can hit them: set "
+                f"noise, or one of {', '.join(FAULTS)} above 0"
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything may be hit."""
+        return self.noise != "none" or any(getattr(self, name) > 0 for name in FAULTS)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -20,7 +20,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import CorruptionConfig
+from .config import FAULTS, CorruptionConfig
 from .decode import resampled
 from .errors import DataError
 from .files import SplitFiles
@@ -28,28 +28,21 @@ from .geometry import Geometry
 from .native import Array
 from .order import CORRUPTION, uniforms, words
 from .resample import resize
-from .spec import DatasetSpec, ModalitySpec, Sensor
+from .spec import ModalitySpec
 
 Reader = Callable[[int, ModalitySpec, tuple[int, ...]], Array]
 """Sample number, modality and size to an image ``[3, H, W]``."""
 
-_ANY: tuple[Sensor, ...] = ("camera", "event", "lidar", "other")
-FAULTS: dict[str, tuple[Sensor, ...]] = {
-    "freeze": _ANY,
-    "low_resolution": ("event",),
-    "lidar_jitter": ("lidar",),
-    "gaussian": ("camera",),
-    "poisson": ("camera",),
-    "shift": _ANY,
-    "blackout": _ANY,
-}
-"""The faults, in the order in which they act, and the sensors that each is for."""
+_OF_CODES = ("gaussian", "poisson")
+"""Faults that need to know what white is."""
 _LEVELS = 4096
 """Quantiles of a Poisson distribution that are told apart."""
 
 
 def describe(config: CorruptionConfig) -> str:
-    """The settings that differ from none, as ``noise high, blackout 1``."""
+    """The settings that differ from none, as ``noise high, blackout 1``; or ``none``."""
+    if not config.active:
+        return "none"
     plain = CorruptionConfig()
     changed = {f.name: getattr(config, f.name) for f in fields(config)}
     return ", ".join(
@@ -59,30 +52,45 @@ def describe(config: CorruptionConfig) -> str:
     )
 
 
-def check_corruption(
-    config: CorruptionConfig, spec: DatasetSpec, modalities: Sequence[ModalitySpec]
-) -> None:
+def check_corruption(config: CorruptionConfig, files: SplitFiles) -> None:
     """Refuse faults that cannot hit anything.
 
     Raises:
-        DataError: a modality is unknown, or none of those in use is of a sensor with this fault.
+        DataError: a modality is unknown, none of those in use is of a sensor with a fault that is
+            asked for, or no sample has one before it to freeze.
     """
     if config.modalities:
-        spec.select(config.modalities)
+        files.spec.select(config.modalities)
+    used = [m for m in files.modalities if may_hit(config, m)]
+    names = ", ".join(f"{m.name} ({m.sensor}, {m.dtype.name})" for m in files.modalities)
+    among = f" among {', '.join(config.modalities)}" if config.modalities else ""
+    if config.active and not used:
+        raise DataError(
+            f"no modality in use is{among}, so that no fault can hit one; they are {names}. "
+            "Name others, or leave the corruption out"
+        )
     for fault, sensors in FAULTS.items():
-        if getattr(config, fault) > 0 and not any(_can_have(config, m, fault) for m in modalities):
-            names = ", ".join(f"{m.name} ({m.sensor})" for m in modalities)
-            chosen = f" among {', '.join(config.modalities)}" if config.modalities else ""
+        if getattr(config, fault) > 0 and not any(_can_have(m, fault) for m in used):
+            codes = " with 8- or 16-bit codes" if fault in _OF_CODES else ""
             raise DataError(
-                f"{fault} is for sensors of kind {', '.join(sensors)}, but there is none{chosen}; "
-                f"the modalities are {names}. Leave it out, or name others"
+                f"{fault} is for sensors of kind {', '.join(sensors)}{codes}, but there is "
+                f"none{among}; the modalities are {names}. Leave it out, or name others"
             )
+    if config.freeze > 0 and not Corruptor(config, files, 0).before:
+        raise DataError(
+            f"freeze repeats the sample before in a scene, but no two samples of {files.spec.name} "
+            f"have names that differ only in the number at their end, such as "
+            f"{files.sample_ids[0]}. Leave it out"
+        )
 
 
-def _can_have(config: CorruptionConfig, modality: ModalitySpec, fault: str) -> bool:
-    if config.modalities and modality.name not in config.modalities:
-        return False
-    if fault in ("gaussian", "poisson") and modality.dtype.kind != "u":
+def may_hit(config: CorruptionConfig, modality: ModalitySpec) -> bool:
+    """Whether a modality is among those that may be hit."""
+    return not config.modalities or modality.name in config.modalities
+
+
+def _can_have(modality: ModalitySpec, fault: str) -> bool:
+    if fault in _OF_CODES and modality.dtype.kind != "u":
         return False
     return modality.sensor in FAULTS[fault]
 
@@ -99,7 +107,9 @@ class Corruptor:
         return tuple(
             fault
             for fault in FAULTS
-            if getattr(config, fault) > 0 and _can_have(config, modality, fault)
+            if getattr(config, fault) > 0
+            and may_hit(config, modality)
+            and _can_have(modality, fault)
         )
 
     def __call__(
@@ -109,7 +119,8 @@ class Corruptor:
         faults = self.faults(modality)
         if not faults:
             return image
-        key = (self._seed, CORRUPTION, epoch, name_key(self._files.sample_ids[index], modality))
+        name = self._files.sample_ids[index]
+        key = stream_key(self._config, self._seed, epoch, name, modality)
         for fault in faults:
             own = (*key, zlib.crc32(fault.encode()))
             hit, *u = uniforms(4, *own).tolist()
@@ -129,12 +140,11 @@ class Corruptor:
     ) -> Array:
         config = self._config
         if fault == "freeze":
-            before = self._before.get(index, index)
-            return read(before, modality, image.shape[1:])
+            return read(self.before.get(index, index), modality, image.shape[1:])
         if fault == "low_resolution":
             return low_resolution(image, config.low_resolution_factor)
         if fault == "lidar_jitter":
-            turn = NormalDist(0, config.lidar_jitter_turn).inv_cdf(max(u[0], 2.0**-53))
+            turn = config.lidar_jitter_turn * NormalDist().inv_cdf(max(u[0], 2.0**-53))
             return lidar_jitter(image, modality.empty, turn, config.lidar_jitter_spread, key)
         if fault == "gaussian":
             return gaussian(image, config.gaussian_sigma, key)
@@ -146,7 +156,7 @@ class Corruptor:
         return np.full(image.shape, modality.empty, image.dtype)
 
     @cached_property
-    def _before(self) -> dict[int, int]:
+    def before(self) -> dict[int, int]:
         """Number of the sample whose name has the next smaller number at its end, if any."""
         scenes: dict[str, list[tuple[int, int]]] = {}
         for index, sample_id in enumerate(self._files.sample_ids):
@@ -235,10 +245,15 @@ def normal_draws(count: int, key: tuple[int, ...]) -> NDArray[np.float32]:
     return values
 
 
-def name_key(sample_id: str, modality: ModalitySpec) -> int:
-    """A number for a sample and modality that does not depend on what else is in the split."""
+def stream_key(
+    config: CorruptionConfig, seed: int, epoch: int, sample_id: str, modality: ModalitySpec
+) -> tuple[int, ...]:
+    """The start of the keys of all draws for one sensor in one sample and epoch.
+
+    It has the sample's name, not its number, and so does not depend on what else is in the split.
+    """
     digest = hashlib.sha256(f"{sample_id}\0{modality.name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little")
+    return seed, CORRUPTION, config.seed, epoch, int.from_bytes(digest[:8], "little")
 
 
 @lru_cache(maxsize=1)

@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import NOISE
-from .corrupt import name_key, normal_draws
-from .normalise import Normaliser
-from .order import CORRUPTION, words
+from .corrupt import may_hit, normal_draws, stream_key
+from .normalise import Normaliser, stacked
+from .order import words
 from .plan import Plan
 
 _SALT, _PEPPER, _NORMAL = (zlib.crc32(name) for name in (b"salt", b"pepper", b"normal"))
@@ -29,19 +29,22 @@ _SALT, _PEPPER, _NORMAL = (zlib.crc32(name) for name in (b"salt", b"pepper", b"n
 def noisy(
     codes: Sequence[Tensor], plan: Plan, step: int, normalise: Normaliser
 ) -> tuple[Tensor, ...]:
-    """The normalised images of a step with their noise: per modality ``[B, 3, H, W]`` float32."""
+    """The normalised images of a step with their noise: per modality ``[B, 3, H, W]`` float32.
+
+    Random words are drawn on the host, so that the noise does not depend on the device; images come
+    back to where their codes are.
+    """
     epoch, indices = plan.order.at(step)
     density, sigma = NOISE[plan.corruption.noise]
     images = normalise([code.cpu() for code in codes])
-    allowed = plan.corruption.modalities
     for modality, image in zip(plan.files.modalities, images, strict=True):
-        if allowed and modality.name not in allowed:
+        if not may_hit(plan.corruption, modality):
             continue
         for index, one in zip(indices, image, strict=True):
-            name = name_key(plan.files.sample_ids[index], modality)
-            key = (plan.seed, CORRUPTION, epoch, name)
+            name = plan.files.sample_ids[index]
+            key = stream_key(plan.corruption, plan.seed, epoch, name, modality)
             add_noise(one.numpy(), density, 0 if modality.sensor == "event" else sigma, key)
-    return tuple(images)
+    return tuple(image.to(code.device) for image, code in zip(images, codes, strict=True))
 
 
 def add_noise(
@@ -63,13 +66,5 @@ def add_noise(
 def finisher(plan: Plan) -> Callable[..., Tensor]:
     """What makes network input of the codes of a batch: images with noise are that already."""
     if plan.corruption.noise != "none":
-        return stacked
+        return partial(stacked, layout=plan.config.layout)
     return Normaliser(plan.files.modalities, plan.config.layout)
-
-
-def stacked(images: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-    """Images that need no normalising as ``[M, B, 3, H, W]``, 0 where not ``present``."""
-    result = torch.stack(list(images))
-    if present is not None:
-        result.masked_fill_(~present.to(result.device)[:, :, None, None, None], 0)
-    return result

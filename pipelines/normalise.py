@@ -43,23 +43,35 @@ class Normaliser:
         if self._scale.device != device:
             self._scale = self._scale.to(device)
             self._shift = self._shift.to(device)
-        out = self._empty(len(images), images[0])
+        out = _empty(len(images), images[0], self._layout)
         for image, scale, shift, target in zip(images, self._scale, self._shift, out, strict=True):
             torch.mul(_portable(image), scale, out=target)
             target.add_(shift)
-        if present is not None:
-            out.masked_fill_(~present.to(device)[:, :, None, None, None], 0)
-        return out
+        return _without_absent(out, present)
 
-    def _empty(self, count: int, image: Tensor) -> Tensor:
-        batch, channels, height, width = image.shape
-        layout = self._layout
-        if layout == "auto":
-            layout = "planes" if image.device.type == "cpu" else "channels_last"
-        if layout == "planes":
-            return image.new_empty((count, *image.shape), dtype=torch.float32)
-        packed = image.new_empty((count, batch, height, width, channels), dtype=torch.float32)
-        return packed.permute(0, 1, 4, 2, 3)
+
+def stacked(images: Sequence[Tensor], present: Tensor | None = None, *, layout: Layout) -> Tensor:
+    """Images that are normalised already, in the form that ``Normaliser`` returns."""
+    out = _empty(len(images), images[0], layout)
+    for image, target in zip(images, out, strict=True):
+        target.copy_(image)
+    return _without_absent(out, present)
+
+
+def _empty(count: int, image: Tensor, layout: Layout) -> Tensor:
+    batch, channels, height, width = image.shape
+    if layout == "auto":
+        layout = "planes" if image.device.type == "cpu" else "channels_last"
+    if layout == "planes":
+        return image.new_empty((count, *image.shape), dtype=torch.float32)
+    packed = image.new_empty((count, batch, height, width, channels), dtype=torch.float32)
+    return packed.permute(0, 1, 4, 2, 3)
+
+
+def _without_absent(out: Tensor, present: Tensor | None) -> Tensor:
+    if present is not None:
+        out.masked_fill_(~present.to(out.device)[:, :, None, None, None], 0)
+    return out
 
 
 def _portable(image: Tensor) -> Tensor:

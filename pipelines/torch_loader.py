@@ -84,8 +84,8 @@ class BatchSource(Dataset[RawBatch | DataError]):
             augment = Augmenter(looks[b], plan.config)
             render(files, sample, geometries[b], augment, [i[b] for i in images], labels[b])
         if plan.corruption.noise != "none":
-            images_with = noisy(batch.images, plan, step, self._normalise)
-            return RawBatch(images_with, batch.labels)
+            batch = RawBatch(noisy(batch.images, plan, step, self._normalise), batch.labels)
+            return batch.pin_memory() if self._pin else batch
         return batch
 
     def _read(self, epoch: int, index: int) -> Sample:

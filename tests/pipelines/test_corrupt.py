@@ -108,7 +108,7 @@ def test_scenes_are_told_apart_by_the_number_at_the_end(tmp_path: Path) -> None:
     ids = ("a_9", "b_1", "a_10", "a_2", "c")
     files = list_split(get_dataset("mcubes"), trees.write_mcubes(tmp_path), "train")
     files = replace(files, sample_ids=ids)
-    assert Corruptor(CorruptionConfig(), files, 0)._before == {0: 3, 2: 0}
+    assert Corruptor(CorruptionConfig(), files, 0).before == {0: 3, 2: 0}
 
 
 def test_shift_moves_whole_pixels() -> None:
@@ -218,6 +218,9 @@ def test_draws_depend_on_seed_epoch_sample_and_sensor_only(deliver_tree: Path) -
     first = draw(1, 2, 3)
     assert first == draw(1, 2, 3)
     assert len({first, draw(0, 2, 3), draw(1, 0, 3), draw(1, 2, 0)}) == 4
+    config = CorruptionConfig(gaussian=1, seed=1)
+    assert draw(1, 2, 3) != first
+    config = CorruptionConfig(gaussian=1)
     # the sample's name counts, not its place in the split
     assert first == draw(1, 2, 0, replace(files, sample_ids=files.sample_ids[3:]))
 
@@ -239,6 +242,21 @@ def test_every_loader_puts_in_the_same_faults(
     got = list(open_loader(other, train=train, seed=3).batches(0, None if not train else 5))
     ours, theirs = (torch.cat([b.images for b in some], dim=1) for some in (wanted, got))
     assert torch.equal(ours, theirs)
+
+
+def test_evaluation_meets_the_same_faults_in_every_run(
+    config: DataConfig, open_loader: Open
+) -> None:
+    everything = CorruptionConfig(**dict.fromkeys(EACH, 0.4), noise="low")
+    config = replace(config, corruption=everything, eval_corruption=everything)
+    first, second = (
+        next(open_loader(config, train=False, seed=seed).batches()).images for seed in (0, 7)
+    )
+    assert torch.equal(first, second)
+    first, second = (
+        next(open_loader(config, train=True, seed=seed).batches()).images for seed in (0, 7)
+    )
+    assert not torch.equal(first, second)
 
 
 # --- the noise protocol --------------------------------------------------------------------------
@@ -288,6 +306,16 @@ def test_noise_does_not_depend_on_batch_or_loader(
 
 
 @pytest.mark.parametrize("loader", LOADERS)
+def test_noise_keeps_the_layout(config: DataConfig, open_loader: Open, loader: str) -> None:
+    config = replace(corrupted(config, noise="low"), loader=loader)
+    planes = evaluated(config, open_loader).images
+    packed = evaluated(replace(config, layout="channels_last"), open_loader).images
+    assert planes.is_contiguous()
+    assert packed.stride(2) == 1
+    assert torch.equal(planes, packed)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
 def test_what_is_missing_stays_zero_under_noise(
     config: DataConfig, open_loader: Open, loader: str
 ) -> None:
@@ -309,9 +337,19 @@ def test_what_is_missing_stays_zero_under_noise(
     ("settings", "message"),
     [
         ({"blackout": 1.2}, "blackout must be a probability from 0 to 1, got 1.2"),
-        ({"low_resolution_factor": 0.0}, "low_resolution_factor must be above 0"),
-        ({"shift_by": 2.0}, "shift_by must be at most 1"),
-        ({"poisson_photons": 1e9}, "poisson_photons must be at most 1e5"),
+        (
+            {"low_resolution_factor": 0.0},
+            "low_resolution_factor must be above 0 and at most 1, got 0",
+        ),
+        ({"shift_by": 2.0}, "shift_by must be above 0 and at most 1, got 2"),
+        ({"gaussian_sigma": math.nan}, "gaussian_sigma must be above 0 and at most 10, got nan"),
+        ({"lidar_jitter_turn": math.inf}, "lidar_jitter_turn must be from 0 to 0.5, got inf"),
+        (
+            {"modalities": ("event",)},
+            "modalities names event, but no fault can hit them: set noise",
+        ),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"poisson_photons": 1e9}, "poisson_photons must be above 0 and at most 100000"),
     ],
 )
 def test_senseless_settings(settings: dict[str, float], message: str) -> None:
@@ -326,9 +364,36 @@ def test_a_fault_that_can_hit_nothing_is_refused(config: DataConfig, open_loader
         )
     with pytest.raises(DataError, match="did you mean 'event'"):
         open_loader(corrupted(config, blackout=1, modalities=("evnt",)), train=False)
+    unused = replace(corrupted(config, noise="low", modalities=("lidar",)), modalities=("img",))
+    with pytest.raises(
+        DataError, match=r"no modality in use is among lidar.*they are img \(camera"
+    ):
+        open_loader(unused, train=False)
+
+
+def test_freeze_needs_a_sample_before(mcubes_tree: Path, open_loader: Open) -> None:
+    listing = mcubes_tree / "list_folder" / "val.txt"
+    listing.write_text(listing.read_text().splitlines()[0] + "\n")
+    config = DataConfig(dataset="mcubes", root=mcubes_tree, size=64, loader="torch", workers=0)
+    with pytest.raises(DataError, match=r"freeze repeats the sample before.*number at their end"):
+        open_loader(corrupted(config, freeze=1), train=False)
+
+
+def test_codes_of_16_bits_and_floats_are_hit_alike_by_both_loaders(
+    mcubes_tree: Path, open_loader: Open
+) -> None:
+    if dali_import_error() is not None:
+        pytest.skip("DALI is not installed")
+    config = DataConfig(dataset="mcubes", root=mcubes_tree, size=32, loader="torch", workers=0)
+    faults_of_all = {"shift": 0.7, "shift_by": 0.2, "blackout": 0.3}
+    config = corrupted(config, gaussian=1, poisson=0.5, noise="low", **faults_of_all)
+    wanted = evaluated(config, open_loader)
+    got = evaluated(replace(config, loader="dali"), open_loader)
+    assert len(changed(wanted, evaluated(corrupted(config), open_loader))[0]) == 2
+    assert torch.equal(got.images, wanted.images)
 
 
 def test_settings_in_words() -> None:
     config = CorruptionConfig(noise="high", blackout=0.5, modalities=("img", "event"))
     assert describe(config) == "blackout 0.5, noise high, modalities img event"
-    assert describe(CorruptionConfig()) == ""
+    assert describe(CorruptionConfig(shift_by=0.1)) == "none"
