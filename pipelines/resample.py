@@ -88,12 +88,12 @@ class Resampler:
             return
         (top, bottom, down), (left, right, across), first, last = self._bilinear
         # a row of packed pixels is one vector: all its channels are blended in one pass
-        row = np.empty((last + 1) * pixel, np.float32)
+        rows = np.empty(2 * last * pixel + 32, np.float32)
         function(
             *(*head, int(pixel > 1)),
             *(*_vectors(top, bottom, down), len(top)),
-            *(*_vectors(left * pixel, right * pixel, across), len(left)),
-            *(first * pixel, last * pixel, *_vectors(row)),
+            *(*_vectors(left, right, across), len(left)),
+            *(first, last, *_vectors(rows)),
             *tail,
         )
 
