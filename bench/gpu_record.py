@@ -37,6 +37,7 @@ from bench import report, targets, timing  # noqa: E402
 RESULTS = ROOT / "bench" / "results"
 TESTS_SHARE = 0.4  # of the time, at most
 COMPILE_SHARE = 0.3  # of what is left then
+ELSEWHERE = ("input_pipeline",)  # not an operator: it has a command and tables of its own
 GRACE = 10  # seconds for the row that runs when the time of an operator ends
 FINE = ("ok", "not run", "left out", "out of memory")
 
@@ -57,7 +58,9 @@ def main() -> int:
         print("No GPU: static counts and the CPU providers only.", flush=True)
 
     benches = [
-        path for path in sorted((ROOT / "bench").glob("bench_*.py")) if options.only in path.stem
+        path
+        for path in sorted((ROOT / "bench").glob("bench_*.py"))
+        if options.only in path.stem and _operator(path) not in ELSEWHERE
     ]
     if not benches:
         parser.error(f"no bench/bench_*.py holds {options.only!r}")

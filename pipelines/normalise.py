@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,10 +63,14 @@ def _empty(count: int, image: Tensor, layout: Layout) -> Tensor:
     batch, channels, height, width = image.shape
     if layout == "auto":
         layout = "planes" if image.device.type == "cpu" else "channels_last"
-    if layout == "planes":
-        return image.new_empty((count, *image.shape), dtype=torch.float32)
-    packed = image.new_empty((count, batch, height, width, channels), dtype=torch.float32)
-    return packed.permute(0, 1, 4, 2, 3)
+    planes = layout == "planes"
+    shape = image.shape if planes else (batch, height, width, channels)
+    if image.device.type == "cpu":
+        # NumPy asks for large pages; torch's 4 KiB ones took as long to fault in as all the rest
+        out = torch.from_numpy(np.empty((count, *shape), np.float32))
+    else:
+        out = image.new_empty((count, *shape), dtype=torch.float32)
+    return out if planes else out.permute(0, 1, 4, 2, 3)
 
 
 def _without_absent(out: Tensor, present: Tensor | None) -> Tensor:

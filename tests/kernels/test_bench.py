@@ -167,10 +167,21 @@ def test_the_first_setting_has_every_provider_and_comes_first():
 
 def test_every_benchmark_names_tests_that_are_there():
     for bench in gpu_record.ROOT.glob("bench/bench_*.py"):
+        if gpu_record._operator(bench) in gpu_record.ELSEWHERE:
+            continue
         for file in gpu_record._tests(bench):
             assert (gpu_record.ROOT / file).exists(), f"{bench.name} names {file}"
     (label_prep,) = gpu_record.ROOT.glob("bench/bench_label_prep.py")
     assert gpu_record._tests(label_prep) == []
+
+
+def test_what_is_no_operator_is_not_timed_as_one(monkeypatch, capsys):
+    (name,) = gpu_record.ELSEWHERE
+    assert (gpu_record.ROOT / "bench" / f"bench_{name}.py").exists()
+    monkeypatch.setattr(sys, "argv", ["gpu_record.py", "--only", name])
+    with pytest.raises(SystemExit):
+        gpu_record.main()
+    assert f"no bench/bench_*.py holds '{name}'" in capsys.readouterr().err
 
 
 def test_red_and_hanging_tests_stop_their_own_operator_only(tmp_path, monkeypatch, capfd):
