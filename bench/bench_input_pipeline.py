@@ -8,8 +8,8 @@ and 1024. Providers: the published loader (``published_loader.py``), fastseg's t
 loader, each from PNG files and from the packed cache. DALI runs wholly on the CPU where there is no
 GPU (``dali cpu``), else everything behind the decoder runs there (``dali mixed``). Every provider
 follows the same draws, and is timed only after its first batch was compared with the published
-loader's. It has then read the 16 frames once: packed ones are checked against their checksums when
-they are first read, which is not timed.
+loader's. Packed frames have all been read once before: their checksums are compared when a process
+first reads them, which is not timed. Files are in the page cache.
 
 ``codes`` are what fastseg's loaders hand out, stored integers, which the device normalises;
 ``floats`` includes normalising on the host, as the published loader does; ``device`` are normalised
@@ -162,7 +162,7 @@ def measure(root: Path, size: int, cores: int, samples: int, rounds: int) -> lis
     try:
         for provider in open_providers(root, size, cores):
             providers.append(provider)
-            # starts workers and reads every frame once
+            # starts workers; reads every packed frame once, which compares its checksum
             provider.run(0, FRAMES // BATCH if provider.source == "packed" else 2)
         times: list[list[tuple[float, float]]] = [[] for _ in providers]
         steps = max(1, samples // BATCH)
