@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cached_property, lru_cache
@@ -119,8 +119,7 @@ class Corruptor:
         faults = self.faults(modality)
         if not faults:
             return image
-        name = self._files.sample_ids[index]
-        key = stream_key(self._config, self._seed, epoch, name, modality)
+        key = stream_key(self._config, self._seed, epoch, self._files, index, modality)
         for fault in faults:
             own = (*key, zlib.crc32(fault.encode()))
             hit, *u = uniforms(4, *own).tolist()
@@ -158,15 +157,16 @@ class Corruptor:
     @cached_property
     def before(self) -> dict[int, int]:
         """Number of the sample whose name has the next smaller number at its end, if any."""
-        scenes: dict[str, list[tuple[int, int]]] = {}
-        for index, sample_id in enumerate(self._files.sample_ids):
-            scene, number = re.fullmatch(r"(.*?)(\d*)", sample_id, re.DOTALL).groups()  # type: ignore[union-attr]
-            scenes.setdefault(scene, []).append((int(number or 0), index))
-        return {
-            now: before
-            for frames in scenes.values()
-            for (_, before), (_, now) in pairwise(sorted(frames))
+        places = [_place(sample_id) for sample_id in self._files.sample_ids]
+        scenes: dict[str, dict[int, int]] = {}
+        for index, (scene, number) in enumerate(places):
+            scenes.setdefault(scene, {}).setdefault(number, index)
+        earlier = {
+            (scene, now): frames[then]
+            for scene, frames in scenes.items()
+            for then, now in pairwise(sorted(frames))
         }
+        return {index: earlier[place] for index, place in enumerate(places) if place in earlier}
 
 
 def low_resolution(image: Array, factor: float) -> Array:
@@ -246,14 +246,38 @@ def normal_draws(count: int, key: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def stream_key(
-    config: CorruptionConfig, seed: int, epoch: int, sample_id: str, modality: ModalitySpec
+    config: CorruptionConfig,
+    seed: int,
+    epoch: int,
+    files: SplitFiles,
+    index: int,
+    modality: ModalitySpec,
 ) -> tuple[int, ...]:
     """The start of the keys of all draws for one sensor in one sample and epoch.
 
-    It has the sample's name, not its number, and so does not depend on what else is in the split.
+    It has the sample's name, not its number, and so does not depend on what else is in the split;
+    a sample that is listed several times has other draws each time.
     """
-    digest = hashlib.sha256(f"{sample_id}\0{modality.name}".encode()).digest()
-    return seed, CORRUPTION, config.seed, epoch, int.from_bytes(digest[:8], "little")
+    digest = hashlib.sha256(f"{files.sample_ids[index]}\0{modality.name}".encode()).digest()
+    name = int.from_bytes(digest[:8], "little")
+    return seed, CORRUPTION, config.seed, epoch, name, _copies(files.sample_ids)[index]
+
+
+@lru_cache(maxsize=2)
+def _copies(sample_ids: tuple[str, ...]) -> tuple[int, ...]:
+    """How often each name was there before."""
+    seen: Counter[str] = Counter()
+    found = []
+    for sample_id in sample_ids:
+        found.append(seen[sample_id])
+        seen[sample_id] += 1
+    return tuple(found)
+
+
+def _place(sample_id: str) -> tuple[str, int]:
+    """Scene and number of a sample."""
+    scene = sample_id.rstrip("0123456789")
+    return scene, int(sample_id[len(scene) :] or 0)
 
 
 @lru_cache(maxsize=1)

@@ -41,8 +41,7 @@ def noisy(
         if not may_hit(plan.corruption, modality):
             continue
         for index, one in zip(indices, image, strict=True):
-            name = plan.files.sample_ids[index]
-            key = stream_key(plan.corruption, plan.seed, epoch, name, modality)
+            key = stream_key(plan.corruption, plan.seed, epoch, plan.files, index, modality)
             add_noise(one.numpy(), density, 0 if modality.sensor == "event" else sigma, key)
     return tuple(image.to(code.device) for image, code in zip(images, codes, strict=True))
 
