@@ -28,6 +28,7 @@ HARMLESS = {
     "out",
     "device",
     "fresh",
+    "allow_data_change",
     "stop_after",
     "log_every",
     "save_every",
@@ -36,6 +37,8 @@ HARMLESS = {
     "data.loader",
     "data.workers",
     "data.cache",
+    "data.damaged",
+    "data.damaged_limit",
     "data.packed",
     "data.eval_corruption",
     "data.packed_auto",
@@ -172,6 +175,9 @@ class TrainConfig:
     """Write scalars for TensorBoard, too; needs pip install tensorboard."""
     fresh: bool = False
     """Start anew: an existing run of this name is moved aside, not continued."""
+
+    allow_data_change: bool = False
+    """Continue a run although training samples have come or gone since it was started."""
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name):

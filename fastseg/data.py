@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -20,7 +20,7 @@ from fastseg.files import write_whole
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.check import check_dataset, summarise
-from fastseg.pipelines.files import find_sample, list_split
+from fastseg.pipelines.files import Missing, find_sample, list_split
 from fastseg.pipelines.pack import pack_split
 from fastseg.pipelines.packed import packed_folder
 from fastseg.pipelines.statistics import measure
@@ -136,8 +136,9 @@ class Pack(DataSet):
     """Folder; none for packed/<dataset> in the root, where training finds it by itself."""
     shard_mib: int = 512
     """Size of a file of arrays in MiB."""
-    missing: Literal["error", "zero"] = "error"
-    """Files of a modality that are not there: refuse, or leave them out, as in training."""
+    missing: Missing = "error"
+    """Files that are not there: refuse, pack the samples without those of a modality (zero), or
+    leave the samples out (skip), as in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

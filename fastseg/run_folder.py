@@ -137,5 +137,5 @@ class RunFolder:
                     + (_SAMPLES_HINT if "samples per step" in changed else "")
                 )
         # what only concerns this session is not part of the recipe
-        config = replace(self._config, fresh=False, stop_after=0)
+        config = replace(self._config, fresh=False, stop_after=0, allow_data_change=False)
         write_whole(self.config_file, json.dumps(to_dict(config), indent=2) + "\n")

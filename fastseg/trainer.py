@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class Trainer:
         self._stop_now = AgreedStop(self.ranks)
         self._settings = digest(self.config)
         self._session_steps = 0
+        self._replaced = 0
+        self._reported: set[str] = set()
 
     def fit(self) -> None:
         """Run every stage that is not finished yet.
@@ -107,6 +109,7 @@ class Trainer:
                 began = time.perf_counter()
                 batches = [next(stream) for _ in range(self.config.accumulate)]
                 waited = time.perf_counter() - began
+                self._report_replaced(batches)
                 watch.before()
                 if step < checked:
                     self._agree(session, step)
@@ -136,6 +139,14 @@ class Trainer:
         count = self.config.accumulate
         stream = self.loader.batches(start * count, stop * count)
         return on_device(stream, self.context.device)
+
+    def _report_replaced(self, batches: Sequence[Batch]) -> None:
+        """Count the samples that others have replaced, and say of each why, once per process."""
+        for reason in (reason for batch in batches for reason in batch.replaced):
+            self._replaced += 1
+            if reason not in self._reported:
+                self._reported.add(reason)
+                say(f"a training sample is skipped, and the next one taken: {reason}")
 
     def _agree(self, session: Session, step: int) -> None:
         """Compare what the processes are about to train: other work on one gives wrong numbers."""
@@ -205,6 +216,9 @@ class Trainer:
         return self.config.evaluation.every or max(1, session.steps // VALIDATIONS_PER_STAGE)
 
     def _log(self, session: Session, done: int, values: dict[str, float]) -> dict[str, str]:
+        if self.config.data.damaged == "skip":
+            values["replaced_samples"] = self._replaced
+            self._replaced = 0
         values = self._over_ranks(values)
         row: dict[str, Any] = {"kind": "train", "stage": session.name, "step": done}
         row["lr"] = session.optimizer.param_groups[0]["lr"]
@@ -224,9 +238,10 @@ class Trainer:
         }
 
     def _over_ranks(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over the processes; their images/s add up."""
+        """Means over the processes; their images/s and replaced samples add up."""
         means = dict(zip(values, self.ranks.reduce(list(values.values())), strict=True))
-        return means | {"images_per_s": means["images_per_s"] * self.ranks.world}
+        added = means.keys() & {"images_per_s", "replaced_samples"}
+        return means | {name: means[name] * self.ranks.world for name in added}
 
     def _validate(self, session: Session, done: int) -> dict[str, str]:
         """Score the full set and the mean over all subsets; they go into the log and the line."""
@@ -283,10 +298,16 @@ class Trainer:
         if saved is not None:
             path, state = saved
             if state["fingerprint"] != self.loader.fingerprint:
-                raise ConfigError(
+                change = (
                     f"the training samples under {self.config.data.root} are not those that "
-                    f"{self.run.path} was started with: restore them, or use --fresh to start anew"
+                    f"{self.run.path} was started with"
                 )
+                if not self.config.allow_data_change:
+                    raise ConfigError(
+                        f"{change}: restore them, start anew with --fresh, or continue on the "
+                        "others with --allow-data-change"
+                    )
+                self._say(f"{change}; continuing on the others, as --allow-data-change says")
             session.restore(path, state)
             step = int(state["step"])
         self.metrics.rewind(session.name, step)

@@ -26,6 +26,8 @@ class Batch:
         sample_ids: B paths relative to the root that name the sample without tag and suffix,
             such as ``cloud/val/MAP_4_point12/157550``.
         finish: makes ``images`` of ``codes``; None if they are that already.
+        replaced: why samples that belong here could not be read, one message each; the next ones
+            in order have their places.
     """
 
     codes: Tensor | tuple[Tensor, ...]
@@ -33,6 +35,7 @@ class Batch:
     modalities: tuple[str, ...]
     sample_ids: tuple[str, ...]
     finish: Callable[[Sequence[Tensor]], Tensor] | None = None
+    replaced: tuple[str, ...] = ()
 
     @cached_property
     def images(self) -> Tensor:

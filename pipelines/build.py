@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -52,20 +53,36 @@ def build_loader(
     spec = get_dataset(config.dataset)
     split = config.train_split if train else config.eval_split
     refuse_raw(spec, config.modalities)
-    files = list_split(spec, config.root, split, config.modalities, missing=config.missing)
+    # a score is of the whole split, or there is none
+    missing = "error" if config.missing == "skip" and not train else config.missing
+    files = list_split(spec, config.root, split, config.modalities, missing=missing)
     if files.absent:
         reason += f"; {len(files.absent)} missing files of split {split} are fed as zero"
+    if files.left_out:
+        reason += f"; {files.left_out} samples of split {split} are left out, as files are missing"
     order: Order
     if train:
+        files, times = repeated(files, config, config.batch_size * world * accumulate)
+        reason += f"; each sample up to {times} times in a batch" if times > 1 else ""
         order = TrainOrder(len(files), config.batch_size, seed, rank, world, accumulate)
     else:
         order = EvalOrder(len(files), config.eval_batch_size, rank, world)
     corruption = config.corruption if train else config.eval_corruption
     check_corruption(corruption, files)
     store, note = open_packed(files, config)
-    SampleReader(files, store).read(0)
     # nothing but faults is drawn in evaluation: they are the same whatever the run's seed
-    return kind(Plan(files, config, order, seed if train else 0, train, store), reason + note)
+    plan = Plan(files, config, order, seed if train else 0, train, store)
+    plan.damage.first_readable(0, 0, SampleReader(files, store).read)
+    return kind(plan, reason + note)
+
+
+def repeated(files: SplitFiles, config: DataConfig, batch: int) -> tuple[SplitFiles, int]:
+    """The samples often enough to fill a global batch, if that is wanted, and how often.
+
+    Each time is a sample of its own to the order and the draws.
+    """
+    times = -(-batch // len(files)) if config.repeat else 1
+    return replace(files, sample_ids=files.sample_ids * times), times
 
 
 def open_packed(files: SplitFiles, config: DataConfig) -> tuple[PackedStore | None, str]:

@@ -111,8 +111,17 @@ class DataConfig:
     """Folder that holds the data set in its published layout."""
     modalities: tuple[str, ...] = ()
     """Modalities to use, in any order; empty for all of the spec."""
-    missing: Literal["error", "zero"] = "error"
-    """Files of a modality that are not there: refuse, or feed zeros after normalisation."""
+    missing: Literal["error", "zero", "skip"] = "error"
+    """Files that are not there when a run starts: refuse, feed zeros after normalisation for those
+    of a modality, or leave their samples out of training (evaluation then refuses)."""
+    damaged: Literal["error", "skip"] = "error"
+    """Training files that turn out to be unusable: stop, or take the next sample in order instead,
+    counted and reported. Evaluation always stops, since scores are of whole splits."""
+    damaged_limit: float = 0.001
+    """Share of the training samples, but at least one, that damaged skip replaces at most."""
+    repeat: bool = False
+    """Repeat the training samples where they are fewer than one global batch, instead of an
+    error."""
     packed: Path | None = None
     """Folder of the decoded cache, from python -m fastseg.data pack; none: the one beside the data,
     if packed_auto."""
@@ -177,6 +186,8 @@ class DataConfig:
                 raise ValueError(f"{name} must be a probability from 0 to 1, got {value}")
         if self.blur_window and (self.blur_window < 3 or self.blur_window % 2 == 0):
             raise ValueError(f"blur_window must be 0 or odd from 3 on, got {self.blur_window}")
+        if not 0 < self.damaged_limit < 1:
+            raise ValueError(f"damaged_limit must be between 0 and 1, got {self.damaged_limit}")
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
         if len(set(self.modalities)) != len(self.modalities):

@@ -72,10 +72,10 @@ class DaliLoader:
         self.close()
         stream = self._stream = object()
         steps = self._plan.steps(start, stop)
-        self._pipeline = build_pipeline(self._plan, steps, self._device_id)
+        self._start(steps)
         try:
             for step in steps:
-                yield self._next(step)
+                yield self._next(step, steps.stop)
                 if stream is not self._stream:
                     return
         finally:
@@ -87,24 +87,38 @@ class DaliLoader:
         # only this object holds the pipeline, so its threads end here and not at some collection
         self._stream = self._pipeline = None
 
-    def _next(self, step: int) -> Batch:
-        """The batch of the pipeline's next iteration.
+    def _start(self, steps: range) -> None:
+        self._pipeline = build_pipeline(self._plan, steps, self._device_id)
+
+    def _next(self, step: int, stop: int) -> Batch:
+        """The batch of the pipeline's next iteration, which is step ``step``.
+
+        After an error a pipeline is of no use. Where unreadable samples are replaced, a new one
+        starts at this step, knowing those that its predecessor failed on.
+        """
+        while True:
+            found = self._run()
+            if isinstance(found, tuple):
+                return self._batch(step, found)
+            if isinstance(found, DataError):
+                raise found
+            self._note_culprits(step, found)
+            self._start(range(step, stop))
+
+    def _run(self) -> tuple[Any, ...] | DataError | str:
+        """Images and labels of the next iteration, or our error, or what DALI says.
 
         Errors are made anew: a traceback through DALI's frames would keep the pipeline alive, and
         a process forked later crashes when it collects a pipeline whose threads it does not have.
         """
         try:
-            outputs = self._pipeline.run(*self._streams())
+            *outputs, check = self._pipeline.run(*self._streams())
         except DataError as error:
-            problem = DataError(str(error))
+            return DataError(str(error), error.kind)
         except RuntimeError as error:
             # DALI puts its traceback first and the reason last
-            problem = self._culprit(step, str(error).rpartition("encountered:")[2].strip())
-        else:
-            if not any(outputs[-1].as_array()):
-                return self._batch(step, outputs[:-1])
-            problem = self._culprit(step, "a label value must not occur")
-        raise problem
+            return str(error).rpartition("encountered:")[2].strip()
+        return "a label value must not occur" if any(check.as_array()) else tuple(outputs)
 
     def _streams(self) -> tuple[Any, ...]:
         """The stream that outputs must be ready on; none for the CPU."""
@@ -116,14 +130,16 @@ class DaliLoader:
             image.view(torch.uint16) if modality.dtype == np.uint16 else image
             for modality, image in zip(self._plan.files.modalities, images, strict=True)
         )
-        if self._plan.corruption.noise != "none":
-            codes = noisy(codes, self._plan, step, self._normalise)
+        plan = self._plan.settled(step)
+        if plan.corruption.noise != "none":
+            codes = noisy(codes, plan, step, self._normalise)
         return Batch(
             codes=codes,
             classes=labels.squeeze(-1),
-            modalities=self._plan.modalities,
-            sample_ids=self._plan.sample_ids(step),
-            finish=partial(self._finish, present=self._plan.present(step)),
+            modalities=plan.modalities,
+            sample_ids=plan.sample_ids(step),
+            finish=partial(self._finish, present=plan.present(step)),
+            replaced=self._plan.replaced(step),
         )
 
     def _copied(self, output: Any) -> Tensor:
@@ -138,16 +154,21 @@ class DaliLoader:
         plugin.feed_ndarray(source, target, *self._streams())
         return target
 
-    def _culprit(self, step: int, reason: str) -> DataError:
-        """Decode the files of the failing steps one by one: DALI's own message may name none."""
-        reader = SampleReader(self._plan.files)
-        for candidate in self._plan.steps(step, step + _AHEAD):
-            for index in self._plan.order.at(candidate)[1]:
-                try:
-                    reader.read(index)
-                except DataError as found:
-                    return DataError(str(found))
-        return DataError(
+    def _note_culprits(self, step: int, reason: str) -> None:
+        """Decode the files of the failing steps one by one: DALI's own message may name none.
+
+        Raises:
+            DataError: a sample cannot be read and is not to be replaced, or all can be read.
+        """
+        plan, known = self._plan, len(self._plan.damage.reasons)
+        reader = SampleReader(plan.files, plan.store)
+        for candidate in plan.steps(step, step + _AHEAD):
+            epoch, indices = plan.order.at(candidate)
+            for index in indices:
+                plan.damage.first_readable(epoch, index, reader.read)
+        if len(plan.damage.reasons) > known:
+            return
+        raise DataError(
             f"DALI failed on files that decode without it ({', '.join(self._plan.sample_ids(step))}"
             f"); use --data.loader torch. DALI says: {reason}"
         )

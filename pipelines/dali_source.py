@@ -9,12 +9,13 @@ decoding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .augment import Augmenter, Looks, is_photo
+from .augment import Augmenter, is_photo
 from .corrupt import Corruptor
 from .decode import check_width, resampled, wrong_size
 from .files import SplitFiles
@@ -92,10 +93,12 @@ class Source:
         if iteration >= len(self._steps):
             raise StopIteration
         step = self._steps[iteration]
-        epoch, indices = self._plan.order.at(step)
-        looks = self._plan.looks(step)
-        read = [self._read(epoch, index, look) for index, look in zip(indices, looks, strict=True)]
-        geometries = self._plan.geometries(step, [size for _, size in read])
+        epoch, planned = self._plan.order.at(step)
+        read_one = partial(self._read, epoch)
+        first_readable = self._plan.damage.first_readable
+        read = [first_readable(epoch, index, read_one)[1] for index in planned]
+        plan = self._plan.settled(step)
+        geometries = plan.geometries(step, [size for _, size in read])
         samples = [
             contents | self._windows(geometry)
             for (contents, _), geometry in zip(read, geometries, strict=True)
@@ -138,9 +141,10 @@ class Source:
             ports |= {"sigma": Port(real, 0), "taps": Port(np.dtype(np.int32), 0)}
         return ports
 
-    def _read(self, epoch: int, index: int, looks: Looks) -> tuple[dict[str, Input], Size]:
+    def _read(self, epoch: int, index: int) -> tuple[dict[str, Input], Size]:
         """All inputs of a sample that do not depend on its geometry, and the size of its label."""
-        files, augment = self._plan.files, Augmenter(looks, self._plan.config)
+        plan, files = self._plan, self._plan.files
+        augment = Augmenter(plan.looks(epoch, index), plan.config)
         label, size = self._read_label(index)
         contents = {"label": label}
         for modality in files.modalities:
@@ -154,6 +158,7 @@ class Source:
                 else:
                     read = self._reader.image
                     image = read(index, modality, size)
+                    read = plan.damage.other_reader(read, image)
                     image = self._corrupt(image, modality, epoch, index, read)
                 image = augment.before(image) if is_photo(modality) else image
                 content = np.ascontiguousarray(image.transpose(1, 2, 0))

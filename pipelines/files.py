@@ -14,6 +14,8 @@ from .errors import DataError
 from .layout import case_of, conditions_of, relative_path, sample_in_line, sample_of, wildcard
 from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 
+Missing = Literal["error", "zero", "skip"]
+
 _LISTED = 20
 """Missing files that an error message names."""
 
@@ -30,6 +32,8 @@ class SplitFiles:
     """Paths without tag and suffix, such as ``cloud/val/MAP_4_point12/157550``."""
     absent: frozenset[tuple[str, str]] = frozenset()
     """(modality, sample id) of files that are missing and to be fed as zero."""
+    left_out: int = 0
+    """Samples that are not in the list because files of theirs are missing."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -69,7 +73,7 @@ def list_split(
     modalities: Sequence[str] = (),
     conditions: Sequence[str] = (),
     cases: Sequence[str] = (),
-    missing: Literal["error", "zero"] = "error",
+    missing: Missing = "error",
 ) -> SplitFiles:
     """List a split and check that every sample has its label and all modalities.
 
@@ -85,14 +89,19 @@ def list_split(
         conditions: keep samples with one of these values in each field that has such a value;
             none for all.
         cases: keep only scenes of these cases, ``normal`` included; none for all.
-        missing: what to do without a modality's file: refuse, or note it in ``absent``.
+        missing: what to do without a file: refuse, note that of a modality in ``absent``, or leave
+            the sample out.
 
     Raises:
         DataError: a name is unknown, nothing is found, or files are missing (with their number
             per modality and the first 20 paths).
     """
     files, gaps = scan_split(spec, root, split, modalities, conditions, cases)
-    fatal = [gap for gap in gaps if missing == "error" or gap.part == "label"]
+    incomplete = {gap.index for gap in gaps}
+    if missing == "skip" and len(incomplete) < len(files):
+        kept = tuple(i for n, i in enumerate(files.sample_ids) if n not in incomplete)
+        return replace(files, sample_ids=kept, left_out=len(incomplete))
+    fatal = [gap for gap in gaps if missing != "zero" or gap.part == "label"]
     if fatal:
         raise _incomplete(files, fatal)
     return replace(files, absent=frozenset((gap.part, files.sample_ids[gap.index]) for gap in gaps))
@@ -270,8 +279,8 @@ def _incomplete(files: SplitFiles, gaps: Sequence[Gap]) -> DataError:
     return DataError(
         f"{len(gaps)} files of split {files.split!r} are missing ({'; '.join(counts)}):\n"
         + "\n".join(lines)
-        + "\nRestore them, remove the other files of these samples, leave the modality out with "
-        "--data.modalities, or feed what is missing as zero with --data.missing zero"
+        + "\nRestore them, leave the modality out with --data.modalities, feed what is missing as "
+        "zero with --data.missing zero, or train without these samples with --data.missing skip"
         + (f". {files.spec.hint}" if files.spec.hint else ""),
         "missing",
     )

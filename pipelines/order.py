@@ -6,6 +6,7 @@ Only raw Philox words are used, whose values NumPy guarantees across versions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -70,7 +71,8 @@ class TrainOrder:
             times = f" x {accumulate} micro-batches" if accumulate > 1 else ""
             raise DataError(
                 f"{num_samples} training samples are fewer than one global batch of "
-                f"{whole} ({batch} x {world} processes{times}); {remedy}, or add samples"
+                f"{whole} ({batch} x {world} processes{times}); {remedy}, add samples, or use each "
+                "several times with --data.repeat"
             )
         self.steps_per_epoch = num_samples // whole * accumulate
         self._num_samples, self._batch, self._seed = num_samples, batch, seed
@@ -86,6 +88,12 @@ class TrainOrder:
         everyone = _permutation(self._num_samples, self._seed, epoch)
         own = everyone[position * width + self._rank : (position + 1) * width : self._world]
         return epoch, tuple(own.tolist())
+
+    def following(self, epoch: int, index: int) -> int:
+        """The sample that comes after sample ``index`` in an epoch; after the last, the first."""
+        everyone = _permutation(self._num_samples, self._seed, epoch)
+        (position,) = np.flatnonzero(everyone == index)
+        return int(everyone[(position + 1) % self._num_samples])
 
 
 class EvalOrder:
@@ -103,6 +111,19 @@ class EvalOrder:
     def at(self, step: int) -> tuple[int, tuple[int, ...]]:
         """Epoch 0 and the sample indices of batch ``step``."""
         return 0, tuple(self._own[step * self._batch : (step + 1) * self._batch])
+
+
+@dataclass(frozen=True)
+class FixedOrder:
+    """One step of an order, with other samples in it."""
+
+    epoch: int
+    indices: tuple[int, ...]
+    steps_per_epoch: int
+
+    def at(self, step: int) -> tuple[int, tuple[int, ...]]:
+        """The epoch and the samples, whatever the step."""
+        return self.epoch, self.indices
 
 
 def sample_uniforms(

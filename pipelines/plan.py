@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .augment import Looks, draw_looks
 from .config import CorruptionConfig, DataConfig
+from .damage import Damage
 from .errors import DataError
 from .files import SplitFiles
 from .geometry import Geometry, draw, eval_geometry, train_geometry
-from .order import Order
+from .order import FixedOrder, Order, TrainOrder
 from .samples import Store
 
 
@@ -44,6 +46,31 @@ class Plan:
         end = sys.maxsize if self.train else self.order.steps_per_epoch
         return range(start, end if stop is None else min(stop, end))
 
+    @cached_property
+    def damage(self) -> Damage:
+        """The samples that cannot be read, as far as this process knows, and what to do about them.
+
+        Evaluation never replaces any: its score would not be that of the split.
+        """
+        order = self.order if self.config.damaged == "skip" else None
+        following = order.following if isinstance(order, TrainOrder) else None
+        return Damage(self.files, following, self.config.damaged_limit)
+
+    def settled(self, step: int) -> Plan:
+        """This plan for one step, with the samples that replace those that cannot be read."""
+        if not self.damage.reasons:
+            return self
+        epoch, indices = self.order.at(step)
+        instead = tuple(self.damage.settle(epoch, index) for index in indices)
+        return replace(self, order=FixedOrder(epoch, instead, self.order.steps_per_epoch))
+
+    def replaced(self, step: int) -> tuple[str, ...]:
+        """Why samples that belong to a step cannot be read, one message each."""
+        if not self.damage.reasons:
+            return ()
+        planned = [self.files.sample_ids[index] for index in self.order.at(step)[1]]
+        return tuple(str(self.damage.reasons[i]) for i in planned if i in self.damage.reasons)
+
     def sample_ids(self, step: int) -> tuple[str, ...]:
         """Names of the samples at global step ``step``."""
         _, indices = self.order.at(step)
@@ -58,12 +85,11 @@ class Plan:
             [[not self.files.is_absent(i, m) for i in indices] for m in self.files.modalities]
         )
 
-    def looks(self, step: int) -> list[Looks]:
-        """The photometric draws of each sample of a step; none in evaluation."""
-        epoch, indices = self.order.at(step)
+    def looks(self, epoch: int, index: int) -> Looks:
+        """The photometric draws of a sample; none in evaluation."""
         if not self.photometric:
-            return [Looks()] * len(indices)
-        return [draw_looks(self.seed, epoch, index, self.config) for index in indices]
+            return Looks()
+        return draw_looks(self.seed, epoch, index, self.config)
 
     @property
     def corruption(self) -> CorruptionConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -34,14 +34,17 @@ class RawBatch:
     Attributes:
         images: per modality ``[B, 3, H, W]`` of its type.
         labels: ``[B, H, W]`` uint8.
+        unreadable: samples that were replaced, and why.
     """
 
     images: tuple[Tensor, ...]
     labels: Tensor
+    unreadable: tuple[tuple[str, DataError], ...] = ()
 
     def pin_memory(self) -> RawBatch:
         """The same in memory that a GPU can read by itself; torch's loader calls this."""
-        return RawBatch(tuple(i.pin_memory() for i in self.images), self.labels.pin_memory())
+        images = tuple(image.pin_memory() for image in self.images)
+        return replace(self, images=images, labels=self.labels.pin_memory())
 
 
 class BatchSource(Dataset[RawBatch | DataError]):
@@ -68,13 +71,15 @@ class BatchSource(Dataset[RawBatch | DataError]):
             return error
 
     def _assemble(self, step: int) -> RawBatch:
-        plan, files = self._plan, self._plan.files
-        epoch, indices = plan.order.at(step)
-        samples = [self._read(epoch, index) for index in indices]
+        files, damage = self._plan.files, self._plan.damage
+        epoch, planned = self._plan.order.at(step)
+        read = [damage.first_readable(epoch, index, self._reader.read) for index in planned]
+        plan = self._plan.settled(step)
+        samples = [self._with_faults(epoch, index, sample) for index, sample in read]
         geometries = plan.geometries(step, [sample.size for sample in samples])
-        looks = plan.looks(step)
+        looks = [plan.looks(epoch, index) for index, _ in read]
         height, width = geometries[0].rows.out, geometries[0].cols.out
-        count = len(indices)
+        count = len(read)
         batch = RawBatch(
             tuple(self._empty(m.dtype, count, 3, height, width) for m in files.modalities),
             self._empty(np.dtype(np.uint8), count, height, width),
@@ -84,15 +89,15 @@ class BatchSource(Dataset[RawBatch | DataError]):
             augment = Augmenter(looks[b], plan.config)
             render(files, sample, geometries[b], augment, [i[b] for i in images], labels[b])
         if plan.corruption.noise != "none":
-            batch = RawBatch(noisy(batch.images, plan, step, self._normalise), batch.labels)
-            return batch.pin_memory() if self._pin else batch
-        return batch
+            batch = replace(batch, images=noisy(batch.images, plan, step, self._normalise))
+            batch = batch.pin_memory() if self._pin else batch
+        return replace(batch, unreadable=tuple(damage.reasons.items()))
 
-    def _read(self, epoch: int, index: int) -> Sample:
+    def _with_faults(self, epoch: int, index: int, sample: Sample) -> Sample:
         """A sample with the faults drawn for it."""
-        sample, reader = self._reader.read(index), self._reader
+        read, damage = self._reader.image, self._plan.damage
         images = tuple(
-            self._corrupt(image, modality, epoch, index, reader.image)
+            self._corrupt(image, modality, epoch, index, damage.other_reader(read, image))
             for modality, image in zip(self._plan.files.modalities, sample.images, strict=True)
         )
         return Sample(images, sample.label)
@@ -164,6 +169,8 @@ class TorchLoader:
     def _from_workers(self, steps: range) -> Iterator[tuple[int, RawBatch | DataError]]:
         """Results of the worker processes, which are started once and kept for later passes."""
         if self._workers is None:
+            # garbage that owns threads, such as a pipeline of DALI, would crash in the children
+            gc.collect()
             self._workers = DataLoader(
                 self._source,
                 batch_size=None,
@@ -186,12 +193,16 @@ class TorchLoader:
         for step, item in raw:
             if isinstance(item, DataError):
                 raise item
+            for sample_id, reason in item.unreadable:
+                self._plan.damage.note(sample_id, reason)
+            plan = self._plan.settled(step)
             yield Batch(
                 codes=item.images,
                 classes=item.labels,
-                modalities=self._plan.modalities,
-                sample_ids=self._plan.sample_ids(step),
-                finish=partial(self._finish_images, present=self._plan.present(step)),
+                modalities=plan.modalities,
+                sample_ids=plan.sample_ids(step),
+                finish=partial(self._finish_images, present=plan.present(step)),
+                replaced=self._plan.replaced(step),
             )
             if stream is not self._stream:
                 return

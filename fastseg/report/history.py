@@ -19,7 +19,8 @@ SPEED = {
     "images_per_s": "images per second",
     "data_wait": "share of time spent waiting for data",
 }
-_NOT_LOSSES = {"kind", "stage", "step", "epoch", "skipped", "seconds", "peak_mib", *SPEED}
+_COUNTS = {"skipped", "replaced_samples"}
+_NOT_LOSSES = {"kind", "stage", "step", "epoch", "seconds", "peak_mib", *_COUNTS, *SPEED}
 
 
 @dataclass(frozen=True)

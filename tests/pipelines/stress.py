@@ -104,7 +104,9 @@ def run_once(variant: Variant, folder: Path, seed: int) -> None:
 
 def spawn(names: Sequence[str], folder: Path, runs: int, timeout: float) -> tuple[int, str]:
     """``runs`` runs of each variant in a process of their own: exit code, and how far it came."""
-    path = os.pathsep.join([str(REPO), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(REPO), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    )
     command = [sys.executable, "-X", "faulthandler", __file__, "--child", str(folder)]
     done = subprocess.run(
         [*command, "--runs", str(runs), "--variants", *names],
