@@ -41,6 +41,7 @@ HARMLESS = {
     "data.damaged_limit",
     "data.packed",
     "data.eval_corruption",
+    "data.eval_size",
     "data.packed_auto",
     "data.eval_batch_size",
     "evaluation",

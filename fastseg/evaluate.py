@@ -37,7 +37,7 @@ class EvaluateConfig:
     missing: Literal["drop", "zero"] | None = None
     """How a missing modality is treated; default: as in the run."""
     size: int | None = None
-    """Height and width of the images; default: as in the run."""
+    """Short side of the images in pixels; default: as in the run."""
     batch_size: int | None = None
     """Samples per step; default: as in the run."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
@@ -101,7 +101,7 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
         config.data,
         root=options.root or config.data.root,
         eval_split=options.split or config.data.eval_split,
-        size=options.size or config.data.size,
+        eval_size=options.size or config.data.eval_size,
         eval_batch_size=options.batch_size or config.data.eval_batch_size,
         eval_corruption=options.corruption,
     )

@@ -162,7 +162,7 @@ class Trainer:
     def _keep(self, session: Session) -> None:
         """Write the weights of a finished stage; its training states are no longer needed."""
         config, stage = self.config, session.stage
-        size = config.data.size
+        size = config.data.eval_size or config.data.size
         facts = {"stage": session.name, "steps": session.steps, "seed": config.seed, "size": size}
         path, identity = self.run.weights_file(stage.trains), self.context.identity(stage.trains)
         network = session.scored()

@@ -132,7 +132,9 @@ class DataConfig:
     eval_split: str = "val"
     """Split that scores are computed on."""
     size: int = 1024
-    """Height and width of training crops and of evaluation images, in pixels; a multiple of 32."""
+    """Height and width of training crops in pixels; a multiple of 32."""
+    eval_size: int = 0
+    """Short side of evaluation images in pixels, a multiple of 32; 0: as size."""
     batch_size: int = 2
     """Samples per training step and process."""
     eval_batch_size: int = 4
@@ -170,6 +172,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 32:
             raise ValueError(f"size must be a positive multiple of 32, got {self.size}")
+        if self.eval_size < 0 or self.eval_size % 32:
+            raise ValueError(f"eval_size must be 0 or a multiple of 32, got {self.eval_size}")
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -118,7 +118,8 @@ class Plan:
                 )
                 for index, size in zip(indices, sizes, strict=True)
             ]
-        geometries = [eval_geometry(*size, config.size) for size in sizes]
+        short = config.eval_size or config.size
+        geometries = [eval_geometry(*size, short) for size in sizes]
         if len({(g.rows.out, g.cols.out) for g in geometries}) > 1:
             raise DataError(
                 "images of different shape meet in one evaluation batch "

@@ -1,0 +1,91 @@
+"""Each recipe fits its data set, is listed for users, and trains on a tiny copy of that set."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import trees
+
+from fastseg import train
+from fastseg.cli import parse_config
+from fastseg.pipelines import get_dataset
+from fastseg.pipelines.build import refuse_raw
+from fastseg.presets import PRESETS, get_preset
+
+REPO = Path(__file__).parents[2]
+SMALL = [
+    *["--model.backbone", "mit_nano", "--model.embed-dim", "16", "--data.workers", "0"],
+    *["--data.batch-size", "2", "--data.eval-batch-size", "2", "--data.loader", "torch"],
+    *["--stages.teacher.steps", "2", "--stages.student.steps", "2", "--evaluation.pictures", "1"],
+]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fits_its_data_set(name):
+    config = get_preset(name)
+    spec = get_dataset(config.data.dataset)
+    refuse_raw(spec, config.data.modalities)
+    assert {config.data.train_split, config.data.eval_split} <= set(spec.splits)
+    assert config.name == name
+    assert list(config.stages) == ["teacher", "student"]
+    assert config.stages["student"].needs_teacher()
+
+
+def test_presets_are_listed_for_users(capsys):
+    with pytest.raises(SystemExit):
+        parse_config("train", "", ["--help"])
+    shown = re.sub(r"[\s│]+", "", capsys.readouterr().out)
+    readme = (REPO / "README.md").read_text()
+    for name in PRESETS:
+        assert name in shown
+        assert name in readme or name in ("debug", "demo")
+
+
+def test_mcubes_is_trained_as_published():
+    for name in ("mcubes_robustseg_b0", "mcubes_robustseg_b2"):
+        data = get_preset(name).data
+        assert (data.size, data.eval_size, data.eval_split) == (512, 1024, "test")
+        assert (data.scale, data.flip, data.jitter) == ((0.5, 2.0), 0.5, 0)
+        assert (data.blur, data.blur_sigma, data.blur_place) == (0.5, (0, 1), "crop")
+        assert data.blur_window == 0  # OpenCV's choice
+
+
+def test_muses_is_augmented_as_deliver_and_the_published_reading_not_at_all():
+    ours, theirs = get_preset("muses_robustseg_b0"), get_preset("muses_robustseg_b0_published")
+    deliver = get_preset("deliver_robustseg_b0").data
+    for field in ("scale", "flip", "jitter", "blur", "blur_sigma", "blur_place", "size"):
+        assert getattr(ours.data, field) == getattr(deliver, field)
+    assert ours.stages["student"].lr == theirs.stages["teacher"].lr == 1.2e-4
+    assert theirs.data.dataset == "muses-robustseg"
+    plain = (theirs.data.scale, theirs.data.flip, theirs.data.jitter, theirs.data.blur)
+    assert plain == ((1, 1), 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "subsets"),
+    [
+        ("muses_robustseg_b0", 64, 7),
+        ("muses_robustseg_b0_published", 64, 7),
+        ("mcubes_robustseg_b0", 32, 15),
+    ],
+)
+def test_a_preset_trains(tmp_path, capsys, name, size, subsets):
+    root = tmp_path / "data"
+    if name.startswith("mcubes"):
+        trees.write_mcubes(root)
+    elif name.endswith("published"):
+        trees.write_muses_projected(root, under="")
+    else:
+        trees.write_muses_projected(root)
+    options = ["--preset", name, "--data.root", str(root), "--out", str(tmp_path / "runs")]
+    options += ["--data.size", str(size), *SMALL]
+    if get_preset(name).data.eval_size:
+        options += ["--data.eval-size", str(size)]
+    assert train.main(options) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["teacher", "student", "gain"]
+    with (tmp_path / "runs" / name / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (subsets + 1)
+    assert set(rows[0]) >= set(get_dataset(get_preset(name).data.dataset).classes)
