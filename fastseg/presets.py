@@ -111,8 +111,8 @@ def muses_robustseg_b0() -> TrainConfig:
     ``python -m fastseg.train --preset muses_robustseg_b0 --data.root DIR --model.weights FILE``
 
     Evaluation is on whole images with a short side of 1024. The learning rate is the one published
-    for MUSES with this backbone (AnySeg, arXiv:2411.17141), the augmentation DELIVER's. No published
-    number belongs to this reading: see ``muses_robustseg_b0_published``.
+    for MUSES with this backbone (AnySeg, arXiv:2411.17141), the augmentation is DELIVER's. No
+    published number belongs to this reading: see ``muses_robustseg_b0_published``.
     """
     data = DataConfig(
         dataset="muses",

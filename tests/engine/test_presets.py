@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import trees
 
 from fastseg import train
 from fastseg.cli import parse_config
-from fastseg.pipelines import get_dataset
+from fastseg.pipelines import catalogue, get_dataset
 from fastseg.pipelines.build import refuse_raw
 from fastseg.presets import PRESETS, get_preset
 
@@ -18,6 +19,7 @@ SMALL = [
     *["--model.backbone", "mit_nano", "--model.embed-dim", "16", "--data.workers", "0"],
     *["--data.batch-size", "2", "--data.eval-batch-size", "2", "--data.loader", "torch"],
     *["--stages.teacher.steps", "2", "--stages.student.steps", "2", "--evaluation.pictures", "1"],
+    *["--evaluation.every", "2"],
 ]
 
 
@@ -70,7 +72,9 @@ def test_muses_is_augmented_as_deliver_and_the_published_reading_not_at_all():
         ("mcubes_robustseg_b0", 32, 15),
     ],
 )
-def test_a_preset_trains(tmp_path, capsys, name, size, subsets):
+def test_a_preset_trains(tmp_path, capsys, monkeypatch, name, size, subsets):
+    small = replace(get_dataset("muses-robustseg"), resize=(64, 64))
+    monkeypatch.setitem(catalogue.DATASETS, "muses-robustseg", small)
     root = tmp_path / "data"
     if name.startswith("mcubes"):
         trees.write_mcubes(root)
