@@ -104,9 +104,16 @@ def read_events(path: Path, last_us: int | None = None) -> Events:
             keep = slice(None) if last_us is None or not len(t) else t >= t.max() - last_us
             x, y, p = (group[name][:][keep].astype(np.int64) for name in ("x", "y", "p"))
     except (OSError, KeyError, RuntimeError) as error:
+        absent = _absent_filters(h5py, path)
+        if absent:
+            raise DataError(
+                f"{path} is packed by the HDF5 filter {' and '.join(absent)}, which h5py does not "
+                "have: pip install --upgrade hdf5plugin",
+                "filter",
+            ) from error
         raise DataError(
-            f"{path} is damaged, no HDF5 file, or packed by a filter that is not installed "
-            f"({str(error).splitlines()[0]}); pip install hdf5plugin, or fetch this file again",
+            f"{path} is damaged or no HDF5 file ({str(error).splitlines()[0]}); fetch this file "
+            "again",
             "damaged",
         ) from error
     if len(p) and not 0 <= p.min() <= p.max() <= 1:
@@ -145,3 +152,16 @@ def _dataset(file: Any, name: str, path: Path) -> Any:
             "value",
         )
     return file[key]
+
+
+def _absent_filters(h5py: Any, path: Path) -> list[str]:
+    """Name and number of the filters that the events of a file need and h5py does not have."""
+    found: dict[int, str] = {}
+    with suppress(OSError, KeyError, RuntimeError), h5py.File(path, "r") as file:
+        for name in Events._fields:
+            settings = file[f"events/{name}"].id.get_create_plist()
+            for position in range(settings.get_nfilters()):
+                number, _, _, known_as = settings.get_filter(position)
+                if not h5py.h5z.filter_avail(number):
+                    found[number] = f"{known_as.decode(errors='replace') or 'unnamed'} ({number})"
+    return list(found.values())

@@ -292,3 +292,46 @@ def test_an_interrupted_run_leaves_only_whole_files(raw_tree: Path, stop: signal
     report = prepare(raw_tree, splits=("val",))
     assert (report.kept, report.written) == (len(found), 12 - len(found))
     assert all(path.read_bytes() == content for path, content in found.items())
+
+
+def write_with_filter(path: Path, number: int, name: bytes) -> None:
+    """Event arrays that only a filter can unpack which nobody has."""
+    import h5py
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for key, values in trees.event_arrays("any", 100).items():
+            settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            settings.set_chunk((100,))
+            # optional to the writer; to the reader, the chunk says that it was applied
+            settings.set_filter(number, h5py.h5z.FLAG_OPTIONAL)
+            space, kind = h5py.h5s.create_simple((100,)), h5py.h5t.py_create(values.dtype)
+            group = file.require_group("events")
+            made = h5py.h5d.create(group.id, key.encode(), kind, space, settings)
+            made.write_direct_chunk((0,), name, filter_mask=0)
+
+
+def test_an_absent_filter_is_named_with_what_to_install(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    path = tmp_path / "events.h5"
+    write_with_filter(path, 499, b"packed")
+    with pytest.raises(DataError, match=r"HDF5 filter .*\(499\).*pip install --upgrade hdf5plugin"):
+        raw.read_events(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"is damaged or no HDF5 file .*fetch this file again"):
+        raw.read_events(path)
+
+
+@pytest.mark.parametrize("filter_name", ["Blosc", "Blosc2", "Zstd", "LZ4"])
+def test_published_filters_are_read_with_hdf5plugin(tmp_path: Path, filter_name: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    hdf5plugin = pytest.importorskip("hdf5plugin")
+    path, arrays = tmp_path / "events.h5", trees.event_arrays("any")
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            packing = getattr(hdf5plugin, filter_name)()
+            file.create_dataset(f"events/{name}", data=values, chunks=(500,), **packing)
+    events = raw.read_events(path)
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(getattr(events, name), values)
