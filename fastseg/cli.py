@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -34,6 +35,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 
     @wraps(main)
     def wrapped(arguments: Sequence[str] | None = None) -> int:
+        print_any_name()
         try:
             return main(arguments)
         except (Exception, KeyboardInterrupt) as error:
@@ -76,6 +78,23 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     return BUG, None
+
+
+def explain_os_error(error: OSError) -> str:
+    """The file, what the system says of it, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "make room, or choose another disk with --out; the same command continues"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "choose another place with --out, or ask for the right to use this one"
+    else:
+        remedy = "check the path"
+    return f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}"
+
+
+def print_any_name() -> None:
+    """Let standard output escape the letters of file names that its encoding does not have."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:

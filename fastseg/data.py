@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 import fastseg
-from fastseg.cli import BAD_INPUT
+from fastseg.cli import BAD_INPUT, explain_os_error, print_any_name
 from fastseg.contact_sheet import draw_sheet
 from fastseg.data_making import Fetch, Prepare, Synthetic, Unpack
 from fastseg.files import write_whole
@@ -177,13 +177,17 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def main(args: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
     command: Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
+    print_any_name()
     try:
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, args=args, prog="python -m fastseg.data", description=__doc__
         )
         return command.run()
-    except (ValueError, OSError) as error:  # DataError is a ValueError
+    except ValueError as error:  # DataError is one
         print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

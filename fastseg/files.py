@@ -10,8 +10,15 @@ def write_whole(path: Path, data: bytes | str) -> None:
     """Write beside ``path``, then rename; missing folders are made, text is UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data.encode() if isinstance(data, str) else data)
-    commit(partial, path)
+    try:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        commit(partial, path)
+    except OSError as error:
+        # a full disk is reported without the name of the file, and ours tells nobody anything
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        if partial.exists():
+            partial.unlink()
 
 
 def commit(partial: Path, final: Path) -> None:

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from os.path import lexists
 from pathlib import Path
 
 from .decode import Array, decode_modality, wrong_size
 from .errors import DataError
-from .files import Gap, SplitFiles, scan_split
+from .files import Gap, SplitFiles, beside, scan_split
 from .images import Pixels
 from .layout import case_of, conditions_of
 from .pool import bar, each
@@ -150,7 +151,8 @@ def check_sample(files: SplitFiles, sample_id: str) -> SampleReport:
 
     label: Pixels | None = None
     label_path = files.path(0, files.spec.label.file)
-    if all(files.path(0, file).exists() for file in files.spec.label.files):
+    # a link to nowhere is there for the listing, and a fault for whoever opens it
+    if all(lexists(files.path(0, file)) for file in files.spec.label.files):
         try:
             label = read_label(files, 0)
         except DataError as error:
@@ -160,7 +162,7 @@ def check_sample(files: SplitFiles, sample_id: str) -> SampleReport:
                 note("label", f"{label_path}: every pixel is ignored; nothing is learnt from it")
     for modality in files.modalities:
         paths = files.paths(0, modality.files)
-        if not all(path.exists() for path in paths):
+        if not all(map(lexists, paths)):
             continue
         try:
             image = _read(paths, files.spec, modality)
@@ -216,12 +218,13 @@ def _note_gaps(files: SplitFiles, gaps: Sequence[Gap], report: CheckReport, *, a
     for (part, file), missing in by_file.items():
         if len(missing) < len(files) or len(files) == 1:
             for gap in missing:
-                text = f"{files.path(gap.index, file)} does not exist. {remedy}"
+                path = files.path(gap.index, file)
+                text = f"{path} does not exist{beside(path)}. {remedy}"
                 sample_id = files.sample_ids[gap.index]
                 report.faults.append(Finding("missing", text, files.split, sample_id, part))
             continue
         text = f"{part}: all {len(files)} files of split {files.split!r} are missing, such as "
-        text += str(files.path(0, file))
+        text += f"{files.path(0, file)}{beside(files.path(0, file))}"
         if part == "label" and not asked:
             text += "; the split can be neither trained on nor scored"
             report.notes.append(Finding("missing", text, files.split, part=part))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -123,9 +124,10 @@ def scan_split(
     chosen = spec.select(modalities)
     _check_names(spec, split, conditions, cases)
     if not root.is_dir():
+        taken = root.exists()
         raise DataError(
-            f"no data set at {root}: the folder does not exist. Set --data.root to a copy of "
-            f"{spec.name}{_synthetic(spec, root)}",
+            f"no data set at {root}: {'it is a file' if taken else 'the folder does not exist'}. "
+            f"Set --data.root to a copy of {spec.name}{_synthetic(spec, 'DIR' if taken else root)}",
             "missing",
         )
     parts = {**{m.name: m.files for m in chosen}, "label": spec.label.files}
@@ -254,9 +256,33 @@ def _nothing(
     return DataError(
         f"no sample of split {split!r}{' with ' + ' '.join(filters) if filters else ''}{source} "
         f"under {root}; expected files {example} in the folders {', '.join(folders)}. "
-        f"Check --data.root{_synthetic(spec, 'DIR')}",
+        f"{_nearby(root, folders)}Check --data.root{_synthetic(spec, 'DIR')}",
         "missing",
     )
+
+
+def beside(path: Path) -> str:
+    """A note on files that differ from a missing one in their suffix only."""
+    try:
+        others = [p.name for p in path.parent.iterdir() if p.stem == path.stem and p != path]
+    except OSError:
+        return ""
+    return f" (there is {', '.join(sorted(others))})" if others else ""
+
+
+def _nearby(root: Path, folders: Iterable[str]) -> str:
+    """The folder above or below that looks like the root of the data set."""
+
+    def looks_right(place: Path) -> bool:
+        return sum((place / folder).is_dir() for folder in folders) >= 2
+
+    if looks_right(root):
+        return ""
+    with suppress(OSError):
+        for place in (root.absolute().parent, *sorted(root.iterdir())):
+            if looks_right(place):
+                return f"Did you mean {place}? "
+    return ""
 
 
 def _synthetic(spec: DatasetSpec, out: Path | str) -> str:
@@ -273,7 +299,8 @@ def _incomplete(files: SplitFiles, gaps: Sequence[Gap]) -> DataError:
         folders = {files.root / gap.file.folder for gap in mine}
         gone = "".join(f", folder {f} does not exist" for f in sorted(folders) if not f.is_dir())
         counts.append(f"{part}: {len({gap.index for gap in mine})} of {len(files)}{gone}")
-    lines = [f"  {files.path(gap.index, gap.file)}" for gap in gaps[:_LISTED]]
+    paths = [files.path(gap.index, gap.file) for gap in gaps[:_LISTED]]
+    lines = [f"  {path}{beside(path)}" for path in paths]
     if len(gaps) > _LISTED:
         lines.append(f"  and {len(gaps) - _LISTED} more")
     return DataError(

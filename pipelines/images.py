@@ -45,7 +45,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; restore it", "missing") from error
+        denied = isinstance(error, PermissionError)
+        remedy = "ask for the right to read it" if denied else "restore it"
+        raise DataError(f"cannot read {path}: {error.strerror}; {remedy}", "missing") from error
 
 
 def check_header(

@@ -134,6 +134,9 @@ def _write(
         # without its JSON file the old shard counts no more
         path.unlink(missing_ok=True)
         os.replace(unfinished, arrays)
+    except OSError as error:
+        # a full disk is reported without the name of the file
+        raise OSError(error.errno, error.strerror, error.filename or str(arrays)) from error
     finally:
         decoded.close()
         unfinished.unlink(missing_ok=True)
@@ -212,11 +215,14 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"packing needs about {needed / 2**30:.1f} GiB more at {folder}, where "
-            f"{free / 2**30:.1f} GiB are free; make room, choose another place with --out, or pack "
-            "fewer modalities or splits",
+            f"packing needs about {_size(needed)} more at {folder}, where {_size(free)} are free; "
+            "make room, choose another place with --out, or pack fewer modalities or splits",
             "space",
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _padded(length: int) -> int:

@@ -21,6 +21,9 @@ def write_whole(path: Path, data: bytes, durable: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        # a full disk is reported without the name of the file, and ours tells nobody anything
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()

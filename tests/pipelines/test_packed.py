@@ -344,7 +344,7 @@ def test_a_full_disk_is_foreseen(deliver_tree: Path, monkeypatch: pytest.MonkeyP
     files = list_split(get_dataset("deliver"), deliver_tree, "train")
     usage = shutil.disk_usage(deliver_tree)._replace(free=1000)
     monkeypatch.setattr(pack.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DataError, match=r"packing needs about .* GiB more at .* --out"):
+    with pytest.raises(DataError, match=r"packing needs about .* MiB more at .* --out"):
         pack_split(files, deliver_tree / "fast", progress=False)
     assert list((deliver_tree / "fast").iterdir()) == []
 
