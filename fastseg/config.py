@@ -37,6 +37,8 @@ HARMLESS = {
     "data.loader",
     "data.workers",
     "data.cache",
+    "data.missing",
+    "data.repeat",
     "data.damaged",
     "data.damaged_limit",
     "data.packed",

@@ -146,3 +146,19 @@ def test_kernels_and_definitions_give_the_same_training(monkeypatch):
         for name, value in wanted.items():
             # rounding differences grow from step to step
             assert got[name] == pytest.approx(value, rel=2e-5 + 5e-4 * step / 30), (step, name)
+
+
+def test_a_batch_without_any_label_stays_finite_and_teaches_nothing():
+    images, labels = make_batch(0)
+    with torch.no_grad():
+        teacher = Network(0).eval()(images)
+    for weights in (LossWeights(ohem=1.0), LossWeights(ohem=0.0, hpdm=10.0), EVERY_TERM):
+        network = Network(1)
+        terms = losses_of(weights, network(images), teacher, torch.full_like(labels, 255))
+        assert all(torch.isfinite(value) for value in terms.values())
+        terms["loss"].backward()
+        grads = [p.grad for p in network.parameters() if p.grad is not None]
+        assert all(grad.isfinite().all() for grad in grads)
+        assert terms["ohem" if "ohem" in terms else "hpdm"] == 0
+        if weights != EVERY_TERM:  # the logits' distance and the regulariser need no labels
+            assert not any(grad.any() for grad in grads)

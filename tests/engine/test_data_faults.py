@@ -1,0 +1,80 @@
+"""Faults of the data under a run: what is told, what is counted, what goes on."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastseg.errors import ConfigError
+from fastseg.pipelines import DataError
+
+
+def spoil(root: Path, number: int) -> Path:
+    path = sorted(root.glob("hha/*/train/*/*.png"))[number]
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+@pytest.fixture
+def own(config, scenes, tmp_path):
+    """The config on a copy of the scenes that a test may spoil."""
+    root = tmp_path / "scenes"
+    shutil.copytree(scenes, root)
+    return replace(config, data=replace(config.data, root=root, cache=False))
+
+
+def test_a_damaged_sample_is_skipped_told_and_counted(own, fit, losses, capsys):
+    victim = spoil(own.data.root, 5)
+    with pytest.raises(DataError, match="is damaged"):
+        fit(replace(own, name="strict"))
+    skipping = replace(own, data=replace(own.data, damaged="skip"))
+    path, done = fit(skipping)
+    assert done
+    said = capsys.readouterr().err
+    line = f"a training sample is skipped, and the next one taken: {victim} is damaged"
+    assert said.count(line) == 1
+    rows = [json.loads(row) for row in (path / "metrics.jsonl").read_text().splitlines()]
+    counts = [row["replaced_samples"] for row in rows if row["kind"] == "train"]
+    assert 1 <= sum(counts) <= 10  # two stages of five steps
+
+    # stopped and resumed, on the same samples
+    again = replace(skipping, name="again", stop_after=3)
+    while not fit(again)[1]:
+        pass
+    assert losses(path) == losses(own.out / "again")
+
+
+def test_a_run_that_met_damage_may_go_on_without_it(own, fit):
+    spoil(own.data.root, 3)
+    with pytest.raises(DataError, match="is damaged"):
+        fit(own)
+    assert fit(replace(own, data=replace(own.data, damaged="skip")))[1]
+
+
+def test_too_many_damaged_samples_stop_the_run(own, fit):
+    for number in (2, 5, 8):
+        spoil(own.data.root, number)
+    with pytest.raises(DataError, match=r"2 of 12 training samples .*--data\.damaged-limit"):
+        fit(replace(own, data=replace(own.data, damaged="skip")))
+
+
+def test_other_samples_may_be_allowed(own, fit, capsys):
+    assert not fit(replace(own, stop_after=2))[1]
+    scene = sorted(own.data.root.glob("hha/*/train/*"))[-1].relative_to(own.data.root / "hha")
+    for folder in own.data.root.glob(f"*/{scene}"):
+        shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match=r"not those that .*--fresh.*--allow-data-change"):
+        fit(own)
+    assert fit(replace(own, allow_data_change=True))[1]
+    assert "continuing on the others, as --allow-data-change says" in capsys.readouterr().err
+    written = json.loads((own.out / own.name / "config.json").read_text())
+    assert written["allow_data_change"] is False
+
+
+def test_few_samples_train_if_repeated(own, fit):
+    data = replace(own.data, batch_size=16)
+    with pytest.raises(DataError, match=r"12 training samples are fewer .* --data\.repeat"):
+        fit(replace(own, data=data))
+    assert fit(replace(own, data=replace(data, repeat=True)))[1]
