@@ -156,10 +156,9 @@ class Source:
                     image = self._reader.store.image(index, modality)
                     own = image.shape[1], image.shape[2]
                 else:
-                    read = self._reader.image
-                    image = read(index, modality, size)
-                    read = plan.damage.other_reader(read, image)
-                    image = self._corrupt(image, modality, epoch, index, read)
+                    image = self._reader.image(index, modality, size)
+                    others = plan.damage.other_reader(self._reader.image, image)
+                    image = self._corrupt(image, modality, epoch, index, others)
                 image = augment.before(image) if is_photo(modality) else image
                 content = np.ascontiguousarray(image.transpose(1, 2, 0))
             if own != size and not modality.any_size:

@@ -113,7 +113,7 @@ class EvalOrder:
         return 0, tuple(self._own[step * self._batch : (step + 1) * self._batch])
 
 
-@dataclass(frozen=True)
+@dataclass
 class FixedOrder:
     """One step of an order, with other samples in it."""
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from fastseg.pipelines import DataConfig, Loader, build_loader
 
 _SETTLED = 5
@@ -76,16 +78,24 @@ def evaluation(loader: Loader) -> Callable[[], None]:
     return run
 
 
-def measure(root: Path, name: str, epochs: int, *, train: bool = True) -> tuple[float, float]:
-    """`growth` of one variant on the tree at ``root``."""
+def measure(root: Path, name: str, epochs: int, *, leak: bool = False) -> tuple[float, float]:
+    """`growth` of ``training, <variant>`` or ``evaluation, <variant>`` on the tree at ``root``."""
+    what, _, variant = name.partition(", ")
     # DALI's buffers have the size of the largest input so far; with one scale that is soon met
-    settings = {"packed_auto": False, "jitter": 0.5, "blur": 0.5, "scale": (1, 1), **VARIANTS[name]}
+    settings = {"packed_auto": False, "jitter": 0.5, "blur": 0.5, "scale": (1, 1)}
     sizes = {"size": 64, "batch_size": 2, "eval_batch_size": 2}
-    config = DataConfig(root=root, train_split="val", **sizes, **settings)
-    loader = build_loader(config, train=train)
-    assert ("packed" in loader.reason) == settings["packed_auto"]
+    config = DataConfig(root=root, train_split="val", **sizes, **settings | VARIANTS[variant])
+    loader = build_loader(config, train=what == "training")
+    assert ("packed" in loader.reason) == config.packed_auto
+    run = training(loader) if what == "training" else evaluation(loader)
+    kept = []
+
+    def run_and_keep() -> None:
+        run()
+        kept.append(torch.ones(4, 2, 3, 64, 64))  # as large as the images of a batch
+
     try:
-        return growth(training(loader) if train else evaluation(loader), epochs)
+        return growth(run_and_keep if leak else run, epochs)
     finally:
         loader.close()
 
@@ -95,19 +105,20 @@ def main() -> None:
 
     from fastseg import data
 
+    names = [f"{what}, {variant}" for what in ("training", "evaluation") for variant in VARIANTS]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=50)
-    epochs = parser.parse_args().epochs
+    parser.add_argument("--variants", nargs="*", default=names, choices=names)
+    parser.add_argument("--leak", action="store_true", help="keep one batch per epoch")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
         root = trees.write_deliver(Path(folder))
         data.main(["pack", "--root", str(root), "--splits", "val"])
-        for train in (True, False):
-            for name in VARIANTS:
-                before, more = measure(root, name, epochs, train=train)
-                what = "training" if train else "evaluation"
-                print(
-                    f"{what}, {name}: {before:.1f} MiB, {more:+.1f} in {epochs} epochs", flush=True
-                )
+        for name in options.variants:
+            before, more = measure(root, name, options.epochs, leak=options.leak)
+            print(
+                f"{name}: {before:.1f} MiB, {more:+.1f} after {options.epochs} epochs", flush=True
+            )
 
 
 if __name__ == "__main__":
