@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from fastseg.ema import WeightAverage
 from fastseg.errors import CheckpointError
@@ -64,8 +66,11 @@ def save_weights(path: Path, module: nn.Module, identity: Identity, facts: dict[
     metadata = {"fastseg": json.dumps(asdict(identity)), "facts": json.dumps(facts)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    commit(partial, path)
+    try:
+        _write_tensors(tensors, partial, metadata)
+        commit(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_identity(path: Path) -> tuple[Identity, dict[str, Any]]:
@@ -136,18 +141,35 @@ def save_state(
     partial = folder / f"{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, values in tensors.items():
-        save_file(values, partial / f"{name}.safetensors")
-    (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    manifest = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in partial.iterdir():
-        sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    commit(partial, final)
+    try:
+        for name, values in tensors.items():
+            _write_tensors(values, partial / f"{name}.safetensors")
+        (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        manifest = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in partial.iterdir():
+            sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        commit(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     for old in sorted(folder.glob("step-????????"))[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file; what the system refuses is an OSError that names it."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)|code: (\d+)", str(error))
+        if code is None:
+            raise
+        number = int(code[1] or code[2])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def newest_state(folder: Path, stage: str) -> tuple[Path, dict[str, Any]] | None:

@@ -26,6 +26,11 @@ from fastseg.ranks import OthersFailed, Ranks, join
 
 BUG, BAD_INPUT, LOST_PEER, OUT_OF_MEMORY, INTERRUPTED = 1, 2, 69, 75, 130
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSALS = (*_FULL, *_FORBIDDEN)
+"""What a system says of a place where nothing can be written."""
+
 _PATIENCE_S = 3.0
 """How long a process whose collective broke waits to hear that another one failed first."""
 
@@ -75,6 +80,8 @@ def explain(error: BaseException) -> tuple[int, str | None]:
             "Lower --data.batch-size or --data.size, or use --precision bf16. "
             "The same command then continues from the last checkpoint."
         )
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return BAD_INPUT, f"error: {explain_os_error(error)}"
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     return BUG, None
@@ -82,9 +89,9 @@ def explain(error: BaseException) -> tuple[int, str | None]:
 
 def explain_os_error(error: OSError) -> str:
     """The file, what the system says of it, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         remedy = "make room, or choose another disk with --out; the same command continues"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    elif error.errno in _FORBIDDEN:
         remedy = "choose another place with --out, or ask for the right to use this one"
     else:
         remedy = "check the path"

@@ -293,3 +293,23 @@ def test_evaluate_under_a_corruption(finished, capsys, tmp_path):
     noisy, _ = scores("--corruption.noise", "high", "--batch-size", "2")
     again, _ = scores("--corruption.noise", "high", "--batch-size", "5")
     assert noisy == again != plain
+
+
+def test_a_full_disk_is_explained_and_leaves_no_partial_file(scenes, tmp_path):
+    """The largest file that a process may write stands in for the disk."""
+    script = (
+        "import resource, sys; from fastseg import train; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+        "sys.exit(train.main(sys.argv[1:]))"
+    )
+    arguments = options(scenes, tmp_path, "--save-every", "2", "--evaluation.every", "1000")
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"error: {tmp_path / 'debug'}")
+    assert "make room" in said
+    assert "the same command continues" in said
+    assert not list((tmp_path / "debug").rglob("*.partial"))
+    assert train.main(arguments) == 0
