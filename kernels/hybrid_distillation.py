@@ -86,12 +86,16 @@ def _hybrid_context(ctx: Any, inputs: Any, output: Any) -> None:
     _, table, counts = output
     ctx.save_for_backward(table, labels, counts)
     ctx.mark_non_differentiable(table, counts)
+    ctx.set_materialize_grads(False)
 
 
-def _hybrid_backward(ctx: Any, grad: Tensor, *_others: Tensor | None) -> tuple[Any, ...]:
+def _hybrid_backward(ctx: Any, grad: Tensor | None, *_others: Tensor | None) -> tuple[Any, ...]:
     table, labels, counts = ctx.saved_tensors
+    nothing = [None] * (len(counts) // 2)
+    if grad is None:
+        return (nothing, nothing, *[None] * 8)
     grads = prototype_pool_bwd(table, grad, labels, counts, ctx.layouts, ctx.twice)
-    return (grads, [None] * len(grads), *[None] * 8)
+    return (grads, nothing, *[None] * 8)
 
 
 _hybrid_distillation.register_autograd(_hybrid_backward, setup_context=_hybrid_context)

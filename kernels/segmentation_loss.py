@@ -160,15 +160,21 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     logits, labels, teacher, _, _, _, ctx.ignore_index, ctx.temperature, _ = inputs
     _, _, selection, maps = output
     ctx.mark_non_differentiable(selection, maps)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, labels, teacher, selection, maps)
 
 
 def _backward(
-    ctx: Any, d_ohem: Tensor, d_kl: Tensor, _d_selection: Any, _d_maps: Any
+    ctx: Any, d_ohem: Tensor | None, d_kl: Tensor | None, _d_selection: Any, _d_maps: Any
 ) -> tuple[Tensor | None, ...]:
+    rest = (None,) * 8
+    given = d_kl if d_ohem is None else d_ohem
+    if given is None:
+        return (None, *rest)
+    # a term without a gradient may still have one the next time: the kernel takes both
+    d_ohem, d_kl = (torch.zeros_like(given) if d is None else d for d in (d_ohem, d_kl))
     options = ctx.ignore_index, ctx.temperature
-    grad = _segmentation_loss_bwd(d_ohem, d_kl, *ctx.saved_tensors, *options)
-    return grad, None, None, None, None, None, None, None, None
+    return (_segmentation_loss_bwd(d_ohem, d_kl, *ctx.saved_tensors, *options), *rest)
 
 
 _segmentation_loss.register_autograd(_backward, setup_context=_setup_context)

@@ -102,6 +102,19 @@ def test_without_a_teacher(device):
     assert check(logits, labels, None)[1] == 0
 
 
+@pytest.mark.parametrize("term", [0, 1])
+def test_one_term_alone_has_its_own_gradient(term, device):
+    logits, labels, teacher = make_inputs(SHAPES["odd"], device)
+    x = logits.requires_grad_()
+    weights = [(1.0, 0.0), (0.0, 1.0)][term]
+    (both,) = torch.autograd.grad(
+        sum(w * y for w, y in zip(weights, segmentation_loss(x, labels, teacher), strict=True)), x
+    )
+    (alone,) = torch.autograd.grad(segmentation_loss(x, labels, teacher)[term], x)
+    assert both.abs().max() > 0
+    assert torch.equal(alone, both)
+
+
 def test_student_and_teacher_may_differ_in_dtype(device):
     logits, labels, teacher = make_inputs((1, 5, 2, 3, 4), device)
     check(logits.bfloat16(), labels, teacher)
