@@ -2,11 +2,20 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from fastseg.config import TrainConfig
 from fastseg.context import RunContext
+from fastseg.losses import LossOptions
+from fastseg.models import SegFormer
+from fastseg.optim import build_optimizer
+from fastseg.pipelines import Batch
 from fastseg.pipelines.synthetic import SyntheticConfig, generate
+from fastseg.precision import LossScale
 from fastseg.presets import get_preset
 from fastseg.run_folder import RunFolder
+from fastseg.schedule import LossWeights, Stage
+from fastseg.step import TrainStep
 from fastseg.trainer import Stopped, Trainer
 
 
@@ -67,3 +76,54 @@ def losses():
         }
 
     return read
+
+
+MODALITIES, CLASSES = 4, 5
+NAMES = ("img", "depth", "event", "lidar")
+
+
+@pytest.fixture
+def tiny_step():
+    """Make the step function of a student: MiT-nano, four modalities, five classes."""
+
+    def make(
+        modalities="full",
+        *,
+        losses=LossWeights(ohem=1, logit=50, hpdm=1),  # noqa: B008
+        dropout=0.1,
+        dtype=torch.float32,
+        device="cpu",
+        **changes,
+    ):
+        stage = Stage(
+            trains="student", learns_from="teacher", start="random", modalities=modalities,
+            losses=losses, steps=40, lr=1e-3, warmup_epochs=2,
+        )  # fmt: skip
+        # every labelled pixel is hard: nothing jumps from one rounding to the next
+        options = LossOptions(rrm_samples=2, ohem_threshold=1 - 1e-9)
+        config = TrainConfig(**{"losses": options} | changes)
+        torch.manual_seed(7)
+        network, teacher = (
+            SegFormer("mit_nano", CLASSES, 16, dropout=dropout, drop_path=dropout).to(device, dtype)
+            for _ in "st"
+        )
+        scale = LossScale(torch.device(device)) if config.precision == "fp16" else None
+        optimizer = build_optimizer(network.train(), config.optim)
+        return TrainStep(config, stage, 1, network, teacher.eval(), optimizer, 4, scale=scale)
+
+    return make
+
+
+@pytest.fixture
+def random_batch():
+    """Make a batch whose labels can be read off its images."""
+
+    def make(seed=0, batch=2, side=64, device="cpu", dtype=torch.float32):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, CLASSES, (batch, 2, 2), generator=generator)
+        labels = labels.repeat_interleave(side // 2, 1).repeat_interleave(side // 2, 2)
+        images = torch.randn((MODALITIES, batch, 3, side, side), generator=generator)
+        images = (images + labels[None, :, None]).to(device, dtype)
+        return Batch(images, labels.to(device), NAMES, ("",) * batch)
+
+    return make

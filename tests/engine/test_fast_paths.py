@@ -1,0 +1,105 @@
+"""Every decision about the way a step is run, and the reason that is given for it."""
+
+import pytest
+import torch
+
+from fastseg import fast_paths
+from fastseg.fast_paths import FastPaths, Path, SpeedConfig, choose_paths
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+PARAMETERS = [torch.nn.Parameter(torch.zeros(2))]
+FUSED = torch.optim.AdamW(PARAMETERS, fused=True)
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    """Decide for a GPU that may not be there."""
+
+    def call(triton=True, kernels=True, optimizer=FUSED, speed=(), **options):
+        monkeypatch.setattr(fast_paths, "HAS_TRITON", triton)
+        monkeypatch.setattr(fast_paths, "runs_on", lambda x: kernels)
+        empty = torch.empty
+        monkeypatch.setattr(torch, "empty", lambda *size, **_: empty(*size))
+        options = {"device": GPU, "short": BF16, "steps": 10_000} | options
+        return choose_paths(SpeedConfig(**dict(speed)), optimizer, **options)
+
+    return call
+
+
+AS_CONFIGURED = "as configured"
+CASES = [
+    # path, changes, taken, why
+    ("kernels", {}, True, "fused losses"),
+    ("kernels", {"triton": False}, False, "Triton is not installed"),
+    ("kernels", {"device": CPU}, False, "a CPU runs the definitions"),
+    ("kernels", {"kernels": False}, False, "FASTSEG_KERNELS asks"),
+    ("short_weights", {}, True, "bfloat16 copies made once per step"),
+    ("short_weights", {"short": torch.float16}, True, "float16 copies"),
+    ("short_weights", {"device": CPU}, True, "bfloat16 copies"),
+    ("short_weights", {"short": None}, False, "full precision needs no copies"),
+    ("short_weights", {"mode": "replicate"}, False, "gradients travel one by one"),
+    ("short_weights", {"mode": "fsdp_root"}, False, "FSDP gathers short weights itself"),
+    ("short_weights", {"mode": "hsdp"}, False, "FSDP gathers short weights itself"),
+    ("channels_last", {}, True, "copies around convolutions are saved"),
+    ("channels_last", {"device": CPU}, False, "no GPU"),
+    ("compile", {}, True, "blocks and head"),
+    ("compile", {"speed": {"compile": "off"}}, False, AS_CONFIGURED),
+    ("compile", {"speed": {"compile": "on"}, "device": CPU, "steps": 1}, True, AS_CONFIGURED),
+    ("compile", {"device": CPU}, False, "on a CPU compiling takes longer"),
+    ("compile", {"triton": False}, False, "Triton is not installed"),
+    ("compile", {"steps": 1999}, False, "a stage of 1999 steps is too short"),
+    ("compile", {"steps": 2000}, True, "blocks and head"),
+    ("compile", {"mode": "fsdp_root"}, True, "blocks and head"),
+    ("compile", {"mode": "fsdp_blocks"}, False, "FSDP gathers and frees every block"),
+    ("compile", {"apex_norm": True}, False, "apex's LayerNorm cannot be compiled"),
+    (
+        "compile",
+        {"speed": {"compile": "on"}, "mode": "fsdp_blocks"},
+        False,
+        "FSDP gathers and frees every block",
+    ),
+    ("graphs", {}, True, "one per number of modalities"),
+    ("graphs", {"speed": {"graphs": "on"}}, True, "one per number of modalities"),
+    ("graphs", {"speed": {"graphs": "off"}}, False, AS_CONFIGURED),
+    ("graphs", {"device": CPU}, False, "no GPU"),
+    ("graphs", {"speed": {"graphs": "on"}, "device": CPU}, False, "no GPU"),
+    ("graphs", {"mode": "replicate"}, False, "the processes exchange gradients"),
+    ("graphs", {"accumulate": 2}, False, "a step has several micro-batches"),
+    ("graphs", {"kernels": False}, False, "the definitions of the losses wait"),
+    ("graphs", {"optimizer": torch.optim.AdamW(PARAMETERS)}, False, "AdamW cannot be captured"),
+    ("graphs", {"optimizer": object()}, False, "object cannot be captured"),
+    ("attention", {}, True, "the fastest kernel per level, measured"),
+    ("attention", {"device": CPU}, False, "no GPU"),
+    ("attention", {"speed": {"attention": "torch"}}, False, "left to torch"),
+    ("checkpointing", {}, False, AS_CONFIGURED),
+    ("checkpointing", {"checkpointing": True}, True, AS_CONFIGURED),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "taken", "why"), CASES)
+def test_each_decision_has_its_reason(choose, name, changes, taken, why):
+    path = getattr(choose(**changes), name)
+    assert path.taken == taken
+    assert why in path.why
+
+
+def test_every_decision_is_in_the_table():
+    assert {name for name, *_ in CASES} == set(FastPaths.__dataclass_fields__)
+
+
+def test_the_line_names_every_decision_with_its_reason(choose):
+    line = choose(device=CPU, checkpointing=True).describe()
+    parts = line.split("; ")
+    assert len(parts) == len(FastPaths.__dataclass_fields__)
+    assert "short weights on (bfloat16 copies made once per step)" in parts
+    assert "graphs off (no GPU)" in parts
+    assert "checkpointing on (as configured)" in parts
+
+
+def test_a_step_takes_what_was_decided(tiny_step):
+    plain = tiny_step().paths
+    assert plain.kernels == Path(False, "a CPU runs the definitions of the losses")
+    assert not plain.short_weights.taken
+    assert tiny_step(precision="bf16").paths.short_weights.taken
+    assert tiny_step(speed=SpeedConfig(compile="on")).paths.compile.taken
