@@ -1,0 +1,113 @@
+"""The choice among torch's attention kernels, with a clock that is given."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+
+from fastseg import attention_choice
+from fastseg.attention_choice import BACKENDS, attention_shapes, choose_attention
+from fastseg.models import SegFormer
+
+SIDE, IMAGES = 64, 2
+
+
+@pytest.fixture
+def network():
+    return SegFormer("mit_nano", 3, 8)
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """The kernels that were timed; on a CPU none of them could really be."""
+    backends = []
+
+    def fake(q, k, v, backend):
+        backends.append(backend)
+        if backend is SDPBackend.FLASH_ATTENTION:
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return q + k.mean() + v.mean()
+
+    monkeypatch.setattr(attention_choice, "attention", fake)
+    return backends
+
+
+def clock_of(*times):
+    """Runs what it is given, and says that it took the next of these times."""
+    left = iter(times)
+
+    def clock(call):
+        call()
+        return next(left)
+
+    return clock
+
+
+def backends_of(network):
+    return [{block.attn.backend for block in blocks} for _, blocks, _ in network.encoder.levels()]
+
+
+def test_shapes_are_those_of_the_network(network, monkeypatch):
+    seen = []
+    for _, blocks, _ in network.encoder.levels():
+        blocks[0].attn.q.register_forward_hook(lambda _, args, out: seen.append(list(out.shape)))
+    network(torch.zeros(1, IMAGES, 3, SIDE, SIDE))
+    for (queries, keys), (n, h, w, c) in zip(
+        attention_shapes(network, IMAGES, SIDE), seen, strict=True
+    ):
+        assert queries[0] == n
+        assert queries[2] == h * w
+        assert queries[1] * queries[3] == c
+        assert keys == 4  # 64 / 32, squared
+    assert attention_shapes(network, 8, 1024)[0] == ((8, 1, 65536, 16), 1024)
+
+
+def test_the_fastest_kernel_of_each_level_is_set_on_all_networks(network, tried):
+    other = SegFormer("mit_nano", 3, 8)
+    # flash never serves: two times per level
+    clock = clock_of(1, 2, 2, 1, 0.5, 0.25, 3, 4)
+    said = choose_attention([network, other], IMAGES, SIDE, torch.float32, clock)
+    cudnn, efficient = BACKENDS["cudnn"], BACKENDS["efficient"]
+    assert backends_of(network) == [{cudnn}, {efficient}, {efficient}, {cudnn}]
+    assert backends_of(other) == backends_of(network)
+    assert said == (
+        "levels 1 to 4: cudnn 1.000 ms, efficient 1.000 ms, efficient 0.250 ms, cudnn 3.000 ms"
+    )
+    assert set(tried) == set(BACKENDS.values())
+
+
+def test_a_kernel_that_does_not_serve_takes_forever(tried):
+    tensors = [torch.randn(1, 1, 4, 2, requires_grad=True) for _ in "qkv"]
+    flash, cudnn = BACKENDS["flash"], BACKENDS["cudnn"]
+    assert math.isinf(attention_choice._ms(flash, tensors, clock_of(1)))
+    assert attention_choice._ms(cudnn, tensors, clock_of(1)) == 1
+
+
+def test_without_any_kernel_the_choice_is_left_to_torch(network, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    monkeypatch.setattr(attention_choice, "attention", refuse)
+    said = choose_attention([network], IMAGES, SIDE, torch.float32, clock_of())
+    assert said == "levels 1 to 4: " + ", ".join(["torch's choice"] * 4)
+    assert backends_of(network) == [{None}] * 4
+
+
+class Slower:
+    """Two processes: the other one needs ten times as long with cuDNN."""
+
+    def __init__(self):
+        self.asked = []
+
+    def reduce(self, values, how):
+        self.asked.append((list(values), how))
+        return [max(ms, 10.0) if i == 0 else ms for i, ms in enumerate(values)]
+
+
+def test_processes_take_what_is_fastest_for_the_slowest(network, tried):
+    ranks = Slower()
+    clock = clock_of(*[1, 2] * 4)
+    choose_attention([network], IMAGES, SIDE, torch.float32, clock, ranks)
+    assert backends_of(network) == [{BACKENDS["efficient"]}] * 4
+    assert ranks.asked == [([1, math.inf, 2], "max")] * 4
