@@ -148,10 +148,11 @@ def _blank(device: torch.device, modalities: int, batch: int, side: int) -> Batc
 
 def warm_up(
     train: TrainStep, modalities: int, batch: int, side: int, ranks: Ranks
-) -> tuple[float, list[str]]:
+) -> tuple[float | None, list[str]]:
     """Choose kernels, compile for every number of modalities, and time a rehearsal.
 
-    Weights, statistics and the draws of the training stay as they are.
+    Weights, statistics and the draws of the training stay as they are. On a CPU without anything
+    to compile a rehearsal would cost as much as a step and tell no more: there is none.
 
     Args:
         train: the step function.
@@ -161,13 +162,16 @@ def warm_up(
         ranks: the processes, which all rehearse together.
 
     Returns:
-        Seconds of both passes of a step with all modalities, and what was chosen, for people.
+        Seconds of both passes of a step with all modalities, None without a rehearsal; and what
+        was chosen, for people.
     """
     said = []
     if train.paths.attention.taken:
         networks = [each for each in (train.plain, train.teacher) if each is not None]
         chosen = choose_attention(networks, modalities * batch, side, train.dtype, ranks=ranks)
         said.append(f"attention kernels, both passes: {chosen}")
+    if train.device.type == "cpu" and not train.paths.compile.taken:
+        return None, said
     blank = _blank(train.device, modalities, batch, side)
     fewest = 1 if train.stage.modalities == "drop" and train.paths.compile.taken else modalities
     seconds = 0.0

@@ -11,7 +11,7 @@ import torch
 
 from fastseg.errors import ConfigError
 from fastseg.ranks import Ranks
-from fastseg.telemetry import duration, say
+from fastseg.telemetry import duration, foretell, say
 
 _FIRST_STEP = 10  # of the window, counted from 0: by then a stage runs evenly
 _DEAREST = 10
@@ -28,18 +28,27 @@ class StepWatch:
         profile_steps: length of the profiler's window; 0 for none. A validation that falls into it
             is profiled as well.
         expected: steps that this session may run; a short one is profiled from its beginning.
+        forecast: say after the second step how long the stage may take; the first is no measure.
     """
 
     def __init__(
-        self, title: str, folder: Path, ranks: Ranks, profile_steps: int, expected: int
+        self,
+        title: str,
+        folder: Path,
+        ranks: Ranks,
+        profile_steps: int,
+        *,
+        expected: int,
+        forecast: bool = False,
     ) -> None:
         self._title, self._folder, self._ranks, self._device = title, folder, ranks, ranks.device
         self._window = profile_steps if ranks.is_first else 0
         self._first = max(0, min(_FIRST_STEP, expected - profile_steps))
+        self._expected = expected if forecast and ranks.is_first else 0
         self._profile: torch.profiler.profile | None = None
         self._steps = self._samples = 0
         self._waited = 0.0
-        self._began = time.perf_counter()
+        self._began = self._step_began = time.perf_counter()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
@@ -49,12 +58,16 @@ class StepWatch:
             gpu = [_ACTIVITY.CUDA] if self._device.type == "cuda" else []
             self._profile = torch.profiler.profile(activities=[_ACTIVITY.CPU, *gpu])
             self._profile.start()
+        self._step_began = time.perf_counter()
 
     def after(self, samples: int, waited: float) -> None:
         """A step is queued: its number of samples, and the seconds it waited for them."""
         self._steps += 1
         self._samples += samples
         self._waited += waited
+        if self._expected and self._steps == 2:
+            seconds = waited + time.perf_counter() - self._step_began
+            say(f"{self._title}: {foretell('a step', seconds, self._expected - 2)}")
         if self._profile is not None and self._steps == self._first + self._window:
             self._end_window()
 

@@ -168,6 +168,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def foretell(what: str, seconds: float, ahead: int) -> str:
+    """How long so many steps will take, if each takes as long as this one."""
+    return f"{what} took {1e3 * seconds:.0f} ms, {ahead} of them {duration(ahead * seconds)}"
+
+
 def say(text: str) -> None:
     """A line for people, on standard error so that standard output holds results only."""
     tqdm.write(text, file=sys.stderr)

@@ -25,7 +25,7 @@ from fastseg.profiling import StepWatch, open_board
 from fastseg.run_folder import RunFolder
 from fastseg.schedule import Stage, derive_seed
 from fastseg.session import Session, build_session
-from fastseg.telemetry import Meter, MetricsLog, Progress, duration, say
+from fastseg.telemetry import Meter, MetricsLog, Progress, foretell, say
 
 VALIDATIONS_PER_STAGE = 10
 
@@ -95,14 +95,15 @@ class Trainer:
         saved = self._newest(name)
         session = self._open(index, name, stage, saved)
         done = self._resume(session, saved)
-        self._warm_up(session, done)
+        rehearsed = self._warm_up(session, done)
         checked = done + self.config.parallel.check_steps
         progress = Progress(name, session.steps, done, shown=self.ranks.is_first)
         stream = self._micro_batches(done, session.steps)
         meter = Meter()
         watch = StepWatch(
-            name, self.run.path, self.ranks, self.config.profile_steps, session.steps - done
-        )
+            name, self.run.path, self.ranks, self.config.profile_steps,
+            expected=session.steps - done, forecast=not rehearsed,
+        )  # fmt: skip
         shown: dict[str, str] = {}
         try:
             for step in range(done, session.steps):
@@ -313,16 +314,18 @@ class Trainer:
         self.metrics.rewind(session.name, step)
         return step
 
-    def _warm_up(self, session: Session, done: int) -> None:
-        """Rehearse a step; say how steps are run and how long the stage may take."""
+    def _warm_up(self, session: Session, done: int) -> bool:
+        """Say how steps are run and what was chosen; the time of the stage if that is known yet."""
         data, train = self.config.data, session.train
         modalities, ahead = len(self.context.modalities), session.steps - done
         self._say(f"{session.name}: {train.paths.describe()}")
         seconds, chosen = warm_up(train, modalities, data.batch_size, data.size, self.ranks)
-        seconds *= self.config.accumulate
-        text = f"a rehearsed step took {1e3 * seconds:.0f} ms, {ahead} of them "
-        for line in (*chosen, text + duration(seconds * ahead)):
+        for line in chosen:
             self._say(f"{session.name}: {line}")
+        if seconds is not None:
+            seconds *= self.config.accumulate
+            self._say(f"{session.name}: {foretell('a rehearsed step', seconds, ahead)}")
+        return seconds is not None
 
     def _say(self, text: str) -> None:
         if self.ranks.is_first:

@@ -40,7 +40,7 @@ class Attention(nn.Module):
     """Multi-head attention of all tokens to the spatially reduced tokens.
 
     Attributes:
-        backend: the kernel of :func:`attention`; :mod:`fastseg.fast_paths` sets it by measurement.
+        backend: the kernel of :func:`attention`, set by :mod:`fastseg.attention_choice`.
     """
 
     def __init__(self, width: int, heads: int, reduction: int) -> None:
