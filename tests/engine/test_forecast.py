@@ -1,0 +1,197 @@
+"""Memory by counting shapes, and the rehearsal of a step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastseg import forecast
+from fastseg.context import RunContext
+from fastseg.draws import pack
+from fastseg.fast_paths import SpeedConfig
+from fastseg.forecast import LiveBytes, count_memory, forecast_memory, warm_up
+from fastseg.ranks import Ranks
+from fastseg.schedule import LossWeights
+from fastseg.session import build_session
+
+ALONE = Ranks(torch.device("cpu"))
+WITHOUT_WAITS = LossWeights(ohem=0, logit=50)
+
+
+def straight():
+    a = torch.empty(1000)  # 4000
+    b = a + 1  # 8000
+    del a
+    c = b.double()  # 12000, the peak
+    del b
+    return c
+
+
+def in_place():
+    x = torch.zeros(100)
+    x.add_(1)
+    x.view(10, 10).t().mul_(2)
+    return x
+
+
+def views():
+    x = torch.zeros(50, dtype=torch.int64)
+    return [x[::2], x.view(5, 10), x.expand(7, 50)]
+
+
+def several():
+    return torch.zeros(6, 5).unbind(0), torch.ones(3).split(1), torch.ones(10, 2).max(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("program", "peak", "left"),
+    [
+        (straight, 12000, 8000),
+        (in_place, 400, 400),
+        (views, 400, 400),
+        (several, 120 + 12 + 80 + 40 + 80, 120 + 12 + 40 + 80),
+    ],
+)
+def test_bytes_of_known_programs(program, peak, left):
+    with LiveBytes() as live:
+        result = program()
+        assert (live.peak, live.now) == (peak, left)
+        del result
+        assert live.now == 0
+    assert live.peak == peak
+
+
+def test_what_is_there_before_is_not_counted():
+    x = torch.zeros(1000)
+    with LiveBytes() as live:
+        y = x.view(10, 100)
+        y += 1
+        assert (live.peak, live.now) == (0, 0)
+        (x + 1).sum()
+    assert live.peak == 4000 + 4
+
+
+def test_saved_tensors_live_until_the_backward_pass():
+    x = torch.ones(100, requires_grad=True)
+    with LiveBytes() as live:
+        y = (x * 2).exp().sum()
+        assert live.now == 400 + 4  # the result of exp; its input is not needed
+        y.backward()
+        del y
+        assert live.now == 400
+    assert x.grad is not None
+
+
+def student_context(config, **changes):
+    stage = replace(config.stages["student"], losses=WITHOUT_WAITS)
+    config = replace(config, data=replace(config.data, batch_size=2), **changes)
+    return RunContext(config), stage
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_forecast_is_what_a_real_step_allocates(config, precision):
+    context, stage = student_context(config, precision=precision)
+    found = count_memory(context, stage)
+    network, teacher = context.new_network(0), context.new_network(1)
+    session = build_session(
+        context, 1, "student", stage, network, teacher, epoch=1, mode="single", kind="adamw"
+    )
+    data = config.data
+    draws = pack(ALONE.device, torch.arange(4).expand(2, -1), present=range(4))
+    with LiveBytes() as live:
+        session.train.rehearse(forecast._blank(ALONE.device, 4, 2, data.size), draws)
+    assert found.step == pytest.approx(live.peak, rel=0.01)
+    size = sum(p.numel() * 4 for p in network.parameters())
+    frozen = sum(p.numel() * p.element_size() for p in teacher.parameters())
+    assert found.networks == 3 * size + frozen
+    assert count_memory(context, stage, shards=4).networks == 3 * size // 4 + size + frozen
+
+
+def test_a_larger_batch_and_less_recomputation_need_more(config):
+    context, stage = student_context(config)
+    usual = count_memory(context, stage)
+    again, _ = student_context(config, model=replace(config.model, checkpointing=True))
+    larger = RunContext(replace(context.config, data=replace(context.config.data, batch_size=4)))
+    assert count_memory(again, stage).step < usual.step
+    assert 1.8 * usual.step < count_memory(larger, stage).step < 2.05 * usual.step
+
+
+def test_a_forecast_is_a_sentence_and_never_an_error(config, monkeypatch):
+    context, stage = student_context(config)
+    assert "GiB" in forecast_memory(context, stage)
+    assert "for a step with all modalities" in forecast_memory(context, stage)
+
+    def refuse(*_, **__):
+        raise RuntimeError("an operator without shapes\nand more")
+
+    monkeypatch.setattr(forecast, "count_memory", refuse)
+    said = forecast_memory(context, stage)
+    assert said == "an unknown amount of memory (RuntimeError: an operator without shapes)"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_rehearsal_teaches_nothing(tiny_step, random_batch, precision):
+    batch = random_batch(side=32)
+    rehearsed, other = (tiny_step(precision=precision) for _ in range(2))
+    for train in (rehearsed, other):
+        if train.scale is not None:
+            train.scale.scale.fill_(4.0)
+        train(0, batch)
+    before = {name: x.clone() for name, x in rehearsed.plain.state_dict().items()}
+    rehearsed.rehearse(batch, rehearsed.draw(7, 4, 2))
+    now = rehearsed.plain.state_dict()
+    assert [name for name in before if not torch.equal(before[name], now[name])] == []
+    assert all(p.grad is None for p in rehearsed.plain.parameters())
+    left, right = rehearsed(1, batch), other(1, batch)
+    assert {k: float(v) for k, v in left.items()} == {k: float(v) for k, v in right.items()}
+    now, wanted = rehearsed.plain.state_dict(), other.plain.state_dict()
+    assert [name for name in now if not torch.equal(now[name], wanted[name])] == []
+
+
+@pytest.fixture
+def rehearsals(monkeypatch):
+    """The numbers of modalities that are rehearsed."""
+    counts = []
+
+    def watch(train):
+        monkeypatch.setattr(train, "rehearse", lambda _, draws: counts.append(len(draws.present)))
+        return train
+
+    return counts, watch
+
+
+@pytest.mark.parametrize(
+    ("modalities", "compile_", "wanted"),
+    [
+        ("drop", "on", [1, 2, 3, 4, 4]),
+        ("full", "on", [4, 4]),
+        ("zero", "on", [4, 4]),
+        ("drop", "off", []),
+    ],
+)
+def test_every_shape_that_is_compiled_is_rehearsed(
+    tiny_step, rehearsals, modalities, compile_, wanted
+):
+    counts, watch = rehearsals
+    train = watch(tiny_step(modalities, speed=SpeedConfig(compile=compile_)))
+    seconds, said = warm_up(train, 4, 2, 64, ALONE)
+    assert counts == wanted
+    assert (seconds is None) == (wanted == [])
+    assert said == []
+
+
+def test_attention_is_chosen_by_all_processes_for_both_networks(tiny_step, rehearsals, monkeypatch):
+    seen = []
+
+    def choose(networks, images, side, dtype, ranks):
+        seen.append((networks, images, side, dtype, ranks))
+        return "the best"
+
+    _, watch = rehearsals
+    train = watch(tiny_step(precision="bf16"))
+    path = replace(train.paths.attention, taken=True)
+    train.paths = replace(train.paths, attention=path)
+    monkeypatch.setattr(forecast, "choose_attention", choose)
+    _, said = warm_up(train, 4, 2, 64, ALONE)
+    assert said == ["attention kernels, both passes: the best"]
+    assert seen == [([train.plain, train.teacher], 8, 64, torch.bfloat16, ALONE)]
