@@ -212,3 +212,23 @@ def test_the_guard_names_what_differs_and_where(seen):
         assert "at step 4 of teacher" in facts["guard"]
         assert "modalities of the step: rank 1 against rank 0" in facts["guard"]
         assert "\n  step:" not in facts["guard"]
+
+
+@pytest.mark.parametrize("mode", ["replicate", "fsdp_root"])
+@pytest.mark.parametrize("way", ["compiled", "recomputed"])
+def test_scheduled_steps_are_the_usual_ones(seen, mode, way):
+    """Compiled, or with blocks computed again; dropout and stochastic depth are on."""
+    assert seen["compiled graphs"] > 0
+    for row, expected in zip(seen[f"{way}-{mode}"], seen[f"usual-{mode}"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-12)
+    left, right = seen.tensors(f"{way}-{mode}"), seen.tensors(f"usual-{mode}")
+    assert largest_difference(left, right) < 1e-10
+    assert same_bits(seen.tensors(f"{way}-{mode}"), seen.tensors(f"{way}-{mode}", rank=1))
+
+
+@pytest.mark.parametrize("mode", ["replicate", "fsdp_root"])
+def test_a_rehearsal_of_all_ranks_teaches_nothing(seen, mode):
+    assert [facts[f"rehearsed-{mode}"] for facts in seen.facts] == [True, True]
+    rows = seen[f"after-rehearsal-{mode}"]
+    for row, expected in zip(rows, seen[f"student-{mode}"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-12)

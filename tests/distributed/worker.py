@@ -16,10 +16,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from fastseg import nvidia_apex
+from fastseg import step as step_module
 from fastseg.context import RunContext
+from fastseg.fast_paths import SpeedConfig
 from fastseg.losses import LossOptions
 from fastseg.optim import OptimConfig
 from fastseg.pipelines import Batch
@@ -298,6 +301,40 @@ def guard(record, ranks):
     ranks.agree({"step": 3}, "at step 4 of teacher")
 
 
+def schedules(record, ranks):
+    """Compiled regions and recomputation in two modes, against the usual steps of that mode."""
+    base = make_config(model=replace(make_config().model, dropout=0.3, drop_path=0.3))
+    ways = {
+        "usual": {},
+        "compiled": {"speed": SpeedConfig(compile="on")},
+        "recomputed": {"model": replace(base.model, checkpointing=True)},
+    }
+    plain = step_module.compile_regions
+    # without generating code: what is compared are graphs, hooks and collectives
+    step_module.compile_regions = lambda network: plain(network, backend="aot_eager")
+    for way, changes in ways.items():
+        config = replace(base, **changes)
+        for mode in ("replicate", "fsdp_root"):
+            session = open_session(config, ranks, "student", mode)
+            record.run(f"{way}-{mode}", session, ranks, steps=range(2))
+    record.facts["compiled graphs"] = counters["stats"]["unique_graphs"]
+    step_module.compile_regions = plain
+
+
+def rehearsal(record, ranks):
+    """A warm-up on two processes leaves everything as it is, and the next step, too."""
+    config = make_config()
+    for mode in ("replicate", "fsdp_root"):
+        session = open_session(config, ranks, "student", mode)
+        before = {k: v.clone() for k, v in state(session).items()}
+        draws = session.train.draw(0, 4, SAMPLES // 2)
+        session.train.rehearse(shares(global_batch(0), ranks)[0], draws)
+        now = state(session)
+        same = before.keys() == now.keys() and all(torch.equal(before[k], now[k]) for k in now)
+        record.facts[f"rehearsed-{mode}"] = same
+        record.facts[f"after-rehearsal-{mode}"] = train(session, ranks)
+
+
 def main():
     out = Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -313,6 +350,8 @@ def main():
         whole_runs(ranks, out, Path(sys.argv[3]))
         fake_apex(record, ranks, sys.argv[2])
         guard(record, ranks)
+        schedules(record, ranks)
+        rehearsal(record, ranks)
         record.close()
 
 
