@@ -1,0 +1,90 @@
+"""Compiled blocks and heads against plain ones."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from fastseg import step as step_module
+from fastseg.fast_paths import SpeedConfig
+from fastseg.regions import compile_regions
+
+ON = SpeedConfig(compile="on")
+
+
+@pytest.fixture
+def compiled_step(tiny_step, monkeypatch):
+    """A step whose regions are compiled; by default without generating code."""
+
+    def make(*args, backend="aot_eager", **options):
+        monkeypatch.setattr(
+            step_module, "compile_regions", lambda network: compile_regions(network, backend)
+        )
+        return tiny_step(*args, speed=ON, **options)
+
+    torch._dynamo.reset()
+    counters.clear()
+    yield make
+    torch._dynamo.reset()
+
+
+def train(step, random_batch, steps=range(3)):
+    """Losses; gradients and statistics of the first step, before rounding has trained anything."""
+    seen = []
+    learn = step._learn
+
+    def look(*args):
+        grads = {name: p.grad.clone() for name, p in step.plain.named_parameters()}
+        seen.append(grads | {name: x.clone() for name, x in step.plain.named_buffers()})
+        return learn(*args)
+
+    step._learn = look
+    rows = [{k: float(v) for k, v in step(s, random_batch(s, 1, 32)).items()} for s in steps]
+    return rows, seen[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}], ids=["fp32", "short-weights"])
+def test_a_compiled_step_learns_the_same(tiny_step, compiled_step, random_batch, options):
+    plain, compiled = tiny_step(**options), compiled_step(**options)
+    names = list(plain.plain.state_dict())
+    rows, first = train(plain, random_batch)
+    compiled_rows, compiled_first = train(compiled, random_batch)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
+    assert list(compiled.plain.state_dict()) == names
+    slack = 2e-2 if options else 1e-4
+    for row, wanted in zip(compiled_rows, rows, strict=True):
+        assert row == pytest.approx(wanted, rel=slack)
+    # a bias in front of BatchNorm has no gradient but rounding, which is that of the others
+    largest = max(float(first[name].abs().max()) for name, _ in plain.plain.named_parameters())
+    for name, wanted in first.items():
+        atol = slack * (1e-2 * largest if "running" not in name else 1e-2)
+        torch.testing.assert_close(
+            compiled_first[name], wanted, rtol=slack, atol=atol, msg=lambda text, n=name: n + text
+        )
+    # and what was compiled for training is evaluated
+    plain.plain.load_state_dict(compiled.plain.state_dict())
+    images = random_batch(5, 1, 32).images
+    with torch.no_grad():
+        found, logits = (each.plain.eval()(images).logits for each in (compiled, plain))
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_every_number_of_modalities_compiles_once(compiled_step, random_batch):
+    step = compiled_step("drop", backend="eager")  # what is counted happens before any backend
+    counts, first = {}, {}
+    for s in range(60):
+        counts.setdefault(len(step.present(s, 4)), []).append(s)
+    for number in sorted(counts):
+        step(counts[number][0], random_batch(0, 1, 32))
+        first[number] = counters["stats"]["unique_graphs"]
+    assert sorted(counts) == [1, 2, 3, 4]
+    # the student's four blocks and head for each number, the teacher's five once
+    assert first[4] <= 5 * 4 + 5
+    step.plain.eval()
+    with torch.no_grad():
+        step.plain(random_batch(0, 1, 32).images)
+    step.plain.train()
+    trained = counters["stats"]["unique_graphs"]
+    for number in sorted(counts):
+        step(counts[number][1], random_batch(1, 1, 32))
+    assert counters["stats"]["unique_graphs"] == trained
