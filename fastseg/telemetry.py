@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastseg.files import write_whole
 
@@ -113,11 +112,13 @@ class Progress:
         self._every_s, self._shown = every_s, shown
         self._began = time.perf_counter()
         self._printed = self._began
-        self._bar = (
-            tqdm(total=total, initial=start, desc=title, dynamic_ncols=True, mininterval=0.2)
-            if shown and sys.stderr.isatty()
-            else None
-        )
+        self._bar: Any = None
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=start, desc=title, dynamic_ncols=True, mininterval=0.2
+            )
         self._facts = ""
 
     def show(self, facts: dict[str, str]) -> None:
@@ -175,4 +176,8 @@ def foretell(what: str, seconds: float, ahead: int) -> str:
 
 def say(text: str) -> None:
     """A line for people, on standard error so that standard output holds results only."""
-    tqdm.write(text, file=sys.stderr)
+    bars = sys.modules.get("tqdm")
+    if bars is None:  # there is no bar to make room for
+        print(text, file=sys.stderr, flush=True)
+    else:
+        bars.tqdm.write(text, file=sys.stderr)

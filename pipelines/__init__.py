@@ -1,11 +1,15 @@
 """Input pipelines: files on disk to training batches. Import as ``fastseg.pipelines``."""
 
+from typing import TYPE_CHECKING, Any
+
 from .batch import Batch, Loader
-from .build import build_loader
 from .catalogue import get_dataset
 from .config import CorruptionConfig, DataConfig
 from .errors import DataError
 from .spec import DatasetSpec, ModalitySpec
+
+if TYPE_CHECKING:
+    from .build import build_loader
 
 __all__ = [
     "Batch",
@@ -18,3 +22,12 @@ __all__ = [
     "build_loader",
     "get_dataset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # a step needs batches, but not what reads them from files
+    if name == "build_loader":
+        from .build import build_loader
+
+        return build_loader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

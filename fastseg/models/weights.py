@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -172,6 +171,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is absent, damaged, of an unknown kind or not only tensors.
     """
+    from safetensors.torch import load_file  # a network without files does not need it
+
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no weights file {path}; check the path")
