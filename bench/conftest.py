@@ -47,6 +47,9 @@ from bench.report import FUSED, Row, terminal_line
 LONGEST_CALL_S = 20.0
 
 
+TimeLeft = Callable[[], bool]
+
+
 class Measure(Protocol):
     """The type of the ``measure`` fixture."""
 
@@ -69,6 +72,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rows", type=Path, help="append a line of JSON per row to this file")
     parser.addoption("--seconds", type=float, default=1.0, help="timed seconds per row")
     parser.addoption("--profile", type=Path, help="folder for profiles of the fused providers")
+    parser.addoption("--step-rows", type=Path, help="the same for whole training steps")
+    parser.addoption("--threads", type=int, help="of the CPU, for whole training steps")
     parser.addoption("--time-limit", type=float, help="skip what is left after so many seconds")
 
 
@@ -86,7 +91,16 @@ _PROFILED: pytest.StashKey[set[str]] = pytest.StashKey()
 
 
 @pytest.fixture
-def measure(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Measure]:
+def time_left(request: pytest.FixtureRequest) -> TimeLeft:
+    """Whether ``--time-limit`` has not been reached."""
+    end = request.config.stash[_END]
+    return lambda: end is None or time.monotonic() <= end
+
+
+@pytest.fixture
+def measure(
+    request: pytest.FixtureRequest, benchmark: Any, time_left: TimeLeft
+) -> Iterator[Measure]:
     """Check, time and count one provider."""
     seconds = request.config.getoption("--seconds")
     op = Path(request.node.path).stem.removeprefix("bench_")
@@ -105,8 +119,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Measure]
         row = Row(op, case, mode, str(dtype).removeprefix("torch."), provider, "did not end")
         rows.append(row)
         _append(request.config, row)
-        end = request.config.stash[_END]
-        if end is not None and time.monotonic() > end:
+        if not time_left():
             row.status = "not run: no time left"
             pytest.skip(row.status)
         try:

@@ -1,12 +1,15 @@
 """One command for a machine with a GPU: its tests, then every benchmark, within nine minutes.
 
     python bench/gpu_record.py                      writes bench/results/<gpu>/kernels.{csv,md}
+                                                    and train_step.{csv,md} beside them
     python bench/gpu_record.py --only seg_loss      one operator
+    python bench/gpu_record.py --only train_step    whole training steps alone, at more settings
 
 Needs torch, triton, numpy, pytest and pytest-benchmark, and no installation of fastseg. The tests
 of all operators run at once and first; an operator whose tests are red is not timed. Then each
 operator has its share of the time, without ``torch.compile``, which takes tens of seconds for a
-row; compiled rows come last. A profile of each fused operator is in profile.md beside the tables.
+row; compiled rows come last. A profile of each fused operator is in profile.md beside the tables,
+that of a step in train_step_profile.md.
 
 Without a GPU it says so, compiles the kernels for GPUs that are not there and times the CPU
 providers, into bench/results/cpu/.
@@ -32,12 +35,14 @@ from typing import IO
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is not installed
 
-from bench import report, targets, timing  # noqa: E402
+from bench import profiling, report, step_report, targets, timing  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 TESTS_SHARE = 0.4  # of the time, at most
 COMPILE_SHARE = 0.3  # of what is left then
-ELSEWHERE = ("input_pipeline",)  # not an operator: it has a command and tables of its own
+ELSEWHERE = ("input_pipeline", "scaling")  # no operators: they have commands and tables of their own
+STEPS = "train_step"  # whole steps, which have tables of their own
+PARTS = {STEPS: 5}  # of the time, where an operator has one
 GRACE = 10  # seconds for the row that runs when the time of an operator ends
 FINE = ("ok", "not run", "left out", "out of memory")
 
@@ -67,27 +72,42 @@ def main() -> int:
     machine = report.machine()
     if options.commit:
         machine["commit"] = options.commit
-    # one operator's table does not replace that of all
-    name = f"{machine['device']} {options.only}".lower()
+    # one operator's table does not replace that of all; that of steps is complete by itself
+    alone = [_operator(path) for path in benches] == [STEPS]
+    name = f"{machine['device']} {'' if alone else options.only}".lower()
     out = RESULTS / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        collected = scratch / "rows.jsonl"
+        collected, of_steps = scratch / "rows.jsonl", scratch / "steps.jsonl"
         collected.touch()
-        notes = [] if timing.ON_GPU else [_static_counts(end)]
+        of_steps.touch()
+        notes = [] if timing.ON_GPU or alone else [_static_counts(end)]
         red = _red_operators(benches, end, scratch)
         notes += [f"The tests of {op} are red or did not end: it is not timed." for op in red]
         benches = [path for path in benches if _operator(path) not in red]
-        common = ["--rows", str(collected), "--seconds", str(options.seconds)]
+        common = [
+            "--rows",
+            str(collected),
+            "--step-rows",
+            str(of_steps),
+            "--seconds",
+            str(options.seconds),
+        ]
         if timing.ON_GPU:
             common += ["--profile", str(scratch / "profile")]
         notes += _time_all(benches, [*common, "--benchmark-disable"], end)
-        rows = report.read_rows(collected)
+        rows, steps = report.read_rows(collected), step_report.read_rows(of_steps)
         summary = targets.lines(rows) if timing.ON_GPU and not options.only else []
-        report.write(rows, out, machine, notes, summary)
+        if not alone:
+            report.write(rows, out, machine, notes, summary)
+        if steps:
+            lines = targets.step_lines(steps)
+            step_report.write(steps, out, machine, notes, lines)
+            summary += lines
         _keep_profiles(scratch / "profile", out)
-    print("\n".join([*notes, *summary, f"{len(rows)} rows in {out}"]))
-    return 1 if red or not all(row.status.startswith(FINE) for row in rows) else 0
+    print("\n".join([*notes, *summary, f"{len(rows) + len(steps)} rows in {out}"]))
+    fine = all(row.status.startswith(FINE) for row in (*rows, *steps))
+    return 1 if red or not fine else 0
 
 
 def _operator(path: Path) -> str:
@@ -178,7 +198,8 @@ def _time_all(benches: list[Path], common: list[str], end: float) -> list[str]:
     notes = []
     middle = end - COMPILE_SHARE * (end - time.monotonic())
     for i, path in enumerate(benches):
-        left = (middle - time.monotonic()) / (len(benches) - i)
+        parts = [PARTS.get(_operator(other), 1) for other in benches[i:]]
+        left = (middle - time.monotonic()) * parts[0] / sum(parts)
         notes += _time([str(path)], "not compile", common, left, path.stem)
     files = [str(path) for path in benches]
     return notes + _time(files, "compile", common, end - time.monotonic(), "torch.compile")
@@ -194,14 +215,22 @@ def _time(files: list[str], which: str, common: list[str], left: float, name: st
     return [f"{name} failed: see the rows."] if process.returncode not in (0, 5) else []
 
 
+_PROFILES = {
+    profiling.OF_KERNELS: "# Kernels of one call\n\n"
+    "Both passes of each fused operator at its most important size.",
+    profiling.OF_STEPS: "# Kernels of one training step\n\nWith all modalities, RRM on.",
+}
+
+
 def _keep_profiles(folder: Path, out: Path) -> None:
-    if not (folder / "profile.md").exists():
+    if not folder.exists():
         return
     for path in folder.iterdir():
-        shutil.copy(path, out / path.name)
-    text = (folder / "profile.md").read_text()
-    head = "# Kernels of one call\n\nBoth passes of each fused operator at its most important size."
-    (out / "profile.md").write_text(f"{head}\n\n{text.rstrip()}\n")
+        if path.name in _PROFILES:
+            text = f"{_PROFILES[path.name]}\n\n{path.read_text().rstrip()}\n"
+            (out / path.name).write_text(text)
+        else:
+            shutil.copy(path, out / path.name)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ images and back around every convolution; explicit attention matrices; the head'
 at full width, concatenated; losses as in :mod:`bench.published`; float32; a learning rate per
 iteration; the five values of a log line read by the host in every step. The print of that line, a
 debugging print and the search for unused parameters of ``DistributedDataParallel`` are left out.
+The regulariser is divided by a constant for each level, so that its weight is that of the others.
 """
 
 from __future__ import annotations
@@ -150,5 +151,7 @@ class OfficialStep:
             )
         if self.weights.get("rrm"):
             matched = [x[list(present)] for x in taught]
-            terms["rrm"] = published.representation_regularisation(features, matched, self.samples)
+            terms["rrm"] = published.representation_regularisation(
+                features, matched, self.samples, normalise=True
+            )
         return {name: value for name, value in terms.items() if self.weights.get(name)}

@@ -11,11 +11,12 @@ import torch
 from bench import timing
 
 DEAREST = 10
+OF_KERNELS, OF_STEPS = "profile.md", "train_step_profile.md"
 _ACTIVITY = torch.profiler.ProfilerActivity
 
 
-def record(fn: Callable[[], object], title: str, out: Path) -> None:
-    """Profile a warm call; adds a section to ``profile.md`` and writes ``trace-<title>.json.gz``.
+def record(fn: Callable[[], object], title: str, out: Path, table: str = OF_KERNELS) -> None:
+    """Profile a warm call; adds a section to ``table`` and writes ``trace-<title>.json.gz``.
 
     Without a GPU the operators stand for the kernels.
 
@@ -23,6 +24,7 @@ def record(fn: Callable[[], object], title: str, out: Path) -> None:
         fn: the call.
         title: of the section, fit for the name of a file.
         out: the folder.
+        table: name of the file of tables.
     """
     out.mkdir(parents=True, exist_ok=True)
     activities = [_ACTIVITY.CPU, *([_ACTIVITY.CUDA] if timing.ON_GPU else [])]
@@ -48,7 +50,7 @@ def record(fn: Callable[[], object], title: str, out: Path) -> None:
         "|--:|--:|---|",
         *(f"| {time:.1f} | {count} | `{_short(key)}` |" for time, count, key in costs[:DEAREST]),
     ]
-    with (out / "profile.md").open("a") as file:
+    with (out / table).open("a") as file:
         file.write("\n".join(lines) + "\n\n")
 
 

@@ -145,6 +145,7 @@ def representation_regularisation(
     teacher: Sequence[Tensor],
     samples: int = 10,
     noise: Sequence[Tensor] | None = None,
+    normalise: bool = False,
 ) -> Tensor:
     """The regulariser that the released code calls functional entropy, of all levels.
 
@@ -153,6 +154,8 @@ def representation_regularisation(
         teacher: features of the same modalities.
         samples: S, noisy copies of each channel.
         noise: per level ``[S, 2, M, B, C, h, w]`` to use, the student's and the teacher's.
+        normalise: divide each level by N^2 h, N = C S h w, which the published code does not: the
+            value is then that of ``fastseg.kernels.reference.profile_regulariser``.
     """
     total = _upcast(student[0]).new_zeros(())
     batch = student[0].shape[1]
@@ -167,7 +170,10 @@ def representation_regularisation(
                 noisy = perturbed(x[m, b], samples, draws[0])
                 with torch.no_grad():
                     target = perturbed(t[m, b], samples, draws[1]).softmax(1)
-                total = total + inverse_scores(noisy.log_softmax(1), target.requires_grad_())
+                score = inverse_scores(noisy.log_softmax(1), target.requires_grad_())
+                total = total + (
+                    score / (noisy.numel() ** 2 * noisy.shape[1]) if normalise else score
+                )
     return total / batch
 
 

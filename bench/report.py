@@ -92,7 +92,7 @@ def write_csv(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
         table.writerow([*names, *about])
         for row in rows:
             values = asdict(row)
-            table.writerow([_rounded(values[name]) for name in names] + [*about.values()])
+            table.writerow([rounded(values[name]) for name in names] + [*about.values()])
 
 
 LEGEND = """\
@@ -210,7 +210,8 @@ def _ratio_text(ratio: float | None) -> str:
     return "" if ratio is None else "same" if ratio == 1 else f"{ratio:.3g}x"
 
 
-def _rounded(value: object) -> object:
+def rounded(value: object) -> object:
+    """A value as it goes into a CSV."""
     return float(f"{value:.6g}") if isinstance(value, float) else "" if value is None else value
 
 

@@ -1,6 +1,7 @@
-"""What the fused operators are to reach on one H200, beside what they reached.
+"""What the fused operators and whole steps are to reach, beside what they reached.
 
-All are of both passes at the paper's size in bfloat16: MiT-B0, 1024 x 1024, B=2, M=4.
+Those of operators are of both passes at the paper's size in bfloat16 on one H200: MiT-B0,
+1024 x 1024, B=2, M=4. Those of steps name their setting.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bench import step_report
 from bench.report import FUSED, Row, speed_up
-from bench.shapes import PAPER
+from bench.shapes import ON_GPU, PAPER
+from bench.step_report import StepRow
 
 
 class Target(NamedTuple):
@@ -103,3 +106,86 @@ def _measured(target: Target, row: Row, rows: Sequence[Row]) -> float | None:
         return speed_up(row, rows, target.quantity == "official")
     value: float | None = getattr(row, target.quantity)
     return value
+
+
+class StepTarget(NamedTuple):
+    """A bound for the faster of fastseg's steps, compiled or not.
+
+    The quantity is a field of ``StepRow``, or a provider for a speed-up over it.
+    """
+
+    setting: str
+    modalities: str
+    quantity: str
+    bound: float
+
+
+_PAPER = "stage2 b0 1024px B2 rrm"
+STEP_TARGETS = (
+    StepTarget(_PAPER, "random", "images_per_s", 125),
+    StepTarget(_PAPER, "random", "official", 12),
+    StepTarget(_PAPER, "random", "best_torch", 1.5),
+    StepTarget(_PAPER, "4", "images_per_s", 90),
+    StepTarget(_PAPER, "4", "peak_mib", 6 * _GB),
+    StepTarget(_PAPER, "4", "host_syncs", 0),
+    StepTarget(_PAPER, "4", "launches", 750),
+    StepTarget("stage1 b0 1024px B2", "4", "images_per_s", 135),
+    StepTarget("stage2 b2 1024px B2 rrm", "random", "images_per_s", 50),
+    StepTarget("stage2 b0 256px B8 rrm", "random", "images_per_s", 1000),
+)
+CPU_STEP_TARGETS = (
+    StepTarget("stage2 b0 256px B2 rrm", "4", "official", 4),
+    StepTarget("stage2 b0 256px B2 rrm", "4", "best_torch", 1),
+)
+_STEP_TEXT = {
+    **_TEXT,
+    "images_per_s": ("images/s", "{:.4g}"),
+    "peak_mib": ("peak memory", "{:.0f} MiB"),
+    "official": ("over the published step", "{:.3g}x"),
+    "best_torch": ("over the expert's step", "{:.3g}x"),
+}
+
+
+def step_lines(rows: Sequence[StepRow], on_gpu: bool = ON_GPU) -> list[str]:
+    """A table in Markdown for whole steps: target, measured, verdict."""
+    found = [
+        "## Targets",
+        "",
+        "Of the faster of fastseg's steps, compiled or not, " + ("on one H200." if on_gpu else
+        "on a CPU with two cores."),
+        "",
+        "| setting | M | threads | quantity | target | measured | |",
+        "|---|---|---|---|--:|--:|---|",
+    ]  # fmt: skip
+    counts = list(dict.fromkeys(row.threads for row in rows)) or [None]
+    for target in STEP_TARGETS if on_gpu else CPU_STEP_TARGETS:
+        for threads in counts:
+            found.append(_step_line(target, [row for row in rows if row.threads == threads]))
+    return [*found, ""]
+
+
+def _step_line(target: StepTarget, rows: Sequence[StepRow]) -> str:
+    timed = [
+        row
+        for row in rows
+        if row.group == (target.setting, target.modalities)
+        and row.provider.split()[0] == "fastseg"
+        and row.ms is not None
+    ]
+    what, form = _STEP_TEXT[target.quantity]
+    at_least = target.quantity in ("images_per_s", "official", "best_torch")
+    bound = ("at least " if at_least else "at most ") + form.format(target.bound)
+    measured = None
+    if timed:
+        best = min(timed, key=lambda row: row.ms or 0.0)
+        if target.quantity in ("official", "best_torch"):
+            measured = step_report.speed_up(best, rows, target.quantity)
+        else:
+            measured = getattr(best, target.quantity)
+    cells = ["", "not measured"]
+    if measured is not None:
+        reached = measured >= target.bound if at_least else measured <= target.bound
+        cells = [form.format(measured), "reached" if reached else "**missed**"]
+    threads = str(rows[0].threads or "") if rows else ""
+    start = [target.setting, target.modalities, threads, what, bound]
+    return "| " + " | ".join([*start, *cells]) + " |"

@@ -1,0 +1,186 @@
+"""Whole training steps, from a batch to updated weights, of one process on one device.
+
+Providers: ``official`` is the published step with all of its loops, written from its description
+(:mod:`bench.official_step`), in float32, batch copied within the step. ``best_torch`` is an
+expert's plain PyTorch (:mod:`bench.expert_step`), ``fastseg`` the step function of the trainer,
+which chooses its paths by itself; *compile* adds ``torch.compile`` to either. These two have their
+batch on the device, where a loader copies it beside the step, and compute in bfloat16 on a GPU.
+
+All start from the same weights and see the same images, labels and subsets. The losses are those of
+the released code, which all sides can compute: prototypes against the same modality and divided by
+the class counts twice, the regulariser over the image height with ten samples (each level divided
+by a constant, on all sides). What cannot be equal to the last digit is the regulariser, whose noise
+is drawn in another order by each, and everything that follows from its gradient.
+
+    pytest bench/bench_train_step.py
+    pytest bench/bench_train_step.py -k "256px and not no-rrm" --threads 1
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import profiling, step_report, step_timing, timing
+from bench.conftest import TimeLeft
+from bench.step_cases import (
+    FASTSEG,
+    MODALITIES,
+    OFFICIAL,
+    SETTINGS,
+    Problem,
+    Setting,
+    StepCall,
+    providers,
+)
+from bench.step_report import StepRow
+
+TESTS = [
+    "test_segmentation_loss.py",
+    "test_ohem_select.py",
+    "test_functional_entropy.py",
+    "test_hybrid_distillation.py",
+    "test_prototype_pool.py",
+]
+SECONDS = 4.0  # timed per provider and number of modalities, for each second of --seconds
+Losses = list[tuple[int, dict[str, float]]]
+
+
+class Comparison:
+    """The providers of a setting: checked, then timed in turn.
+
+    Attributes:
+        rows: what was found, one row per provider and number of modalities.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.rows = setting, []
+        self.problem = Problem(setting)
+        self.status = dict.fromkeys(providers(setting), "did not end")
+        self.losses: dict[str, Losses] = {}
+
+    def run(self, seconds: float, profile: Path | None = None) -> None:
+        """Fill ``rows``; providers that are wrong or need too much memory say so in theirs."""
+        self.check()
+        warm = {}
+        for provider in self.alive:
+            try:
+                warm[provider] = step_timing.warmed(self.problem, provider)
+            except torch.OutOfMemoryError:
+                self._out_of_memory(provider)
+        calls = {provider: call for provider, (call, _) in warm.items()}
+        steps = {size: self.problem.steps(size, 20) for size in self.setting.sizes}
+        total = SECONDS * seconds * len(calls) * len(steps)
+        samples = step_timing.take_turns(calls, steps, total)
+        for provider in self.status:
+            if provider not in calls:
+                self.rows.append(replace(self._row(provider), status=self.status[provider]))
+                continue
+            self.status[provider] = "ok"
+            found = [
+                self._measured(provider, size, calls[provider], samples[provider, size], number)
+                for size, (number, *_) in steps.items()
+            ]
+            for row in found:
+                row.peak_mib = warm[provider][1] if row.modalities == str(MODALITIES) else None
+            # two and three modalities are for the mean alone
+            self.rows += [row for row in found if row.modalities in ("1", str(MODALITIES))]
+            if len(found) > 1:
+                self.rows.append(step_report.mean_row(found, self.setting.batch))
+            if profile is not None and provider.split()[0] == FASTSEG:
+                _profile(
+                    calls[provider], steps[MODALITIES][0], f"{self.setting} {provider}", profile
+                )
+
+    @property
+    def alive(self) -> list[str]:
+        """Providers that nothing speaks against."""
+        return [name for name, status in self.status.items() if status == "did not end"]
+
+    def check(self) -> None:
+        """Compare the first losses of all providers with those of the first one that has any."""
+        problem = replace(self.problem, dropout=0.0)
+        for provider in self.alive:
+            try:
+                self.losses[provider] = step_timing.first_losses(problem, provider)
+                wanted = next(iter(self.losses.values()))
+                step_timing.hold_to(self.losses[provider], wanted, self.setting.weights)
+            except torch.OutOfMemoryError:
+                self._out_of_memory(provider)
+            except AssertionError as error:
+                self.status[provider] = f"wrong: {error}"
+            gc.collect()
+
+    def _out_of_memory(self, provider: str) -> None:
+        self.status[provider] = "out of memory"
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def _row(self, provider: str) -> StepRow:
+        short = timing.ON_GPU and provider != OFFICIAL
+        threads = None if timing.ON_GPU else torch.get_num_threads()
+        dtype = "bfloat16" if short else "float32"
+        return StepRow(str(self.setting), "", provider, dtype, threads)
+
+    def _measured(
+        self, provider: str, size: int, call: StepCall, samples: step_timing.Samples, number: int
+    ) -> StepRow:
+        row = replace(self._row(provider), modalities=str(size), status="ok")
+        row.ms, row.p20, row.p80 = samples.median, samples.quantile(0.2), samples.quantile(0.8)
+        row.images_per_s = 1e3 * self.setting.batch / row.ms
+        row.cpu_ms = sorted(samples.cpu)[len(samples.cpu) // 2]
+        # compiled code hides its operators from the CPU's counter
+        if timing.ON_GPU or not self.setting.compiled:
+            row.launches, row.host_syncs = timing.count(lambda: call(number))
+        busy = step_timing.busy_ms(call, number)
+        row.busy = None if busy is None else busy / row.ms
+        losses = reversed(self.losses[provider])
+        values = next((values for of, values in losses if of == size), {})
+        for name, value in values.items():
+            setattr(row, name, value)
+        return row
+
+
+def _profile(call: StepCall, number: int, title: str, folder: Path) -> None:
+    """A table and a trace of one step; what goes wrong costs no row."""
+    try:
+        profiling.record(lambda: call(number), title.replace(" ", "-"), folder, profiling.OF_STEPS)
+    except Exception as error:
+        print(f"no profile of {title}: {type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: str(setting).replace(" ", "-"))
+def bench_train_step(setting: Setting, request: pytest.FixtureRequest, time_left: TimeLeft) -> None:
+    option = request.config.getoption
+    comparison = Comparison(setting)
+    started = [comparison._row(provider) for provider in providers(setting)]
+    _append(option("--step-rows"), [replace(row, status="did not end") for row in started])
+    if not time_left():
+        status = "not run: no time left"
+        _append(option("--step-rows"), [replace(row, status=status) for row in started])
+        pytest.skip(status)
+    if option("--threads"):
+        torch.set_num_threads(option("--threads"))
+    first = setting in (SETTINGS[0], replace(SETTINGS[0], compiled=True))
+    try:
+        comparison.run(option("--seconds"), option("--profile") if first else None)
+    except Exception as error:
+        status = f"{type(error).__name__}: {error}"
+        comparison.rows += [replace(row, status=status) for row in started]
+        raise
+    finally:
+        _append(option("--step-rows"), comparison.rows)
+        print("", *map(step_report.terminal_line, comparison.rows), sep="\n")
+    wrong = {name: text for name, text in comparison.status.items() if text.startswith("wrong")}
+    assert not wrong, wrong
+
+
+def _append(path: Path | None, rows: list[StepRow]) -> None:
+    if path is not None:
+        with path.open("a") as file:
+            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
