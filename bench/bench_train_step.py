@@ -4,7 +4,9 @@ Providers: ``official`` is the published step with all of its loops, written fro
 (:mod:`bench.official_step`), in float32, batch copied within the step. ``best_torch`` is an
 expert's plain PyTorch (:mod:`bench.expert_step`), ``fastseg`` the step function of the trainer,
 which chooses its paths by itself; *compile* adds ``torch.compile`` to either. These two have their
-batch on the device, where a loader copies it beside the step, and compute in bfloat16 on a GPU.
+batch on the device, where a loader copies it beside the step. On a GPU they compute in bfloat16, on
+a CPU in float32 and, where it has instructions for it, in *bf16*, too. As in the trainer freed
+memory stays with the process, here for all providers.
 
 All start from the same weights and see the same images, labels and subsets. The losses are those of
 the released code, which all sides can compute: prototypes against the same modality and divided by
@@ -31,14 +33,15 @@ from bench.conftest import TimeLeft
 from bench.step_cases import (
     FASTSEG,
     MODALITIES,
-    OFFICIAL,
     SETTINGS,
     Problem,
     Setting,
     StepCall,
+    is_short,
     providers,
 )
 from bench.step_report import StepRow
+from fastseg.host import keep_freed_memory
 
 TESTS = [
     "test_segmentation_loss.py",
@@ -90,7 +93,7 @@ class Comparison:
                 row.peak_mib = warm[provider][1] if row.modalities == str(MODALITIES) else None
             # two and three modalities are for the mean alone
             self.rows += [row for row in found if row.modalities in ("1", str(MODALITIES))]
-            if len(found) > 1:
+            if len(found) == MODALITIES:
                 self.rows.append(step_report.mean_row(found, self.setting.batch))
             if profile is not None and provider.split()[0] == FASTSEG:
                 _profile(
@@ -109,7 +112,8 @@ class Comparison:
             try:
                 self.losses[provider] = step_timing.first_losses(problem, provider)
                 wanted = next(iter(self.losses.values()))
-                step_timing.hold_to(self.losses[provider], wanted, self.setting.weights)
+                short = any(map(is_short, self.losses))
+                step_timing.hold_to(self.losses[provider], wanted, self.setting.weights, short)
             except torch.OutOfMemoryError:
                 self._out_of_memory(provider)
             except AssertionError as error:
@@ -122,9 +126,8 @@ class Comparison:
         torch.cuda.empty_cache()
 
     def _row(self, provider: str) -> StepRow:
-        short = timing.ON_GPU and provider != OFFICIAL
         threads = None if timing.ON_GPU else torch.get_num_threads()
-        dtype = "bfloat16" if short else "float32"
+        dtype = "bfloat16" if is_short(provider) else "float32"
         return StepRow(str(self.setting), "", provider, dtype, threads)
 
     def _measured(
@@ -157,6 +160,9 @@ def _profile(call: StepCall, number: int, title: str, folder: Path) -> None:
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: str(setting).replace(" ", "-"))
 def bench_train_step(setting: Setting, request: pytest.FixtureRequest, time_left: TimeLeft) -> None:
     option = request.config.getoption
+    if option("--threads"):
+        torch.set_num_threads(option("--threads"))
+    keep_freed_memory()
     comparison = Comparison(setting)
     started = [comparison._row(provider) for provider in providers(setting)]
     _append(option("--step-rows"), [replace(row, status="did not end") for row in started])
@@ -164,8 +170,6 @@ def bench_train_step(setting: Setting, request: pytest.FixtureRequest, time_left
         status = "not run: no time left"
         _append(option("--step-rows"), [replace(row, status=status) for row in started])
         pytest.skip(status)
-    if option("--threads"):
-        torch.set_num_threads(option("--threads"))
     first = setting in (SETTINGS[0], replace(SETTINGS[0], compiled=True))
     try:
         comparison.run(option("--seconds"), option("--profile") if first else None)

@@ -2,13 +2,11 @@
 
 One call of the encoder for all modalities and samples, fused attention, channels last (the
 project's encoder is plain PyTorch and like that already, so it serves here, too); the head as it is
-published, four projections at full width; bfloat16 by autocast on a GPU; no loop over classes,
-samples or modalities in the losses, the regulariser by its closed form and autograd; fused AdamW;
-no wait for the device; ``torch.compile`` of the networks and of each loss where it is asked for. No
+published, four projections at full width; bfloat16 by autocast where it is asked for; no loop over
+classes or samples in the losses, the regulariser by its closed form and autograd; fused AdamW; no
+wait for the device; ``torch.compile`` of the networks and of each loss where it is asked for. No
 kernel, no merged head and no CUDA graph of fastseg. ``DistributedDataParallel`` has nothing to do
 on one device.
-
-A CPU computes in float32: without matrix units for bfloat16 that is the faster one there.
 """
 
 from __future__ import annotations
@@ -115,6 +113,7 @@ class ExpertStep:
         weights: of the terms ``ohem``, ``logit``, ``hpdm`` and ``rrm``; absent ones are 0.
         samples: noise samples of the regulariser.
         num_classes: K.
+        short: compute in bfloat16 by autocast.
         compiled: use ``torch.compile``.
     """
 
@@ -125,10 +124,11 @@ class ExpertStep:
         weights: dict[str, float],
         samples: int,
         num_classes: int,
+        short: bool = False,
         compiled: bool = False,
     ) -> None:
         self.network, self.teacher, self.weights = network, teacher, weights
-        self.samples, self.num_classes = samples, num_classes
+        self.samples, self.num_classes, self.short = samples, num_classes, short
         self.device = next(network.parameters()).device
         for each in (network, teacher):
             if each is not None and self.device.type == "cuda":
@@ -173,11 +173,16 @@ class ExpertStep:
             if self.weights.get("hpdm"):
                 terms["hpdm"] = self.prototypes(features, matched, labels, self.num_classes)
             if self.weights.get("rrm"):
-                levels = zip(features, matched, strict=True)
-                terms["rrm"] = sum(self.level(x, t, self.samples) for x, t in levels)
+                # modality by modality: all noisy copies at once fill memory and leave every cache
+                maps = [
+                    pair
+                    for x, t in zip(features, matched, strict=True)
+                    for pair in zip(x.split(1), t.split(1), strict=True)
+                ]
+                terms["rrm"] = torch.stack([self.level(x, t, self.samples) for x, t in maps]).sum()
         return {name: value for name, value in terms.items() if self.weights.get(name)}
 
     def _autocast(self) -> AbstractContextManager[None]:
-        if self.device.type != "cuda":
+        if not self.short:
             return nullcontext()
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)

@@ -82,12 +82,10 @@ def mean_row(rows: Sequence[StepRow], batch: int) -> StepRow:
 def read_rows(path: Path) -> list[StepRow]:
     """The rows of a file; the last line of a row counts, the first is written before it is run."""
     rows = [StepRow(**json.loads(line)) for line in path.read_text().splitlines()]
-    last = {(row.setting, row.modalities, row.provider): row for row in rows}
+    last = {(row.setting, row.threads, row.provider, row.modalities): row for row in rows}
     # a setting that did not end leaves a line of no modalities, one that did has others
-    ended = {(row.setting, row.provider) for row in last.values() if row.modalities}
-    kept = [
-        row for row in last.values() if row.modalities or (row.setting, row.provider) not in ended
-    ]
+    ended = {key[:3] for key in last if key[3]}
+    kept = [row for key, row in last.items() if key[3] or key[:3] not in ended]
     groups: dict[tuple[str, str], list[StepRow]] = {}
     for row in kept:
         groups.setdefault(row.group, []).append(row)
@@ -95,7 +93,7 @@ def read_rows(path: Path) -> list[StepRow]:
 
 
 def speed_up(row: StepRow, rows: Sequence[StepRow], over: str, clock: str = "ms") -> float | None:
-    """How many times faster a row is than another provider, the faster one if compiled or not.
+    """How many times faster a row is than another provider, than its fastest variant.
 
     Args:
         row: a timed row.
@@ -106,7 +104,9 @@ def speed_up(row: StepRow, rows: Sequence[StepRow], over: str, clock: str = "ms"
     times = [
         getattr(other, clock)
         for other in rows
-        if other.group == row.group and other.provider.split()[0] == over
+        if other.group == row.group
+        and other.threads == row.threads
+        and other.provider.split()[0] == over
     ]
     own, others = getattr(row, clock), [time for time in times if time is not None]
     return min(others) / own if own is not None and others else None
@@ -119,7 +119,7 @@ time of all threads of the process, which says more on a shared machine. **peak 
 moments, batch and what a step adds at its worst moment. **launches** are kernels, copies and fills,
 on a CPU the operators that are not views; **syncs** are waits for the device; **busy** is the share
 of the time in which a GPU works. The last two columns compare with the published step and with the
-faster of the expert's steps, compiled or not.
+fastest of the expert's steps.
 
 M is the number of modalities that the network that learns sees; *random* is the expectation over 1
 to 4, which are equally likely. The loss values are those of the last of a few steps without

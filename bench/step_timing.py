@@ -19,11 +19,11 @@ ROUNDS = (5, 60)
 # a GPU captures a step after three usual ones, so the next ones are replays
 WARM_UPS = 5 if timing.ON_GPU else 1
 # the loss values of a size are those of its last entry
-CHECKED = (4, 1, 2, 3, 4, *((4, 4, 4) if timing.ON_GPU else ()))
-# relative difference of a term; rounding of bfloat16 on a GPU; the regulariser draws other noise
-ROUNDING, SCATTER = (0.03, 0.1) if timing.ON_GPU else (1e-3, 0.05)
+CHECKED = (4, 1, 2, 3, 4, 4, 4, 4) if timing.ON_GPU else (4, 1, 4)
+# relative difference of a term in float32 and bfloat16; the regulariser draws other noise
+ROUNDING, SCATTER = {False: 1e-3, True: 0.03}, {False: 0.05, True: 0.1}
 # of the loss: a term below has no digits to compare
-NEGLIGIBLE = 1e-2 if timing.ON_GPU else 1e-4
+NEGLIGIBLE = {False: 1e-4, True: 1e-2}
 
 
 @dataclass
@@ -55,12 +55,11 @@ def take_turns(
     """
     pairs = [(name, size) for size in steps for name in calls]
     found = {pair: Samples() for pair in pairs}
-    lengths = {}
-    for name, size in pairs:
-        once, _ = _window(calls[name], steps[size][:1])
-        lengths[name, size] = max(1, min(LONGEST_WINDOW, round(WINDOW_MS / once)))
-        if not timing.ON_GPU:
-            lengths[name, size] = 1  # every step ends before the next begins
+    lengths = dict.fromkeys(pairs, 1)
+    if timing.ON_GPU:  # a CPU's steps end before the next ones begin
+        for name, size in pairs:
+            once, _ = _window(calls[name], steps[size][:1])
+            lengths[name, size] = max(1, min(LONGEST_WINDOW, round(WINDOW_MS / once)))
     fewest, most = ROUNDS
     end = time.perf_counter() + seconds
     for number in range(most):
@@ -103,18 +102,20 @@ def hold_to(
     losses: Sequence[tuple[int, dict[str, float]]],
     others: Sequence[tuple[int, dict[str, float]]],
     weights: Mapping[str, float],
-    scatter: float = SCATTER,
+    short: bool = False,
+    scatter: float | None = None,
 ) -> None:
-    """Compare the losses of two providers, step by step.
+    """Compare the losses of two providers, step by step; ``short`` if either is in bfloat16.
 
     Raises:
         AssertionError: a term differs by more than rounding, or the regulariser by more than
             other noise makes of it.
     """
+    scatter = SCATTER[short] if scatter is None else scatter
     for step, ((size, mine), (_, wanted)) in enumerate(zip(losses, others, strict=True)):
         for name, weight in weights.items():
-            share = scatter if name == "rrm" else ROUNDING
-            allowed = share * abs(wanted[name]) + NEGLIGIBLE * wanted["loss"] / weight
+            share = scatter if name == "rrm" else ROUNDING[short]
+            allowed = share * abs(wanted[name]) + NEGLIGIBLE[short] * wanted["loss"] / weight
             apart = abs(mine[name] - wanted[name])
             assert math.isfinite(mine[name]), f"step {step}: {name} is {mine[name]}"
             assert apart <= allowed, (

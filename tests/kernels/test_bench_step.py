@@ -37,6 +37,7 @@ SCATTER = 0.3
 def few_classes(monkeypatch):
     """The published loops take their time for each of them."""
     monkeypatch.setattr(step_cases, "CLASSES", 4)
+    monkeypatch.setattr(step_cases, "SIZES", (4, 3, 2, 1))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,7 +48,7 @@ def few_classes(monkeypatch):
 def short(monkeypatch):
     """Two steps with all modalities and one with one are compared, one round is timed."""
     monkeypatch.setattr(step_timing, "CHECKED", (4, 1, 4))
-    monkeypatch.setattr(step_timing, "SCATTER", SCATTER)
+    monkeypatch.setattr(step_timing, "SCATTER", {False: SCATTER, True: SCATTER})
     monkeypatch.setattr(step_timing, "ROUNDS", (1, 1))
     monkeypatch.setattr(step_timing, "WARM_UPS", 1)
 
@@ -64,8 +65,9 @@ def test_providers_have_the_same_losses_for_several_steps(short, setting):
     official = found.pop("official")
     assert [size for size, _ in official] == ([4, 4] if setting.stage == 1 else [4, 1, 4])
     assert set(official[0][1]) == {*setting.weights, "loss"}
-    for losses in found.values():
-        step_timing.hold_to(losses, official, setting.weights, SCATTER)
+    for name, losses in found.items():
+        short = step_cases.is_short(name)
+        step_timing.hold_to(losses, official, setting.weights, short, SCATTER)
     # weights move, or a provider that never learns would pass
     assert abs(official[0][1]["ohem"] - official[-1][1]["ohem"]) > 1e-4
 
@@ -75,9 +77,9 @@ def test_other_losses_are_seen():
         return [(4, {"ohem": 1.0, "logit": 0.1, "rrm": 1.0, "loss": 7.0, **changed})]
 
     weights = {"ohem": 1.0, "logit": 50.0, "rrm": 1.0}
-    share = 2 * step_timing.ROUNDING + 0.1
+    share = 2 * step_timing.ROUNDING[True] + 0.1
     step_timing.hold_to(losses(), losses(), weights)
-    step_timing.hold_to(losses(rrm=1 + 0.5 * step_timing.SCATTER), losses(), weights)
+    step_timing.hold_to(losses(rrm=1 + 0.5 * step_timing.SCATTER[False]), losses(), weights)
     for changed in ({"ohem": 1 + share}, {"logit": 0.1 + share}, {"rrm": 2.0}):
         with pytest.raises(AssertionError, match="step 0 of 4 modalities"):
             step_timing.hold_to(losses(**changed), losses(), weights)
@@ -163,7 +165,7 @@ def test_providers_take_turns(monkeypatch):
     assert {pair: len(samples.wall) for pair, samples in found.items()} == {
         (name, size): 3 for name in "ab" for size in (4, 1)
     }
-    rounds = [seen[4 + 4 * i : 8 + 4 * i] for i in range(3)]
+    rounds = [seen[i : i + 4] for i in range(len(seen) - 12, len(seen), 4)]
     assert [sorted(name for name, _ in each) for each in rounds] == [["a", "a", "b", "b"]] * 3
     assert len({each[0] for each in rounds}) == 3  # nobody is always the first
     assert {number for _, number in seen} == {5, 6, 7, 8}
@@ -191,7 +193,8 @@ def test_a_wrong_provider_is_not_timed(short, monkeypatch):
     monkeypatch.setattr(expert_step, "THRESHOLD", 1e-12)
     comparison = bench_train_step.Comparison(SETTINGS["no-rrm"])
     comparison.check()
-    assert comparison.alive == ["official", "fastseg"]
+    assert {"official", "fastseg"} <= set(comparison.alive)
+    assert "best_torch" not in comparison.alive
     assert comparison.status["best_torch"].startswith("wrong: step 0 of 4 modalities: ohem")
 
 
@@ -229,7 +232,7 @@ def test_targets_of_steps_are_shown_beside_what_was_measured():
     small = "stage2 b0 256px B2 rrm"
     rows = [row("official", 5.0, setting=small), row("fastseg", 1.0, setting=small)]
     text = "\n".join(targets.step_lines(rows, on_gpu=False))
-    assert "| at least 4x | 5x | reached |" in text
+    assert text.count("| at least 4x | 5x | reached |") == 1  # in float32
     assert "| at least 1x |  | not measured |" in text
 
 
