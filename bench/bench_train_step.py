@@ -5,8 +5,9 @@ Providers: ``official`` is the published step with all of its loops, written fro
 expert's plain PyTorch (:mod:`bench.expert_step`), ``fastseg`` the step function of the trainer,
 which chooses its paths by itself; *compile* adds ``torch.compile`` to either. These two have their
 batch on the device, where a loader copies it beside the step. On a GPU they compute in bfloat16, on
-a CPU in float32 and, where it has instructions for it, in *bf16*, too. As in the trainer freed
-memory stays with the process, here for all providers.
+a CPU in float32 and, where it has instructions for it, in *bf16*, too. What is compiled has no
+dropout, so that it is compiled once. As in the trainer freed memory stays with the process, here
+for all providers.
 
 All start from the same weights and see the same images, labels and subsets. The losses are those of
 the released code, which all sides can compute: prototypes against the same modality and divided by
@@ -63,7 +64,8 @@ class Comparison:
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.rows = setting, []
-        self.problem = Problem(setting)
+        self.problem = Problem(setting, dropout=0.0 if setting.compiled else 0.1)
+        self.compiled: dict[str, StepCall] = {}
         self.status = dict.fromkeys(providers(setting), "did not end")
         self.losses: dict[str, Losses] = {}
 
@@ -73,7 +75,7 @@ class Comparison:
         warm = {}
         for provider in self.alive:
             try:
-                warm[provider] = step_timing.warmed(self.problem, provider)
+                warm[provider] = step_timing.warmed(self.problem, provider, self._build)
             except torch.OutOfMemoryError:
                 self._out_of_memory(provider)
         calls = {provider: call for provider, (call, _) in warm.items()}
@@ -110,7 +112,10 @@ class Comparison:
         problem = replace(self.problem, dropout=0.0)
         for provider in self.alive:
             try:
-                self.losses[provider] = step_timing.first_losses(problem, provider)
+                call = problem.build(provider)
+                self.losses[provider] = step_timing.first_losses(problem, call)
+                if self.setting.compiled:
+                    self.compiled[provider] = call
                 wanted = next(iter(self.losses.values()))
                 short = any(map(is_short, self.losses))
                 step_timing.hold_to(self.losses[provider], wanted, self.setting.weights, short)
@@ -119,6 +124,10 @@ class Comparison:
             except AssertionError as error:
                 self.status[provider] = f"wrong: {error}"
             gc.collect()
+
+    def _build(self, provider: str) -> StepCall:
+        """What was compiled for the check serves the clock, too: it takes minutes."""
+        return self.compiled.pop(provider, None) or self.problem.build(provider)
 
     def _out_of_memory(self, provider: str) -> None:
         self.status[provider] = "out of memory"

@@ -139,6 +139,11 @@ class ExpertStep:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=6e-5, weight_decay=0.01, fused=True)
 
+        if compiled:
+            # two networks, four numbers of modalities, four levels
+            config = torch._dynamo.config
+            config.recompile_limit = max(config.recompile_limit, 64)
+
         def maybe(function: Callable[..., Any]) -> Callable[..., Any]:
             return torch.compile(function, dynamic=False) if compiled else function
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -86,9 +86,8 @@ def _window(call: StepCall, numbers: Sequence[int]) -> tuple[float, float]:
     return scale * (time.perf_counter() - wall), scale * (time.process_time() - cpu)
 
 
-def first_losses(problem: Problem, provider: str) -> list[tuple[int, dict[str, float]]]:
-    """Number of modalities and loss values of the first steps, without dropout."""
-    call = problem.build(provider)
+def first_losses(problem: Problem, call: StepCall) -> list[tuple[int, dict[str, float]]]:
+    """Number of modalities and loss values of the first steps of a provider."""
     wanted = [size for size in CHECKED if size in problem.setting.sizes]
     numbers = {size: iter(problem.steps(size, len(wanted))) for size in set(wanted)}
     return [(size, _floats(call(next(numbers[size])), problem)) for size in wanted]
@@ -124,7 +123,9 @@ def hold_to(
             )
 
 
-def warmed(problem: Problem, provider: str) -> tuple[StepCall, float]:
+def warmed(
+    problem: Problem, provider: str, build: Callable[[str], StepCall]
+) -> tuple[StepCall, float]:
     """A provider after steps of every number of modalities, when nothing is new any more.
 
     Beside it the MiB at the worst moment of a usual step with all modalities: networks, moments,
@@ -133,7 +134,7 @@ def warmed(problem: Problem, provider: str) -> tuple[StepCall, float]:
     """
     batch = problem.batch
     before = torch.cuda.memory_allocated() if timing.ON_GPU else 0
-    call = problem.build(provider)
+    call = build(provider)
     numbers = {size: problem.steps(size, WARM_UPS + 2) for size in problem.setting.sizes}
     call(numbers[MODALITIES][0])
     timing.wait()

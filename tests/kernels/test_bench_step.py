@@ -60,7 +60,8 @@ def short(monkeypatch):
 def test_providers_have_the_same_losses_for_several_steps(short, setting):
     problem = Problem(setting, dropout=0.0)
     found = {
-        name: step_timing.first_losses(problem, name) for name in step_cases.providers(setting)
+        name: step_timing.first_losses(problem, problem.build(name))
+        for name in step_cases.providers(setting)
     }
     official = found.pop("official")
     assert [size for size, _ in official] == ([4, 4] if setting.stage == 1 else [4, 1, 4])
@@ -70,6 +71,24 @@ def test_providers_have_the_same_losses_for_several_steps(short, setting):
         step_timing.hold_to(losses, official, setting.weights, short, SCATTER)
     # weights move, or a provider that never learns would pass
     assert abs(official[0][1]["ohem"] - official[-1][1]["ohem"]) > 1e-4
+
+
+def test_the_experts_step_compiles_to_what_it_computes(short, monkeypatch):
+    compiled = []
+
+    def capture(function, dynamic):
+        compiled.append(function)
+        return compile_graphs(function, dynamic=dynamic, backend="aot_eager")
+
+    compile_graphs = torch.compile
+    monkeypatch.setattr(torch, "compile", capture)
+    monkeypatch.setattr(step_timing, "CHECKED", (4,))
+    torch._dynamo.reset()
+    problem = Problem(TINY, dropout=0.0)
+    names = ("best_torch", "best_torch compile")
+    plain, graphs = (step_timing.first_losses(problem, problem.build(name)) for name in names)
+    step_timing.hold_to(graphs, plain, TINY.weights, timing.ON_GPU, SCATTER)
+    assert len(compiled) == 4
 
 
 def test_other_losses_are_seen():
@@ -253,6 +272,27 @@ def test_rows_of_a_file_become_two_tables(tmp_path):
     assert "| 4 | a | float32 | 666.7 | 3 |" in text
     assert "|  | b | float32 | did not end |" in text
     assert (tmp_path / "train_step.csv").read_text().count("\n") == 1 + len(rows)
+
+
+def test_one_command_writes_the_tables_of_steps(tmp_path, monkeypatch):
+    def measure(benches, common, _end):
+        assert [path.stem for path in benches] == ["bench_train_step"]
+        with open(common[common.index("--step-rows") + 1], "a") as file:
+            file.write(json.dumps(dataclasses.asdict(row("fastseg", 4.0))) + "\n")
+        return ["A note."]
+
+    monkeypatch.setattr(gpu_record, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu_record, "_red_operators", lambda *_: [])
+    monkeypatch.setattr(gpu_record, "_time_all", measure)
+    monkeypatch.setattr(sys, "argv", ["gpu_record.py", "--only", "train_step"])
+    assert gpu_record.main() == 0
+    (folder,) = tmp_path.iterdir()
+    assert not folder.name.endswith("train-step")
+    assert {path.name for path in folder.iterdir()} == {"train_step.csv", "train_step.md"}
+    text = (folder / "train_step.md").read_text()
+    assert "A note." in text
+    assert "## Targets" in text
+    assert "| 4 | fastseg | float32 | 500 | 4 |" in text
 
 
 # a machine without what reads and writes files
