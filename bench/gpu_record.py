@@ -40,7 +40,7 @@ from bench import profiling, report, step_report, targets, timing  # noqa: E402
 RESULTS = ROOT / "bench" / "results"
 TESTS_SHARE = 0.4  # of the time, at most
 COMPILE_SHARE = 0.3  # of what is left then
-ELSEWHERE = ("input_pipeline", "scaling")  # no operators: they have commands and tables of their own
+ELSEWHERE = ("input_pipeline", "scaling")  # no operators: commands and tables of their own
 STEPS = "train_step"  # whole steps, which have tables of their own
 PARTS = {STEPS: 5}  # of the time, where an operator has one
 GRACE = 10  # seconds for the row that runs when the time of an operator ends

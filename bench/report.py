@@ -118,12 +118,12 @@ def write_markdown(
     lines = ["# Kernels", "", *(f"{note}\n" for note in notes)]
     lines += [*(f"- {name}: {value}" for name, value in about.items()), "", *summary, LEGEND]
     for op in dict.fromkeys(row.op for row in rows):
-        lines += [f"## {op}", "", *_description(op)]
+        lines += [f"## {op}", "", *description(op)]
         lines += [*_table([row for row in rows if row.op == op]), ""]
     path.write_text("\n".join(lines).rstrip() + "\n")
 
 
-def _description(op: str) -> list[str]:
+def description(op: str) -> list[str]:
     """What the benchmark's file says of itself."""
     source = ROOT / "bench" / f"bench_{op}.py"
     text = ast.get_docstring(ast.parse(source.read_text())) if source.exists() else None

@@ -6,7 +6,6 @@ python bench/step_report.py steps.jsonl --out bench/results/cpu
 from __future__ import annotations
 
 import argparse
-import ast
 import csv
 import json
 import sys
@@ -118,8 +117,8 @@ and **ms** is the median per step of the wall clock, **p20-p80** its spread, **C
 time of all threads of the process, which says more on a shared machine. **peak MiB** are networks,
 moments, batch and what a step adds at its worst moment. **launches** are kernels, copies and fills,
 on a CPU the operators that are not views; **syncs** are waits for the device; **busy** is the share
-of the time in which a GPU works. The last two columns compare with the published step and with the
-fastest of the expert's steps.
+of the time in which a GPU works. The columns after the losses compare with the published step and
+with the fastest of the expert's steps, the last one the CPU time with that of the published step.
 
 M is the number of modalities that the network that learns sees; *random* is the expectation over 1
 to 4, which are equally likely. The loss values are those of the last of a few steps without
@@ -129,6 +128,7 @@ the regulariser up to the scatter of other noise.
 HEADER = (
     "M", "provider", "dtype", "images/s", "ms", "p20-p80", "CPU ms", "peak MiB", "launches",
     "syncs", "busy", "ohem", "logit", "hpdm", "rrm", "loss", "vs official", "vs best_torch",
+    "CPU vs official",
 )  # fmt: skip
 
 
@@ -148,13 +148,12 @@ def write(
         for row in rows:
             values = asdict(row)
             table.writerow([report.rounded(values[name]) for name in names] + [*about.values()])
-    bench = ast.parse((ROOT / "bench" / "bench_train_step.py").read_text())
     lines = ["# Training steps", "", *(f"{note}\n" for note in notes)]
     lines += [*(f"- {name}: {value}" for name, value in about.items()), "", *summary]
-    lines += [(ast.get_docstring(bench) or "").replace("``", "`"), "", LEGEND]
+    lines += [*report.description("train_step"), LEGEND]
     for title in dict.fromkeys((row.group[0], row.threads) for row in rows):
         setting, threads = title
-        lines += [f"## {setting}" + (f", {threads} threads" if threads else ""), ""]
+        lines += [f"## {setting}" + (f", threads: {threads}" if threads else ""), ""]
         lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
         lines += [_line(row, rows) for row in rows if (row.group[0], row.threads) == title]
         lines.append("")

@@ -193,5 +193,8 @@ def _step_line(target: StepTarget, rows: Sequence[StepRow], threads: int | None)
     if measured is not None:
         reached = measured >= target.bound if at_least else measured <= target.bound
         cells = [form.format(measured), "reached" if reached else "**missed**"]
+        by_cpu = target.quantity in ("official", "best_torch") and threads is not None
+        if by_cpu and (ratio := step_report.speed_up(best, rows, target.quantity, "cpu_ms")):
+            cells[0] += f", of CPU time {form.format(ratio)}"
     start = [target.setting, target.modalities, dtype, str(threads or ""), what, bound]
     return "| " + " | ".join([*start, *cells]) + " |"

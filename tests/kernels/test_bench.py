@@ -175,8 +175,8 @@ def test_every_benchmark_names_tests_that_are_there():
     assert gpu_record._tests(label_prep) == []
 
 
-def test_what_is_no_operator_is_not_timed_as_one(monkeypatch, capsys):
-    (name,) = gpu_record.ELSEWHERE
+@pytest.mark.parametrize("name", gpu_record.ELSEWHERE)
+def test_what_is_no_operator_is_not_timed_as_one(name, monkeypatch, capsys):
     assert (gpu_record.ROOT / "bench" / f"bench_{name}.py").exists()
     monkeypatch.setattr(sys, "argv", ["gpu_record.py", "--only", name])
     with pytest.raises(SystemExit):

@@ -250,8 +250,10 @@ def test_targets_of_steps_are_shown_beside_what_was_measured():
     assert text.count("not measured") == len(targets.STEP_TARGETS) - 3
     small = "stage2 b0 256px B2 rrm"
     rows = [row("official", 5.0, setting=small), row("fastseg", 1.0, setting=small)]
+    rows = [dataclasses.replace(r, threads=1) for r in rows]
+    rows[1].cpu_ms = 2.5
     text = "\n".join(targets.step_lines(rows, on_gpu=False))
-    assert text.count("| at least 4x | 5x | reached |") == 1  # in float32
+    assert text.count("| at least 4x | 5x, of CPU time 4x | reached |") == 1  # in float32
     assert "| at least 1x |  | not measured |" in text
 
 
