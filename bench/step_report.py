@@ -208,11 +208,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--note", action="append", default=[], help="a line above the tables")
     options = parser.parse_args()
     rows = read_rows(options.rows)
     from bench import targets
 
-    write(rows, options.out, report.machine(), summary=targets.step_lines(rows))
+    write(rows, options.out, report.machine(), options.note, targets.step_lines(rows))
 
 
 if __name__ == "__main__":
