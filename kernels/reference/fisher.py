@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ._closed_form import check_pair, image_blocks, with_gradient
 from ._precision import upcast, without_autocast
 from .entropy import student_information, teacher_information
+from .lanes import sum_over_samples
 from .noise import keyed_noise
 
 InformationAxis = Literal["channel", "height"]
@@ -118,20 +120,25 @@ def _inverse_information(
     )
     dim -= 1
     log_p, log_q = x.log_softmax(dim), t.log_softmax(dim)
-    information = x.new_zeros((2, len(x)))
-    directions = (torch.zeros_like(x), torch.zeros_like(x))
     drawn = student.shape, student
-    buffer = torch.empty(student.shape, device=student.device) if noise is None else None
-    for s in range(samples):
-        draw = noise[s] if noise is not None else keyed_noise(*drawn, seed, s, out=buffer)
-        for block in image_blocks(x):
-            e = draw.flatten(0, 1)[block]
-            of_student, slope = student_information(x[block], log_q[block], sigma_x[block], e, dim)
-            information[0, block] += of_student.flatten(1).mean(1)
-            directions[0][block] += slope
-            of_teacher, slope = teacher_information(log_p[block], t[block], sigma_t[block], e, dim)
-            information[1, block] += of_teacher.flatten(1).mean(1)
-            directions[1][block] += slope
+
+    def work(chosen: Iterable[int]) -> tuple[Tensor, ...]:
+        information = x.new_zeros((2, len(x)))
+        directions = (torch.zeros_like(x), torch.zeros_like(x))
+        buffer = torch.empty(student.shape, device=x.device) if noise is None else None
+        for s in chosen:
+            draw = noise[s] if noise is not None else keyed_noise(*drawn, seed, s, out=buffer)
+            for block in image_blocks(x):
+                e, own, other = draw.flatten(0, 1)[block], x[block], t[block]
+                value, slope = student_information(own, log_q[block], sigma_x[block], e, dim)
+                information[0, block] += value.flatten(1).mean(1)
+                directions[0][block] += slope
+                value, slope = teacher_information(log_p[block], other, sigma_t[block], e, dim)
+                information[1, block] += value.flatten(1).mean(1)
+                directions[1][block] += slope
+        return information, *directions
+
+    information, *directions = sum_over_samples(work, samples, student)
     information = information.view(2, modalities, batch).mean(2) / samples
     unit = torch.ones_like(information)
     if normalise:

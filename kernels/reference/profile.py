@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from ._closed_form import check_pair, image_blocks, with_gradient
 from ._precision import upcast, without_autocast
+from .lanes import sum_over_samples
 from .noise import keyed_noise
 
 
@@ -100,30 +103,37 @@ def _profile_value_and_gradient(
     x, t = (features.contiguous().flatten(0, 1) for features in (student, teacher))
     centred, sigma = _position_sigma(x, samples)
     _, teacher_sigma = _position_sigma(t, samples)
-    sums = x.new_zeros((3, len(x)), dtype=torch.float64)  # N L, Q, G
-    directions = (torch.zeros_like(x), torch.zeros_like(x))
-    gammas = (torch.zeros_like(sigma), torch.zeros_like(sigma))  # through sigma
     drawn = (2, *student.shape), student
-    buffer = torch.empty((2, *student.shape), device=student.device) if noise is None else None
-    for s in range(samples):
-        draw = noise[s] if noise is not None else keyed_noise(*drawn, seed, s, out=buffer)
-        for block in image_blocks(x):
-            e, e_teacher = draw.flatten(1, 2)[:, block]
-            log_p = torch.addcmul(x[block], sigma[block], e).log_softmax(2)
-            log_q = torch.addcmul(t[block], teacher_sigma[block], e_teacher).log_softmax(2)
-            # noise on both sides keeps p and q apart: these sums need no form without cancellation
-            q = log_q.exp()
-            d = log_q.sub_(log_p)
-            p = log_p.exp_()
-            parts = [torch.linalg.vecdot(q.flatten(1), other.flatten(1)) for other in (d, q)]
-            d.add_(1)
-            parts.append(torch.linalg.vecdot(d.flatten(1), d.flatten(1)))
-            sums[:, block] += torch.stack(parts)
-            second = torch.addcmul(d, p, d.sum(2, keepdim=True), value=-1)
-            for step, direction, gamma in zip((p.sub_(q), second), directions, gammas, strict=True):
-                direction[block] += step
-                if sigma_grad:
-                    gamma[block] += step.mul_(e).sum(1, keepdim=True)
+
+    def work(chosen: Iterable[int]) -> tuple[Tensor, ...]:
+        sums = x.new_zeros((3, len(x)), dtype=torch.float64)  # N L, Q, G
+        directions = (torch.zeros_like(x), torch.zeros_like(x))
+        gammas = (torch.zeros_like(sigma), torch.zeros_like(sigma))  # through sigma
+        buffer = torch.empty((2, *student.shape), device=x.device) if noise is None else None
+        for s in chosen:
+            draw = noise[s] if noise is not None else keyed_noise(*drawn, seed, s, out=buffer)
+            for block in image_blocks(x):
+                e, e_teacher = draw.flatten(1, 2)[:, block]
+                log_p = torch.addcmul(x[block], sigma[block], e).log_softmax(2)
+                log_q = torch.addcmul(t[block], teacher_sigma[block], e_teacher).log_softmax(2)
+                # noise on both sides keeps p and q apart: no form without cancellation is needed
+                q = log_q.exp()
+                d = log_q.sub_(log_p)
+                p = log_p.exp_()
+                parts = [torch.linalg.vecdot(q.flatten(1), other.flatten(1)) for other in (d, q)]
+                d.add_(1)
+                parts.append(torch.linalg.vecdot(d.flatten(1), d.flatten(1)))
+                sums[:, block] += torch.stack(parts)
+                second = torch.addcmul(d, p, d.sum(2, keepdim=True), value=-1)
+                steps = (p.sub_(q), second)
+                for step, direction, gamma in zip(steps, directions, gammas, strict=True):
+                    direction[block] += step
+                    if sigma_grad:
+                        gamma[block] += step.mul_(e).sum(1, keepdim=True)
+        return sums, *directions, *gammas
+
+    sums, *through = sum_over_samples(work, samples, student)
+    directions, gammas = through[:2], through[2:]
     rows = channels * samples * width
     size = rows * height
     mean_divergence, q_sum, g_sum = sums[0] / size, sums[1], sums[2]
