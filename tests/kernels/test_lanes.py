@@ -80,10 +80,7 @@ def test_lanes_have_no_gradients(threads):
 
 def test_who_watches_operators_sees_them_all(threads):
     threads(2)
-    x, t = (
-        torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(i))
-        for i in b"ab"
-    )
+    x, t = (torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(i)) for i in b"ab")
     with Watch() as watch:
         reference.profile_regulariser(x, t, seed=1, samples=6)
     assert watch.names.count("aten::normal_") == 6

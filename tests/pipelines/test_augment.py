@@ -9,18 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from both import LOADERS, needs_dali
 from torch.nn import functional as F
 
 from fastseg.pipelines import DataConfig, Loader, augment, get_dataset, native
 from fastseg.pipelines.augment import Looks, blur, compiled, draw_looks, gaussian, jitter
-from fastseg.pipelines.dali_loader import dali_import_error
 from fastseg.pipelines.files import list_split
 from fastseg.pipelines.geometry import draw, train_geometry
 from fastseg.pipelines.samples import SampleReader
 
 needs_compiler = pytest.mark.skipif(compiled() is None, reason=f"no C: {native.library()[1]}")
-needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
-LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
 FACTORS = [(1.0, 1.0, 1.0), (0.5, 1.5, 0.5), (1.5, 0.5, 1.5), (1.23, 0.77, 1.31), (0.0, 0.3, 0.0)]
 PUBLISHED = {"jitter": 0.2, "blur": 0.2}
 

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from both import LOADERS
 
 from fastseg.pipelines import Batch, DataConfig, Loader, get_dataset
-from fastseg.pipelines.dali_loader import dali_import_error
 from fastseg.pipelines.device import on_device
 from fastseg.pipelines.normalise import Normaliser, _portable
 
-needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
-LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
 CPU = torch.device("cpu")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +10,15 @@ import numpy as np
 import pytest
 import torch
 import trees
+from both import LOADERS, Open, corrupted, evaluated
 
-from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, DataError, Loader, get_dataset
+from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, DataError, get_dataset
 from fastseg.pipelines import corrupt as faults
 from fastseg.pipelines.corrupt import Corruptor, describe
 from fastseg.pipelines.dali_loader import dali_import_error
 from fastseg.pipelines.files import list_split
 
-needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
-LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
 EACH = ("freeze", "low_resolution", "lidar_jitter", "gaussian", "poisson", "shift", "blackout")
-Open = Callable[..., Loader]
 
 
 @pytest.fixture
@@ -36,14 +33,6 @@ def config(deliver_tree: Path) -> DataConfig:
         workers=0,
         loader="torch",
     )
-
-
-def corrupted(config: DataConfig, **settings: object) -> DataConfig:
-    return replace(config, eval_corruption=CorruptionConfig(**settings))
-
-
-def evaluated(config: DataConfig, open_loader: Open) -> Batch:
-    return next(open_loader(config, train=False).batches())
 
 
 def changed(batch: Batch, plain: Batch) -> list[list[int]]:

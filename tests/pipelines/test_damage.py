@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trees
+from both import LOADERS, Open, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import CorruptionConfig, DataConfig, DataError, Loader, get_dataset
@@ -19,8 +20,6 @@ from fastseg.pipelines.order import TrainOrder
 from fastseg.pipelines.pack import pack_split
 from fastseg.pipelines.packed import packed_folder
 
-needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
-LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
 WAYS = {
     "in line": {},
     "processes": {"workers": 2},
@@ -28,7 +27,6 @@ WAYS = {
     "dali": {"loader": "dali", "workers": 0},
     "dali, ahead": {"loader": "dali", "workers": 2},
 }
-Open = Callable[..., Loader]
 
 
 @pytest.fixture

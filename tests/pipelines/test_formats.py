@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +10,14 @@ import numpy as np
 import pytest
 import torch
 import trees
+from both import LOADERS, Open, needs_dali
 from PIL import Image
 
-from fastseg.pipelines import Batch, DataConfig, DataError, Loader, catalogue, get_dataset
+from fastseg.pipelines import Batch, DataConfig, DataError, catalogue, get_dataset
 from fastseg.pipelines.dali_loader import dali_import_error
 from fastseg.pipelines.files import list_split
 
-needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
-LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-Open = Callable[..., Loader]
 
 
 def config_for(root: Path, dataset: str, loader: str = "torch", **change: object) -> DataConfig:

@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from both import LOADERS, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import Batch, DataConfig, DataError, Loader, build, build_loader
-from fastseg.pipelines.dali_loader import dali_import_error
 from fastseg.pipelines.prefetch import ThreadPrefetcher
 
-needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
-LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 

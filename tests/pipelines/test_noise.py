@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from both import LOADERS, Open, corrupted, evaluated
 
-from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, Loader
-from fastseg.pipelines.dali_loader import dali_import_error
+from fastseg.pipelines import DataConfig
 from fastseg.pipelines.noise import add_noise
-
-needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
-LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
-Open = Callable[..., Loader]
 
 
 @pytest.fixture
@@ -30,14 +25,6 @@ def config(deliver_tree: Path) -> DataConfig:
         workers=0,
         loader="torch",
     )
-
-
-def corrupted(config: DataConfig, **settings: object) -> DataConfig:
-    return replace(config, eval_corruption=CorruptionConfig(**settings))
-
-
-def evaluated(config: DataConfig, open_loader: Open) -> Batch:
-    return next(open_loader(config, train=False).batches())
 
 
 @pytest.mark.parametrize(

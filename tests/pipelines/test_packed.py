@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +12,14 @@ import numpy as np
 import pytest
 import torch
 import trees
+from both import LOADERS, Open
 
 from fastseg import data
-from fastseg.pipelines import Batch, DataConfig, DataError, Loader, get_dataset, pack
-from fastseg.pipelines.dali_loader import dali_import_error
+from fastseg.pipelines import Batch, DataConfig, DataError, get_dataset, pack
 from fastseg.pipelines.files import list_split
 from fastseg.pipelines.pack import PackReport, pack_split
 from fastseg.pipelines.packed import PackedStore, packed_folder
 from fastseg.pipelines.shards import read_shard
-
-needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
-LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]
-Open = Callable[..., Loader]
 
 
 def pack_all(root: Path, dataset: str = "deliver", missing: str = "error") -> Path:
