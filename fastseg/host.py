@@ -1,9 +1,12 @@
-"""Settings of the host process that change how fast a CPU trains, and nothing else."""
+"""The host process: settings that change how fast a CPU trains, and the memory that is used."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
+
+import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 _LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more
@@ -25,3 +28,12 @@ def keep_freed_memory() -> bool:
     return bool(
         mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_TRIM_THRESHOLD, _NEVER_TRIM)
     )
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory so far in MiB: of tensors on a GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # in KiB, but on macOS in bytes
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -142,9 +142,11 @@ def open_board(wanted: bool, folder: Path) -> Callable[[dict[str, Any]], None]:
 
     def write(row: dict[str, Any]) -> None:
         where = "/".join(str(row[key]) for key in ("kind", "stage", "subset") if key in row)
-        for name, value in row.items():
-            if isinstance(value, float):
-                writer.add_scalar(f"{where}/{name}", value, row["step"])  # type: ignore[no-untyped-call]
+        counts = row.get("modality_steps", {})
+        scalars = {name: value for name, value in row.items() if isinstance(value, float)}
+        scalars |= {f"modality_steps/{name}": float(count) for name, count in counts.items()}
+        for name, value in scalars.items():
+            writer.add_scalar(f"{where}/{name}", value, row["step"])  # type: ignore[no-untyped-call]
         writer.flush()  # type: ignore[no-untyped-call]
 
     return write

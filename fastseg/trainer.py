@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from fastseg.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.evaluation import evaluate_subsets, limited
 from fastseg.forecast import forecast_memory, warm_up
+from fastseg.host import peak_mib
 from fastseg.interrupt import AgreedStop, StopRequest
 from fastseg.models import SegFormer, load_encoder_weights
 from fastseg.optim import choose_optimizer
@@ -63,6 +65,7 @@ class Trainer:
         self._settings = digest(self.config)
         self._session_steps = 0
         self._replaced = 0
+        self._seen: Counter[str] = Counter()
         self._reported: set[str] = set()
 
     def fit(self) -> None:
@@ -117,6 +120,7 @@ class Trainer:
                 values = session.train(step, *batches)
                 if session.average is not None:
                     session.average.update(step, values["skipped"])
+                self._seen.update(self._modalities_of(session, step))
                 samples = sum(batch.labels.shape[0] for batch in batches)
                 watch.after(samples, waited)
                 meter.add(values, samples=samples, waited=waited)
@@ -221,10 +225,14 @@ class Trainer:
             values["replaced_samples"] = self._replaced
             self._replaced = 0
         values = self._over_ranks(values)
+        (values["peak_mib"],) = self.ranks.reduce([peak_mib(self.context.device)], "max")
         row: dict[str, Any] = {"kind": "train", "stage": session.name, "step": done}
         row["lr"] = session.optimizer.param_groups[0]["lr"]
-        self.metrics.append({**row, **values})
-        self.board({**row, **values})
+        row |= values
+        row["modality_steps"] = {m.name: self._seen[m.name] for m in self.context.modalities}
+        self._seen.clear()
+        self.metrics.append(row)
+        self.board(row)
         skipped = int(session.train.skipped_in_row)
         if skipped >= self.config.max_skipped:
             raise ConfigError(
@@ -237,6 +245,11 @@ class Trainer:
             "images/s": f"{values['images_per_s']:.0f}",
             "data-wait": f"{100 * values['data_wait']:.0f}%",
         }
+
+    def _modalities_of(self, session: Session, step: int) -> list[str]:
+        """Names of the modalities that the network sees in a step."""
+        modalities = self.context.modalities
+        return [modalities[i].name for i in session.train.present(step, len(modalities))]
 
     def _over_ranks(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes; their images/s and replaced samples add up."""

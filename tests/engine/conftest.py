@@ -66,7 +66,7 @@ def losses():
 
     def read(path):
         rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        skip = {"kind", "stage", "step", "images_per_s", "data_wait"}
+        skip = {"kind", "stage", "step", "images_per_s", "data_wait", "peak_mib", "modality_steps"}
         return {
             (row["stage"], row["step"], name): float(value).hex()
             for row in rows

@@ -139,6 +139,11 @@ def test_tensorboard_gets_the_numbers_of_the_log(scenes, tmp_path, tensorboard):
         for k, v in r.items()
         if isinstance(v, float)
     }
+    wanted |= {
+        (f"train/{r['stage']}/modality_steps/{name}", float(count), r["step"])
+        for r in rows
+        for name, count in r.get("modality_steps", {}).items()
+    }
     assert {s for writer in tensorboard for s in writer.scalars} == wanted
     assert ("eval/teacher/RDEL/miou_all", 2) in {(name, step) for name, _, step in wanted}
     assert {writer.folder for writer in tensorboard} == {str(run / "tensorboard")}

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from fastseg.checkpoint import read_identity
 from fastseg.context import RunContext
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.run_folder import RunFolder
-from fastseg.schedule import LossWeights
+from fastseg.schedule import LossWeights, draw_modalities
 from fastseg.step import TrainStep
 from fastseg.trainer import Trainer
 
@@ -126,6 +127,22 @@ def test_loss_is_the_weighted_sum(config, fit, losses, whole):
     for step in range(1, 6):
         total = sum(w * float.fromhex(rows["student", step, t]) for t, w in terms.items())
         assert float.fromhex(rows["student", step, "loss"]) == pytest.approx(total, rel=1e-5)
+
+
+def test_the_log_counts_modalities_and_memory(config, whole):
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["kind"] == "train"]
+    assert all(10 < row["peak_mib"] < 100_000 for row in rows)
+    drawn = {}
+    for index, (name, stage) in enumerate(config.stages.items()):
+        last = max(row["step"] for row in rows if row["stage"] == name)
+        subsets = [draw_modalities(stage.modalities, 4, config.seed, index, s) for s in range(last)]
+        drawn[name] = [sum(m in subset for subset in subsets) for m in range(4)]
+        counts = [row["modality_steps"] for row in rows if row["stage"] == name]
+        assert list(counts[0]) == ["img", "depth", "event", "lidar"]
+        assert [sum(c[m] for c in counts) for m in counts[0]] == drawn[name]
+    assert len(set(drawn["teacher"])) == 1
+    assert drawn["student"] != drawn["teacher"]
 
 
 def test_a_teacher_file_replaces_the_first_stage(config, fit, losses, whole):
