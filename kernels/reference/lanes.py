@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _MOST = 4  # every lane has sums of its own, each as large as the features
+_SMALLEST = 1 << 18  # elements; a lane with less to do is mostly the cost of a thread
 
 Sums = Sequence[Tensor]
 Work = Callable[[Iterable[int]], Sums]
@@ -52,6 +53,8 @@ def sum_over_samples(work: Work, samples: int, like: Tensor) -> Sums:
 
 def _lanes(samples: int, like: Tensor) -> int:
     if like.device.type != "cpu" or torch.compiler.is_compiling():
+        return 1
+    if like.numel() <= _SMALLEST:
         return 1
     # what watches operators, or replaces them, does so on its own thread
     if type(like) is not Tensor or _get_current_dispatch_mode() is not None:

@@ -7,9 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastseg.kernels import reference
+from fastseg.kernels.reference import lanes
 from fastseg.kernels.reference.lanes import sum_over_samples
 
-LIKE = torch.zeros(1)
+LIKE = torch.zeros(1).expand(lanes._SMALLEST + 1)
 
 
 @pytest.fixture
@@ -17,6 +18,11 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_work_is_shared(monkeypatch):
+    monkeypatch.setattr(lanes, "_SMALLEST", 0)
 
 
 class Watch(TorchDispatchMode):
@@ -42,20 +48,20 @@ class Work:
 
 
 @pytest.mark.parametrize(
-    ("count", "samples", "lanes", "each"),
+    ("count", "samples", "number_of_lanes", "each"),
     [(1, 10, 1, 1), (2, 10, 2, 1), (8, 10, 4, 2), (8, 3, 3, 2), (2, 1, 1, 2)],
 )
-def test_every_sample_is_in_one_lane(count, samples, lanes, each, threads):
+def test_every_sample_is_in_one_lane(count, samples, number_of_lanes, each, threads):
     threads(count)
     work = Work()
     total, number = sum_over_samples(work, samples, LIKE)
     assert total.item() == sum(s * s for s in range(samples))
     assert number.item() == samples
     assert sorted(s for chosen, _, _ in work.shares for s in chosen) == list(range(samples))
-    assert len(work.shares) == lanes
+    assert len(work.shares) == number_of_lanes
     assert {own for _, _, own in work.shares} == {each}
     here = {who == threading.get_ident() for _, who, _ in work.shares}
-    assert here == {lanes == 1}
+    assert here == {number_of_lanes == 1}
     assert torch.get_num_threads() == count
 
 
@@ -78,6 +84,16 @@ def test_lanes_have_no_gradients(threads):
     assert not total.requires_grad
 
 
+def test_little_work_stays_here(threads):
+    threads(2)
+    work = Work()
+    sum_over_samples(work, 6, LIKE[1:])
+    assert [(chosen, who) for chosen, who, _ in work.shares] == [
+        (list(range(6)), threading.get_ident())
+    ]
+
+
+@pytest.mark.usefixtures("small_work_is_shared")
 def test_who_watches_operators_sees_them_all(threads):
     threads(2)
     x, t = (torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(i)) for i in b"ab")
@@ -86,6 +102,7 @@ def test_who_watches_operators_sees_them_all(threads):
     assert watch.names.count("aten::normal_") == 6
 
 
+@pytest.mark.usefixtures("small_work_is_shared")
 @pytest.mark.parametrize("name", ["profile_regulariser", "fisher_regulariser"])
 def test_threads_change_the_regularisers_by_rounding_alone(name, threads):
     generator = torch.Generator().manual_seed(3)
