@@ -25,12 +25,13 @@ from fastseg.losses import LossOptions
 from fastseg.models import SegFormer
 from fastseg.optim import build_optimizer
 from fastseg.pipelines import Batch, DataConfig
+from fastseg.precision import best_precision
 from fastseg.schedule import LossWeights, Stage, draw_modalities
 from fastseg.step import TrainStep
 
 MODALITIES, CLASSES, SAMPLES = 4, shapes.NUM_CLASSES, 10
 SIZES = (4, 3, 2, 1) if shapes.ON_GPU else (4, 1)
-SHORT_PAYS = not shapes.ON_GPU and torch.cpu._is_avx512_bf16_supported()
+SHORT_PAYS = not shapes.ON_GPU and best_precision(shapes.DEVICE)[0] == "bf16"
 LENGTH = 10**6  # steps of the stage: so long that its learning rate is that of its first step
 SEED = 3407
 STUDENT, TEACHER, IMAGES = 0, 1, 2  # seeds

@@ -20,7 +20,7 @@ from fastseg.models import BACKBONES
 from fastseg.optim import OptimConfig
 from fastseg.parallel import ParallelConfig
 from fastseg.pipelines import DataConfig
-from fastseg.precision import Precision
+from fastseg.precision import PrecisionChoice
 from fastseg.schedule import Stage
 
 # fields that cannot change what is learnt: a run may go on after they changed
@@ -143,8 +143,9 @@ class TrainConfig:
     """Seed of everything: order, augmentation, initial weights, dropout, noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
-    precision: Precision = "fp32"
-    """Arithmetic of the networks (autocast); losses are always fp32. fp16 scales the loss."""
+    precision: PrecisionChoice = "fp32"
+    """Arithmetic of the networks; losses are always fp32. fp16 scales the loss. auto: bf16 where
+    the device multiplies it faster, else fp32; a run that is continued keeps what it began with."""
     accumulate: int = 1
     """Micro-batches of data.batch_size per process that make one step; BatchNorm statistics, hard
     pixels and the regulariser's information are those of a micro-batch."""

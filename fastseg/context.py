@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from fastseg.checkpoint import Identity
 from fastseg.config import TrainConfig
 from fastseg.models import SegFormer
 from fastseg.pipelines import get_dataset
-from fastseg.precision import autocast
+from fastseg.precision import autocast, best_precision
 from fastseg.ranks import Ranks, choose_device
 from fastseg.subsets import all_subsets
 
@@ -20,6 +21,7 @@ class RunContext:
     """The fixed surroundings of a run.
 
     Attributes:
+        config: what is run, with a precision that is decided.
         spec: the data set.
         modalities: those of the run, in its order.
         subsets: all 2^M - 1 choices of them, the full set last.
@@ -28,12 +30,14 @@ class RunContext:
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
-        self.config = config
         self.spec = get_dataset(config.data.dataset)
         self.modalities = self.spec.select(config.data.modalities)
         self.subsets = all_subsets([modality.letter for modality in self.modalities])
         self.ranks = ranks or Ranks(choose_device(config.device))
         self.device = self.ranks.device
+        if config.precision == "auto":
+            config = replace(config, precision=best_precision(self.device)[0])
+        self.config = config
         if config.model.norm == "apex":
             nvidia_apex.require("--model.norm apex", self.device)
 

@@ -191,6 +191,7 @@ def _robustseg(name: str, data: DataConfig, lr: float = 6e-5, epochs: float = 20
     return TrainConfig(
         name=name,
         seed=3407,
+        precision="auto",
         data=data,
         model=ModelConfig(backbone="mit_b0", embed_dim=768),
         stages=two_stages(teacher, student),

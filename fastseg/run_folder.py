@@ -12,7 +12,9 @@ from types import TracebackType
 from fastseg.config import TrainConfig, changed_fields, read_config, to_dict
 from fastseg.errors import ConfigError
 from fastseg.files import write_whole
-from fastseg.ranks import Ranks
+from fastseg.precision import best_precision
+from fastseg.ranks import Ranks, choose_device
+from fastseg.telemetry import say
 
 _SAMPLES_HINT = (
     "\nSamples per step are --data.batch-size x --accumulate x processes: on another number of "
@@ -26,6 +28,9 @@ class RunFolder:
     A second process that wants the same run is refused; the lock goes with the process, so a
     crash leaves none behind. Of several processes of one launch, rank 0 locks and writes for all;
     the folder must lie on a file system that all of them see.
+
+    Attributes:
+        config: that of the run; once inside, with everything decided that was left open.
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
@@ -38,7 +43,7 @@ class RunFolder:
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
-        self._config = config
+        self.config = config
         self._lock: int | None = None
 
     def weights_file(self, network: str) -> Path:
@@ -47,12 +52,12 @@ class RunFolder:
 
     def teacher_file(self) -> Path:
         """The teacher of this run: the one named in the config, or the one it trains."""
-        return self._config.teacher or self.weights_file("teacher")
+        return self.config.teacher or self.weights_file("teacher")
 
     def network_files(self) -> dict[str, Path]:
         """The weights of every network of this run, the teacher first."""
-        names: list[str] = [stage.trains for stage in self._config.stages.values()]
-        if self._config.teacher is not None:
+        names: list[str] = [stage.trains for stage in self.config.stages.values()]
+        if self.config.teacher is not None:
             names.insert(0, "teacher")
         files = {name: self.weights_file(name) for name in names}
         return files | ({"teacher": self.teacher_file()} if "teacher" in files else {})
@@ -67,13 +72,15 @@ class RunFolder:
                 f"rank {self._ranks.rank} does not see the run folder {self.path} that rank 0 made:"
                 " put --out on a file system that all nodes share"
             )
+        # rank 0 has decided for all
+        self.config = replace(self.config, precision=read_config(self.config_file).precision)
         return self
 
     def _enter(self) -> None:
         self._create()
         self._acquire()
         try:
-            if self._config.fresh:
+            if self.config.fresh:
                 self._move_aside()
             self._claim()
         except BaseException:
@@ -124,8 +131,10 @@ class RunFolder:
         self.path.mkdir()
 
     def _claim(self) -> None:
-        if self.config_file.exists():
-            changed = changed_fields(read_config(self.config_file), self._config)
+        before = read_config(self.config_file) if self.config_file.exists() else None
+        self._decide(before)
+        if before is not None:
+            changed = changed_fields(before, self.config)
             if changed:
                 lines = [
                     f"  {key}: {old!r} before, {new!r} now" for key, (old, new) in changed.items()
@@ -137,5 +146,17 @@ class RunFolder:
                     + (_SAMPLES_HINT if "samples per step" in changed else "")
                 )
         # what only concerns this session is not part of the recipe
-        config = replace(self._config, fresh=False, stop_after=0, allow_data_change=False)
+        config = replace(self.config, fresh=False, stop_after=0, allow_data_change=False)
         write_whole(self.config_file, json.dumps(to_dict(config), indent=2) + "\n")
+
+    def _decide(self, before: TrainConfig | None) -> None:
+        """Settle what the config leaves open: as the run began, or else for this device."""
+        if self.config.precision != "auto":
+            return
+        if before is not None and before.precision != "auto":
+            precision, why = before.precision, "as this run began"
+        else:
+            device = self._ranks.device if self._ranks else choose_device(self.config.device)
+            precision, why = best_precision(device)
+        self.config = replace(self.config, precision=precision)
+        say(f"precision {precision}: {why}")

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     with processes(config) as ranks, RunFolder(config, ranks) as run:
         ranks.first(partial(make_data, config))
-        context = RunContext(config, ranks)
+        context = RunContext(run.config, ranks)
         trainer = Trainer(context, run)
         try:
             trainer.fit()

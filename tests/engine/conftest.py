@@ -50,7 +50,7 @@ def fit():
 
     def run(config):
         with RunFolder(config) as folder:
-            trainer = Trainer(RunContext(config), folder)
+            trainer = Trainer(RunContext(folder.config), folder)
             try:
                 trainer.fit()
             except Stopped:

@@ -107,7 +107,7 @@ def test_unknown_preset_suggests_the_nearest():
     [
         ({"sede": 1}, "unknown field 'sede': did you mean 'seed'"),
         ({"seed": "x"}, "config.json.seed: expected int, got 'x'"),
-        ({"precision": "fp8"}, "expected one of fp32, bf16"),
+        ({"precision": "fp8"}, "expected one of auto, fp32, bf16"),
         ({"data": {"size": 33}}, r"config.json.data: size must be a positive multiple of 32"),
     ],
 )

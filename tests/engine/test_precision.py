@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastseg import precision
-from fastseg.precision import LossScale, autocast
+from fastseg.precision import LossScale, autocast, best_precision, reduced_dtype
 
 CPU = torch.device("cpu")
 YES, NO = torch.tensor(1.0), torch.tensor(0.0)
@@ -46,6 +46,32 @@ def test_networks_compute_in_the_dtype_of_the_run(name, dtype):
     x = torch.randn(4, 4)
     with autocast(CPU, name):
         assert (x @ x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("instructions", "wanted"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "fp32")],
+)
+def test_a_cpu_gets_bf16_where_it_has_instructions_for_it(monkeypatch, instructions, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    precision, why = best_precision(CPU)
+    assert precision == wanted
+    assert "this CPU has" in why
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp32")]
+)
+def test_a_gpu_gets_bf16_where_it_has_tensor_cores_for_it(monkeypatch, capability, wanted):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    precision, why = best_precision(torch.device("cuda"))
+    assert precision == wanted
+    assert ("--precision fp16" in why) == (wanted == "fp32")
+
+
+def test_an_open_choice_is_never_taken_for_full_precision():
+    with pytest.raises(KeyError):
+        reduced_dtype("auto")
 
 
 def test_fp16_trains_close_to_fp32_and_resumes_to_the_last_bit(config, fit, losses, monkeypatch):

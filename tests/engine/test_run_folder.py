@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from fastseg import run_folder
 from fastseg.config import read_config
 from fastseg.errors import ConfigError
 from fastseg.presets import get_preset
@@ -29,6 +30,21 @@ def test_other_settings_are_refused_field_by_field(config):
     assert "--fresh" in str(error.value)
     with RunFolder(config) as run:  # nothing was overwritten
         assert read_config(run.config_file).seed == 0
+
+
+def test_auto_precision_is_decided_once_for_a_run(config, monkeypatch, capsys):
+    auto = replace(config, precision="auto")
+    for best in ("bf16", "fp32"):  # begun on one device, continued on another
+        monkeypatch.setattr(run_folder, "best_precision", lambda device, best=best: (best, "it is"))
+        with RunFolder(auto) as run:
+            assert run.config.precision == "bf16"
+            assert read_config(run.config_file) == replace(config, precision="bf16")
+    assert "precision bf16: it is" in (said := capsys.readouterr().err)
+    assert "precision bf16: as this run began" in said
+    with pytest.raises(ConfigError, match="precision: 'bf16' before, 'fp16' now"):
+        RunFolder(replace(config, precision="fp16")).__enter__()
+    with RunFolder(replace(auto, fresh=True)) as run:
+        assert run.config.precision == "fp32"
 
 
 def test_fresh_moves_the_old_run_aside(config):
