@@ -133,7 +133,7 @@ class RunFolder:
     def _claim(self) -> None:
         before = read_config(self.config_file) if self.config_file.exists() else None
         self._decide(before)
-        if before is not None:
+        if before is not None and self._has_learnt():
             changed = changed_fields(before, self.config)
             if changed:
                 lines = [
@@ -149,11 +149,17 @@ class RunFolder:
         config = replace(self.config, fresh=False, stop_after=0, allow_data_change=False)
         write_whole(self.config_file, json.dumps(to_dict(config), indent=2) + "\n")
 
+    def _has_learnt(self) -> bool:
+        """Whether a step has left anything; if none has, any settings may take the folder."""
+        made = [*self.path.glob("*.safetensors"), *self.checkpoints.glob("*")]
+        rows = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        return rows or bool(made)
+
     def _decide(self, before: TrainConfig | None) -> None:
         """Settle what the config leaves open: as the run began, or else for this device."""
         if self.config.precision != "auto":
             return
-        if before is not None and before.precision != "auto":
+        if before is not None and before.precision != "auto" and self._has_learnt():
             precision, why = before.precision, "as this run began"
         else:
             device = self._ranks.device if self._ranks else choose_device(self.config.device)

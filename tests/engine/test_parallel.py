@@ -148,6 +148,7 @@ def test_the_run_folder_remembers_the_number_of_processes(config):
     small = replace(config, data=replace(config.data, batch_size=2))
     with RunFolder(small, two) as run:
         assert read_config(run.config_file).parallel.processes == 2
+        run.metrics_file.write_text('{"kind": "train", "step": 1}\n')
     with pytest.raises(ConfigError, match=r"samples per step: 4 before, 2 now[\s\S]*accumulate"):
         RunFolder(small).__enter__()
     with RunFolder(replace(small, accumulate=2)) as run:

@@ -21,15 +21,34 @@ def test_config_is_written_and_the_run_can_be_entered_again(config):
             assert read_config(run.config_file) == config
 
 
+def train(run):
+    """What the first logged step leaves."""
+    run.metrics_file.write_text('{"kind": "train", "step": 1}\n')
+
+
 def test_other_settings_are_refused_field_by_field(config):
-    with RunFolder(config):
-        pass
+    with RunFolder(config) as run:
+        train(run)
     with pytest.raises(ConfigError) as error, RunFolder(replace(config, seed=5)):
         pass
     assert "seed: 0 before, 5 now" in str(error.value)
     assert "--fresh" in str(error.value)
     with RunFolder(config) as run:  # nothing was overwritten
         assert read_config(run.config_file).seed == 0
+
+
+def test_settings_that_never_made_a_step_bind_nobody(config):
+    with RunFolder(replace(config, seed=5)):
+        pass  # as when the data turn out not to be there
+    with RunFolder(config) as run:
+        assert read_config(run.config_file) == config
+        run.checkpoints.mkdir()
+        (run.checkpoints / "teacher-00000002").mkdir()
+    with (
+        pytest.raises(ConfigError, match="seed: 0 before, 5 now"),
+        RunFolder(replace(config, seed=5)),
+    ):
+        pass
 
 
 def test_auto_precision_is_decided_once_for_a_run(config, monkeypatch, capsys):
@@ -39,6 +58,7 @@ def test_auto_precision_is_decided_once_for_a_run(config, monkeypatch, capsys):
         with RunFolder(auto) as run:
             assert run.config.precision == "bf16"
             assert read_config(run.config_file) == replace(config, precision="bf16")
+            train(run)
     assert "precision bf16: it is" in (said := capsys.readouterr().err)
     assert "precision bf16: as this run began" in said
     with pytest.raises(ConfigError, match="precision: 'bf16' before, 'fp16' now"):
