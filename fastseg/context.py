@@ -10,6 +10,7 @@ import torch
 from fastseg import checkpoint, nvidia_apex
 from fastseg.checkpoint import Identity
 from fastseg.config import TrainConfig
+from fastseg.kernels._launch import settle
 from fastseg.models import SegFormer
 from fastseg.pipelines import get_dataset
 from fastseg.precision import autocast, best_precision
@@ -35,6 +36,8 @@ class RunContext:
         self.subsets = all_subsets([modality.letter for modality in self.modalities])
         self.ranks = ranks or Ranks(choose_device(config.device))
         self.device = self.ranks.device
+        # before anything relies on them
+        settle(self.device)
         if config.precision == "auto":
             config = replace(config, precision=best_precision(self.device)[0])
         self.config = config

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from fastseg.kernels._launch import HAS_TRITON, runs_on
+from fastseg.kernels._launch import HAS_TRITON, runs_on, why_broken
 
 Switch = Literal["auto", "on", "off"]
 
@@ -109,6 +109,8 @@ def _kernels(device: torch.device) -> Path:
         return Path(False, "Triton is not installed: the losses run as their definitions")
     if device.type == "cpu":
         return Path(False, "a CPU runs the definitions of the losses")
+    if broken := why_broken():
+        return Path(False, f"Triton cannot build them here: {broken}")
     if not runs_on(torch.empty((), device=device)):
         return Path(False, "FASTSEG_KERNELS asks for the definitions")
     return Path(True, "fused losses")
@@ -141,6 +143,8 @@ def _compile(switch: Switch, device: torch.device, mode: str, apex_norm: bool, s
         return Path(False, "on a CPU compiling takes longer than it saves")
     if not HAS_TRITON:
         return Path(False, "Triton is not installed")
+    if why_broken():
+        return Path(False, "Triton cannot build kernels here")
     if steps < _COMPILE_STEPS:
         return Path(False, f"a stage of {steps} steps is too short to pay for it")
     return Path(True, "blocks and head")

@@ -11,6 +11,7 @@ What an operator file relies on:
 - ``UP``: pass it to kernels as a ``tl.constexpr``. Where it is true, cast bfloat16 to float32 right
   after each load and before ``tl.dot``: the interpreter computes bfloat16 wrongly, without a word.
 - ``on_device_of(tensor)``: a ``with`` block around launches, for processes with several GPUs.
+- ``settle(device)``: what a program calls once, before it relies on kernels: it tries one.
 - ``runs_on(tensor)``: what a public function asks to choose between its kernel and the reference.
 
 ====================  ===================  ============================================
@@ -64,6 +65,36 @@ def _mode_of_environment() -> str:
 
 # a plain global: torch.compile guards on it, so a compiled function follows a change
 _mode = _mode_of_environment()
+# why settle() has turned the kernels off
+_broken: str | None = None
+
+
+def why_broken() -> str | None:
+    """Why :func:`settle` has turned the kernels off; None if it has not."""
+    return _broken
+
+
+def settle(device: torch.device) -> None:
+    """Build and launch a kernel on a GPU; where that fails, let the reference serve from now on.
+
+    Triton compiles a launcher with the C compiler and the Python headers of the machine when a
+    kernel first runs, and images made for running programs often have neither.
+
+    Raises:
+        RuntimeError: the mode is ``strict`` and no kernel can be built.
+    """
+    global _broken, _mode
+    if not HAS_TRITON or device.type != "cuda" or _mode == "reference":
+        return
+    from ._probe import launch_one
+
+    try:
+        launch_one(device)
+    except Exception as error:  # of the compiler, the linker, the loader, the driver
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        if _mode == "strict":
+            raise RuntimeError(f"Triton cannot build kernels here: {reason}") from error
+        _broken, _mode = reason, "reference"
 
 
 def runs_on(tensor: Tensor) -> bool:

@@ -16,8 +16,9 @@ BF16 = torch.bfloat16
 def choose(monkeypatch):
     """Decide for a GPU that may not be there."""
 
-    def call(triton=True, kernels=True, optimizer=FUSED, speed=(), **options):
+    def call(triton=True, broken=None, kernels=True, optimizer=FUSED, speed=(), **options):
         monkeypatch.setattr(fast_paths, "HAS_TRITON", triton)
+        monkeypatch.setattr(fast_paths, "why_broken", lambda: broken)
         monkeypatch.setattr(fast_paths, "runs_on", lambda x: kernels)
         empty = torch.empty
         monkeypatch.setattr(torch, "empty", lambda *size, **_: empty(*size))
@@ -33,6 +34,7 @@ CASES = [
     ("kernels", {}, True, "fused losses"),
     ("kernels", {"triton": False}, False, "Triton is not installed"),
     ("kernels", {"device": CPU}, False, "a CPU runs the definitions"),
+    ("kernels", {"broken": "no C compiler"}, False, "Triton cannot build them here: no C compiler"),
     ("kernels", {"kernels": False}, False, "FASTSEG_KERNELS asks"),
     ("short_weights", {}, True, "bfloat16 copies made once per step"),
     ("short_weights", {"short": torch.float16}, True, "float16 copies"),
@@ -48,6 +50,7 @@ CASES = [
     ("compile", {"speed": {"compile": "on"}, "device": CPU, "steps": 1}, True, AS_CONFIGURED),
     ("compile", {"device": CPU}, False, "on a CPU compiling takes longer"),
     ("compile", {"triton": False}, False, "Triton is not installed"),
+    ("compile", {"broken": "no C compiler"}, False, "Triton cannot build kernels here"),
     ("compile", {"steps": 1999}, False, "a stage of 1999 steps is too short"),
     ("compile", {"steps": 2000}, True, "blocks and head"),
     ("compile", {"mode": "fsdp_root"}, True, "blocks and head"),

@@ -137,3 +137,48 @@ assert fastseg.kernels.masked_prototype_pool(features, labels, 1)[1].item() == 1
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """A GPU whose machine cannot build kernels."""
+    probe = pytest.importorskip("fastseg.kernels._probe", reason="needs Triton")
+
+    def launch_one(device):
+        raise RuntimeError("Failed to find C compiler.\nSet CC")
+
+    monkeypatch.setattr(probe, "launch_one", launch_one)
+    monkeypatch.setattr(_launch, "_mode", "auto")
+    monkeypatch.setattr(_launch, "_broken", None)
+    return torch.device("cuda")
+
+
+def test_where_nothing_can_be_built_the_reference_serves(no_compiler):
+    class OnGpu:
+        device, dtype = no_compiler, torch.float32
+
+    assert _launch.runs_on(OnGpu)
+    _launch.settle(torch.device("cpu"))
+    assert _launch.runs_on(OnGpu)
+    assert _launch.why_broken() is None
+    _launch.settle(no_compiler)
+    assert not _launch.runs_on(OnGpu)
+    assert _launch.why_broken() == "Failed to find C compiler."
+    _launch.settle(no_compiler)  # the next context of this process
+    assert _launch.why_broken() == "Failed to find C compiler."
+
+
+def test_strict_says_that_nothing_can_be_built(no_compiler):
+    with _launch.force_kernels(), pytest.raises(RuntimeError, match="Failed to find C compiler"):
+        _launch.settle(no_compiler)
+    assert _launch.why_broken() is None
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_smallest_kernel_is_built_and_launched(device, monkeypatch):
+    from fastseg.kernels import _probe
+
+    _probe.launch_one(device)
+    monkeypatch.setattr(_probe, "_add_one", {(1,): lambda x: None})
+    with pytest.raises(RuntimeError, match="has written nothing"):
+        _probe.launch_one(device)
