@@ -23,6 +23,7 @@ from fastseg.errors import CheckpointError, ConfigError
 from fastseg.pipelines import DataError
 from fastseg.presets import PRESETS, get_preset
 from fastseg.ranks import OthersFailed, Ranks, join
+from fastseg.regions import compile_failure
 
 BUG, BAD_INPUT, LOST_PEER, OUT_OF_MEMORY, INTERRUPTED = 1, 2, 69, 75, 130
 
@@ -79,6 +80,11 @@ def explain(error: BaseException) -> tuple[int, str | None]:
             f"error: out of memory ({_first_line(error)})\n"
             "Lower --data.batch-size or --data.size, or use --precision bf16. "
             "The same command then continues from the last checkpoint."
+        )
+    if (reason := compile_failure(error)) is not None:
+        return BAD_INPUT, (
+            f"error: torch.compile failed ({reason})\n"
+            "The same command with --speed.compile off goes on from the last checkpoint."
         )
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return BAD_INPUT, f"error: {explain_os_error(error)}"

@@ -23,6 +23,7 @@ from fastseg.optim import build_optimizer
 from fastseg.pipelines import Batch
 from fastseg.precision import reduced_dtype
 from fastseg.ranks import Ranks
+from fastseg.regions import compile_failure
 from fastseg.schedule import Stage
 from fastseg.step import TrainStep
 
@@ -173,6 +174,22 @@ def warm_up(
     if train.device.type == "cpu" and not train.paths.compile.taken:
         return None, said
     blank = _blank(train.device, modalities, batch, side)
+    try:
+        return _rehearse(train, blank), said
+    except RuntimeError as error:
+        # other processes may be in the midst of a collective: then it is an error for all
+        alone = train.config.speed.compile == "auto" and ranks.world == 1
+        reason = compile_failure(error)
+        if reason is None or not alone:
+            raise
+        train.run_as_written(f"torch.compile failed: {reason}")
+    said.append(f"compile off ({train.paths.compile.why})")
+    return _rehearse(train, blank), said
+
+
+def _rehearse(train: TrainStep, blank: Batch) -> float:
+    """Meet every number of modalities that is compiled; seconds of both passes with all of them."""
+    modalities, batch = blank.images.shape[:2]
     fewest = 1 if train.stage.modalities == "drop" and train.paths.compile.taken else modalities
     seconds = 0.0
     for count in (*range(fewest, modalities + 1), modalities):
@@ -183,4 +200,4 @@ def warm_up(
         if train.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-    return seconds, said
+    return seconds

@@ -7,7 +7,10 @@ inside. The whole step would be one large graph per subset and could not hold th
 
 from __future__ import annotations
 
+import sys
+
 import torch
+from torch import nn
 
 from fastseg.models import SegFormer
 
@@ -26,6 +29,26 @@ def compile_regions(network: SegFormer, backend: str = "inductor") -> None:
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _VARIANTS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * _VARIANTS)
-    regions = [block for _, blocks, _ in network.encoder.levels() for block in blocks]
-    for region in (*regions, network.decoder):
+    for region in _regions(network):
         region.compile(fullgraph=True, dynamic=False, backend=backend)
+
+
+def run_as_written(network: SegFormer) -> None:
+    """Take back what :func:`compile_regions` did."""
+    for region in _regions(network):
+        region._compiled_call_impl = None
+
+
+def compile_failure(error: BaseException) -> str | None:
+    """What went wrong in ``torch.compile``, such as a missing compiler; None for other errors."""
+    # loading it takes seconds, which a run without compilation does not spend
+    module = sys.modules.get("torch._dynamo.exc")
+    if module is None or not isinstance(error, module.TorchDynamoException):
+        return None
+    cause = getattr(error, "inner_exception", error)
+    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
+
+
+def _regions(network: SegFormer) -> list[nn.Module]:
+    blocks = [block for _, blocks, _ in network.encoder.levels() for block in blocks]
+    return [*blocks, network.decoder]

@@ -12,6 +12,7 @@ far as the terms are means over samples: subset, modality permutations and Batch
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from fastseg.config import TrainConfig
 from fastseg.draws import Draws, pack
-from fastseg.fast_paths import choose_paths
+from fastseg.fast_paths import Path, choose_paths
 from fastseg.graphs import StepGraphs
 from fastseg.losses import stage_losses
 from fastseg.models import SegFormer, SegFormerOutput
@@ -28,7 +29,7 @@ from fastseg.pairing import draw_pairing
 from fastseg.parallel import Parallel
 from fastseg.pipelines import Batch
 from fastseg.precision import LossScale, autocast, reduced_dtype
-from fastseg.regions import compile_regions
+from fastseg.regions import compile_regions, run_as_written
 from fastseg.schedule import Share, Stage, derive_seed, draw_modalities, learning_rate
 from fastseg.short_weights import ShortWeights
 
@@ -101,6 +102,13 @@ class TrainStep:
         self._short = ShortWeights(network, self.dtype) if paths.short_weights.taken else None
         self._graphs = StepGraphs(self.update, self.optimizer) if paths.graphs.taken else None
 
+    def run_as_written(self, why: str) -> None:
+        """Compile nothing after all."""
+        for each in (self.plain, self.teacher):
+            if each is not None:
+                run_as_written(each)
+        self.paths = replace(self.paths, compile=Path(False, why))
+
     def __call__(self, step: int, *batches: Batch) -> Values:
         """Train on the micro-batches of one step; they and the returned scalars are on the device.
 
@@ -136,10 +144,12 @@ class TrainStep:
     def rehearse(self, batch: Batch, draws: Draws) -> None:
         """Both passes of a step, and nothing learnt: weights and statistics stay as they are."""
         before = self._statistics()
-        self._passes(batch.images, batch.labels, draws)
-        for buffer, old in zip(self.buffers, before, strict=True):
-            buffer.copy_(old)
-        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            self._passes(batch.images, batch.labels, draws)
+        finally:
+            for buffer, old in zip(self.buffers, before, strict=True):
+                buffer.copy_(old)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def draw(self, step: int, modalities: int, batch: int, share: Share = Share()) -> Draws:  # noqa: B008
         """Subset, modality permutations, noise key and learning rate of one share of a step."""

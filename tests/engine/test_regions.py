@@ -1,13 +1,19 @@
 """Compiled blocks and heads against plain ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from fastseg import cli
 from fastseg import step as step_module
 from fastseg.fast_paths import SpeedConfig
+from fastseg.forecast import warm_up
+from fastseg.ranks import Ranks
 from fastseg.regions import compile_regions
 
+CPU = torch.device("cpu")
 ON = SpeedConfig(compile="on")
 
 
@@ -88,3 +94,42 @@ def test_every_number_of_modalities_compiles_once(compiled_step, random_batch):
     for number in sorted(counts):
         step(counts[number][1], random_batch(1, 1, 32))
     assert counters["stats"]["unique_graphs"] == trained
+
+
+def no_compiler(*_):
+    raise RuntimeError("no C++ compiler\nfurther advice")
+
+
+def left_open(train):
+    """As where compiling was the choice of the engine and not of its user."""
+    train.config = replace(train.config, speed=SpeedConfig())
+    return train
+
+
+def test_what_cannot_be_compiled_runs_as_written(tiny_step, compiled_step, random_batch):
+    plain, broken = tiny_step(), left_open(compiled_step(backend=no_compiler))
+    _, said = warm_up(broken, 4, 1, 32, Ranks(CPU))
+    assert len(said) == 1
+    assert said[0].startswith("compile off (torch.compile failed: ")
+    assert "no C++ compiler" in said[0]
+    assert "further advice" not in said[0]
+    assert not broken.paths.compile.taken
+    for s in range(2):
+        batch = random_batch(s, 1, 32)
+        assert broken(s, batch) == plain(s, batch)
+
+
+@pytest.mark.parametrize("case", ["asked for", "of several processes"])
+def test_a_failure_to_compile_says_how_to_go_on(compiled_step, case):
+    train, ranks = compiled_step(backend=no_compiler), Ranks(CPU)
+    if case == "of several processes":
+        train, ranks = left_open(train), Ranks(CPU, rank=0, world=2, store=None)
+    before = [x.clone() for x in train.buffers]
+    with pytest.raises(RuntimeError) as caught:
+        warm_up(train, 4, 1, 32, ranks)
+    assert all(map(torch.equal, train.buffers, before))
+    code, message = cli.explain(caught.value)
+    assert code == 2
+    assert "no C++ compiler" in message
+    assert "--speed.compile off" in message
+    assert cli.explain(RuntimeError("another one")) == (1, None)
