@@ -22,8 +22,9 @@ A benchmark is a function ``bench_<what>`` in ``bench_<op>.py``::
 
 ``check`` raises AssertionError where the results are wrong, and then there is no time; it returns
 the error against float64 (``bench.accuracy``). Where float64 does not fit at the timed size it may
-check a smaller one. ``fused`` is for a GPU: parametrise it away where ``shapes.ON_GPU`` is false.
-A provider whose warm call takes over 20 seconds is left out. With ``--profile`` the first
+check a smaller one. ``missing`` says what a provider needs that is not installed: its row then has
+that as its status. ``fused`` is for a GPU: parametrise it away where ``shapes.ON_GPU`` is false. A
+provider whose warm call takes over 20 seconds is left out. With ``--profile`` the first
 ``fused`` row of both passes is profiled, so put the most important size first.
 ``TESTS = ("test_prototype_pool.py",)`` at the top of the file names the tests in tests/kernels that
 have to pass on a GPU before it is timed; without it they are those of ``test_<op>.py``.
@@ -63,6 +64,7 @@ class Measure(Protocol):
         dtype: torch.dtype,
         bytes_moved: int,
         check: Callable[[], float],
+        missing: str | None = None,
     ) -> None:
         """Check, time and count one provider; see the top of the file."""
 
@@ -115,10 +117,14 @@ def measure(
         dtype: torch.dtype,
         bytes_moved: int,
         check: Callable[[], float],
+        missing: str | None = None,
     ) -> None:
         row = Row(op, case, mode, str(dtype).removeprefix("torch."), provider, "did not end")
         rows.append(row)
         _append(request.config, row)
+        if missing:
+            row.status = f"not run: {missing}"
+            pytest.skip(row.status)
         if not time_left():
             row.status = "not run: no time left"
             pytest.skip(row.status)

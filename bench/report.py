@@ -25,7 +25,7 @@ import torch  # noqa: E402
 
 from bench import timing  # noqa: E402
 
-OFFICIAL, FUSED = "official", "fused"
+OFFICIAL, FUSED, APEX = "official", "fused", "apex"
 
 
 @dataclass
@@ -195,7 +195,9 @@ def speed_up(row: Row, rows: Sequence[Row], over_official: bool) -> float | None
         and other.ms is not None
         and other is not row
         and (
-            other.provider == OFFICIAL if over_official else other.provider not in (OFFICIAL, FUSED)
+            other.provider == OFFICIAL
+            if over_official
+            else other.provider not in (OFFICIAL, FUSED, APEX)
         )
     ]
     if row.ms is None or not timed:
