@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.corruption.active:
             say(f"sensors are corrupted: {describe(options.corruption)}")
         networks = {name: context.load_network(path) for name, path in files.items()}
-        results = subset_results(score_networks(context, networks))
+        results = subset_results(context, score_networks(context, networks))
         if ranks.is_first:
             if options.out is not None:
                 write_results(options.out, results, context.spec.classes)

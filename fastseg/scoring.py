@@ -54,10 +54,13 @@ def score_networks(
         loader.close()
 
 
-def subset_results(matrices: dict[str, dict[str, ConfusionMatrix]]) -> list[SubsetResult]:
+def subset_results(
+    context: RunContext, matrices: dict[str, dict[str, ConfusionMatrix]]
+) -> list[SubsetResult]:
     """One result per network and subset."""
+    faults = describe(context.config.data.eval_corruption)
     return [
-        SubsetResult(network, subset, scores.miou_all, scores.miou_present, scores.iou)
+        SubsetResult(network, subset, scores.miou_all, scores.miou_present, scores.iou, faults)
         for network, found in matrices.items()
         for subset, scores in ((name, matrix.scores()) for name, matrix in found.items())
     ]
@@ -79,7 +82,7 @@ def write_run_report(
     All processes score; rank 0 writes.
     """
     matrices = score_networks(context, networks)
-    results = subset_results(matrices)
+    results = subset_results(context, matrices)
     if not context.ranks.is_first:
         return table(context, results)
     spec, full = context.spec, context.subsets[-1].name

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from ..files import write_whole
 
 MEAN = "Mean"
-_FIXED = ("model", "subset", "miou_all", "miou_present")
+UNHARMED = "none"
+_FIXED = ("model", "subset", "corruption", "miou_all", "miou_present")
+_WITHOUT_CORRUPTION = tuple(name for name in _FIXED if name != "corruption")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class SubsetResult:
         miou_all: mean over all K classes, an absent class counting 0 (the papers' definition).
         miou_present: mean over the classes that occur; NaN if none does.
         iou: K values; NaN for an absent class.
+        corruption: faults of the sensors while they were scored, as
+            ``fastseg.pipelines.corrupt.describe`` names them.
     """
 
     model: str
@@ -39,6 +43,7 @@ class SubsetResult:
     miou_all: float
     miou_present: float
     iou: tuple[float, ...]
+    corruption: str = UNHARMED
 
 
 @dataclass(frozen=True)
@@ -121,11 +126,12 @@ def mean_result(results: Sequence[SubsetResult]) -> SubsetResult:
     A class's IoU is averaged over the subsets where it is not NaN, and NaN if there is none.
 
     Raises:
-        ValueError: there is no result, or they belong to several networks.
+        ValueError: there is no result, or they belong to several networks or corruptions.
     """
-    models = {result.model for result in results}
-    if len(models) != 1:
-        raise ValueError(f"expected results of one model, got {sorted(models) or 'none'}")
+    for kind in ("model", "corruption"):
+        found = {getattr(result, kind) for result in results}
+        if len(found) != 1:
+            raise ValueError(f"expected results of one {kind}, got {sorted(found) or 'none'}")
     iou = np.array([result.iou for result in results], dtype=np.float64)
     counts = np.isfinite(iou).sum(axis=0)
     sums = np.nansum(iou, axis=0)
@@ -136,17 +142,19 @@ def mean_result(results: Sequence[SubsetResult]) -> SubsetResult:
         miou_all=float(np.mean([result.miou_all for result in results])),
         miou_present=float(np.mean([result.miou_present for result in results])),
         iou=tuple(mean.tolist()),
+        corruption=results[0].corruption,
     )
 
 
 def write_results(path: Path, results: Sequence[SubsetResult], classes: Sequence[str]) -> None:
     """Write ``results.csv``: percent with 4 decimals, empty where a class is absent.
 
-    Columns are ``model, subset, miou_all, miou_present`` and one per class; a `mean_result` row
-    closes each network. The file appears whole or not at all.
+    Columns are ``model, subset, corruption, miou_all, miou_present`` and one per class; a
+    `mean_result` row closes each network. The file appears whole or not at all.
 
     Raises:
-        ValueError: a result has not one IoU per class, or a (model, subset) pair occurs twice.
+        ValueError: a result has not one IoU per class, a (model, subset) pair occurs twice, or the
+            results of a network are of several corruptions.
     """
     for result in results:
         if len(result.iou) != len(classes):
@@ -161,14 +169,15 @@ def write_results(path: Path, results: Sequence[SubsetResult], classes: Sequence
         rows = list(group.values())
         for row in [*rows, mean_result(rows)]:
             scores = (row.miou_all, row.miou_present, *row.iou)
-            writer.writerow([row.model, row.subset, *map(_cell, scores)])
+            writer.writerow([row.model, row.subset, row.corruption, *map(_cell, scores)])
     write_whole(path, text.getvalue())
 
 
 def read_results(path: Path) -> tuple[list[SubsetResult], tuple[str, ...]]:
     """Results and class names of a `write_results` file; the mean rows are left out.
 
-    Values come back to 1e-6 (the file holds percent with 4 decimals).
+    Values come back to 1e-6 (the file holds percent with 4 decimals). Files from before there was a
+    column ``corruption`` are read as of unharmed sensors.
 
     Raises:
         ValueError: there is no such file, or a row is not one of `write_results`.
@@ -183,18 +192,22 @@ def read_results(path: Path) -> tuple[list[SubsetResult], tuple[str, ...]]:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise ValueError(f"{path} is not a CSV file ({error}); give a run's results.csv") from None
-    if not rows or tuple(rows[0][: len(_FIXED)]) != _FIXED:
+    layouts = (_FIXED, _WITHOUT_CORRUPTION)
+    fixed = next((f for f in layouts if rows and tuple(rows[0][: len(f)]) == f), None)
+    if fixed is None:
         raise ValueError(
             f"{path} is not a results file: its first line should begin with {','.join(_FIXED)}"
         )
-    classes = tuple(rows[0][len(_FIXED) :])
+    classes = tuple(rows[0][len(fixed) :])
     results = []
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(rows[0]):
             raise ValueError(f"{path}, line {number}: {len(row)} cells under {len(rows[0])} names")
-        if row[1] != MEAN:
-            all_, present, *iou = (_number(cell, path, number) for cell in row[2:])
-            results.append(SubsetResult(row[0], row[1], all_, present, tuple(iou)))
+        model, subset, *scores = row
+        corruption = scores.pop(0) if fixed is _FIXED else UNHARMED
+        if subset != MEAN:
+            all_, present, *iou = (_number(cell, path, number) for cell in scores)
+            results.append(SubsetResult(model, subset, all_, present, tuple(iou), corruption))
     try:
         by_model(results)
     except ValueError as error:

@@ -61,8 +61,9 @@ def test_results_have_one_row_per_network_and_subset(finished):
     assert [(r["model"], r["subset"]) for r in rows] == [
         (model, subset) for model in ("teacher", "student") for subset in [*SUBSETS, "Mean"]
     ]
-    assert list(rows[0])[:4] == ["model", "subset", "miou_all", "miou_present"]
-    assert len(rows[0]) == 4 + 25
+    assert list(rows[0])[:5] == ["model", "subset", "corruption", "miou_all", "miou_present"]
+    assert len(rows[0]) == 5 + 25
+    assert {r["corruption"] for r in rows} == {"none"}
 
 
 def test_metrics_rows_follow_their_schema(finished):
@@ -284,7 +285,12 @@ def test_evaluate_under_a_corruption(finished, capsys, tmp_path):
         captured = capsys.readouterr()
         return [line.split() for line in captured.out.strip().splitlines()], captured.err
 
-    dark, said = scores("--corruption.blackout", "1", "--corruption.modalities", "event")
+    file, faults = tmp_path / "dark.csv", ["--corruption.blackout", "1"]
+    faults += ["--corruption.modalities", "event", "--out", str(file)]
+    dark, said = scores(*faults)
+    with file.open() as rows:
+        recorded = {row["corruption"] for row in csv.DictReader(rows)}
+    assert recorded == {"blackout 1.0, modalities event"}
     assert "sensors are corrupted: blackout 1.0, modalities event" in said
     for before, after in zip(plain[1:], dark[1:], strict=True):
         for name, old, new in zip(plain[0], before[1:], after[1:], strict=True):

@@ -115,15 +115,15 @@ def test_csv_text(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.csv"
     write_results(path, RESULTS, CLASSES)
     assert path.read_text(encoding="utf-8").splitlines() == [
-        'model,subset,miou_all,miou_present,road,"sky, clear",a<b> & $c$',
-        "teacher,R,30.0000,45.0000,60.0000,30.0000,",
-        "teacher,D,10.0000,30.0000,30.0000,,",
-        "teacher,RD,60.0000,60.0000,90.0000,60.0000,30.0000",
-        "teacher,Mean,33.3333,45.0000,60.0000,45.0000,30.0000",
-        "student,R,50.0000,75.0000,90.0000,60.0000,",
-        "student,D,40.0000,60.0000,60.0000,60.0000,",
-        "student,RD,55.0000,55.0000,80.0000,55.0000,30.0000",
-        "student,Mean,48.3333,63.3333,76.6667,58.3333,30.0000",
+        'model,subset,corruption,miou_all,miou_present,road,"sky, clear",a<b> & $c$',
+        "teacher,R,none,30.0000,45.0000,60.0000,30.0000,",
+        "teacher,D,none,10.0000,30.0000,30.0000,,",
+        "teacher,RD,none,60.0000,60.0000,90.0000,60.0000,30.0000",
+        "teacher,Mean,none,33.3333,45.0000,60.0000,45.0000,30.0000",
+        "student,R,none,50.0000,75.0000,90.0000,60.0000,",
+        "student,D,none,40.0000,60.0000,60.0000,60.0000,",
+        "student,RD,none,55.0000,55.0000,80.0000,55.0000,30.0000",
+        "student,Mean,none,48.3333,63.3333,76.6667,58.3333,30.0000",
     ]
     assert [file.name for file in path.parent.iterdir()] == ["results.csv"]
 
@@ -131,13 +131,14 @@ def test_csv_text(tmp_path: Path) -> None:
 def test_csv_comes_back(tmp_path: Path) -> None:
     a, b, c, d, e = np.random.default_rng(1).random(5).tolist()
     odd = [
-        SubsetResult("x, y", "R", a, b, (c, NAN, 0.0)),
-        SubsetResult("x, y", "D", d, e, (NAN, NAN, 1.0)),
+        SubsetResult("x, y", "R", a, b, (c, NAN, 0.0), "noise high, blackout 1"),
+        SubsetResult("x, y", "D", d, e, (NAN, NAN, 1.0), "noise high, blackout 1"),
     ]
     write_results(tmp_path / "results.csv", odd, CLASSES)
     back, classes = read_results(tmp_path / "results.csv")
     assert classes == CLASSES
-    assert [(r.model, r.subset) for r in back] == [(r.model, r.subset) for r in odd]
+    keys = [[(r.model, r.subset, r.corruption) for r in results] for results in (back, odd)]
+    assert keys[0] == keys[1]
     for before, after in zip(odd, back, strict=True):
         scores = (before.miou_all, before.miou_present, *before.iou)
         assert (after.miou_all, after.miou_present, *after.iou) == pytest.approx(
@@ -151,18 +152,38 @@ def test_csv_comes_back(tmp_path: Path) -> None:
         ([SubsetResult("m", "R", 0, 0, (0.1,))], "expected 3 class IoUs, got 1"),
         ([RESULTS[0], RESULTS[0]], "two results for model 'teacher', subset 'R'"),
         ([SubsetResult("m", "Mean", 0, 0, (0, 0, 0))], "the mean row is computed"),
+        (
+            [
+                SubsetResult("m", s, 0, 0, (0, 0, 0), c)
+                for s, c in (("R", "none"), ("D", "shift 1"))
+            ],
+            "results of one corruption, got ['none', 'shift 1']",
+        ),
     ],
-    ids=["classes", "twice", "reserved"],
+    ids=["classes", "twice", "reserved", "corruptions"],
 )
 def test_wrong_results_are_not_written(
     tmp_path: Path, results: list[SubsetResult], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         write_results(tmp_path / "results.csv", results, CLASSES)
     assert not list(tmp_path.iterdir())
 
 
-HEAD = "model,subset,miou_all,miou_present,road\n"
+def test_a_file_from_before_there_was_a_column_of_corruptions(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(
+        "model,subset,miou_all,miou_present,road,sky\nteacher,R,30.0,45.0,60.0,\n"
+        "teacher,Mean,30.0,45.0,60.0,\n"
+    )
+    (result,), classes = read_results(path)
+    assert classes == ("road", "sky")
+    assert (result.subset, result.corruption) == ("R", "none")
+    assert (result.miou_all, result.miou_present, result.iou[0]) == pytest.approx((0.3, 0.45, 0.6))
+    assert math.isnan(result.iou[1])
+
+
+HEAD = "model,subset,corruption,miou_all,miou_present,road\n"
 
 
 @pytest.mark.parametrize(
@@ -172,12 +193,15 @@ HEAD = "model,subset,miou_all,miou_present,road\n"
         (b"\x89PNG\xff\xfe", "is not text"),
         (b"", "first line should begin with model,subset"),
         (b"step,loss\n1,2\n", "first line should begin with model,subset"),
-        (HEAD.encode() + b"m,R,1.0,1.0\n", "line 2: 4 cells under 5 names"),
-        (HEAD.encode() + b"m,R,1,1,1\nm,D,x,1,1\n", "line 3: expected a percentage, found 'x'"),
-        (HEAD.encode() + b"m,R,101,1,1\n", "expected a percentage, found '101'"),
-        (HEAD.encode() + b"m,R,nan,1,1\n", "expected a percentage, found 'nan'"),
-        (HEAD.encode() + b'm,"R,1,1,1\n', "is not a CSV file"),
-        (HEAD.encode() + b"m,R,1,1,1\nm,R,1,1,1\n", "results.csv: two results"),
+        (HEAD.encode() + b"m,R,none,1.0,1.0\n", "line 2: 5 cells under 6 names"),
+        (
+            HEAD.encode() + b"m,R,none,1,1,1\nm,D,none,x,1,1\n",
+            "line 3: expected a percentage, found 'x'",
+        ),
+        (HEAD.encode() + b"m,R,none,101,1,1\n", "expected a percentage, found '101'"),
+        (HEAD.encode() + b"m,R,none,nan,1,1\n", "expected a percentage, found 'nan'"),
+        (HEAD.encode() + b'm,"R,none,1,1,1\n', "is not a CSV file"),
+        (HEAD.encode() + b"m,R,none,1,1,1\nm,R,none,1,1,1\n", "results.csv: two results"),
     ],
     ids=["absent", "binary", "empty", "other", "ragged", "word", "range", "nan", "quote", "twice"],
 )
