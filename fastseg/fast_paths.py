@@ -20,7 +20,7 @@ _COMPILE_STEPS = 2000  # a minute or two of compilation should be a small part o
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    """Ways of running a step; none changes what is learnt."""
+    """Ways of running a step; none changes what is learnt. An ``on`` that cannot be is warned."""
 
     compile: Switch = "auto"
     """torch.compile of the encoder's blocks and the head. It takes minutes once; auto: on a GPU,
@@ -65,6 +65,15 @@ class FastPaths:
             name = field.name.replace("_", " ")
             parts.append(f"{name} {'on' if path.taken else 'off'} ({path.why})")
         return "; ".join(parts)
+
+
+def not_taken(speed: SpeedConfig, paths: FastPaths) -> list[str]:
+    """A sentence for each way that was asked for by ``on`` and is not taken nevertheless."""
+    return [
+        f"--speed.{name} on was asked for and is not taken: {path.why}"
+        for name, path in (("compile", paths.compile), ("graphs", paths.graphs))
+        if getattr(speed, name) == "on" and not path.taken
+    ]
 
 
 def choose_paths(

@@ -14,6 +14,7 @@ from fastseg.config import digest
 from fastseg.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.evaluation import evaluate_subsets, limited
+from fastseg.fast_paths import not_taken
 from fastseg.forecast import forecast_memory, warm_up
 from fastseg.host import peak_mib
 from fastseg.interrupt import AgreedStop, StopRequest
@@ -332,6 +333,8 @@ class Trainer:
         data, train = self.config.data, session.train
         modalities, ahead = len(self.context.modalities), session.steps - done
         self._say(f"{session.name}: {train.paths.describe()}")
+        for line in not_taken(self.config.speed, train.paths):
+            self._say(f"warning: {session.name}: {line}")
         seconds, chosen = warm_up(train, modalities, data.batch_size, data.size, self.ranks)
         for line in chosen:
             self._say(f"{session.name}: {line}")

@@ -1,10 +1,12 @@
 """Every decision about the way a step is run, and the reason that is given for it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fastseg import fast_paths
-from fastseg.fast_paths import FastPaths, Path, SpeedConfig, choose_paths
+from fastseg.fast_paths import FastPaths, Path, SpeedConfig, choose_paths, not_taken
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARAMETERS = [torch.nn.Parameter(torch.zeros(2))]
@@ -98,6 +100,39 @@ def test_the_line_names_every_decision_with_its_reason(choose):
     assert "short weights on (bfloat16 copies made once per step)" in parts
     assert "graphs off (no GPU)" in parts
     assert "checkpointing on (as configured)" in parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"device": CPU}, ["graphs on was asked for and is not taken: no GPU"]),
+        ({"accumulate": 2}, ["graphs on was asked for and is not taken: a step has several"]),
+        (
+            {"mode": "fsdp_blocks"},
+            [
+                "compile on was asked for and is not taken: FSDP gathers and frees",
+                "graphs on was asked for and is not taken: the processes exchange",
+            ],
+        ),
+        ({"apex_norm": True}, ["compile on was asked for and is not taken: apex's LayerNorm"]),
+    ],
+)
+def test_what_was_asked_for_and_is_not_taken_is_said(choose, changes, said):
+    asked = SpeedConfig(compile="on", graphs="on")
+    lines = not_taken(asked, choose(speed=vars(asked), **changes))
+    assert len(lines) == len(said)
+    assert all(line.startswith(f"--speed.{start}") for line, start in zip(lines, said, strict=True))
+    # of what was not asked for there is only the reason in the line of all decisions
+    for speed in (SpeedConfig(), SpeedConfig(compile="off", graphs="off")):
+        assert not_taken(speed, choose(speed=vars(speed), **changes)) == []
+
+
+def test_each_stage_warns_once(config, fit, capfd):
+    fit(replace(config, device="cpu", speed=SpeedConfig(graphs="on")))
+    lines = [line for line in capfd.readouterr().err.splitlines() if "asked for" in line]
+    reason = "--speed.graphs on was asked for and is not taken: no GPU"
+    assert lines == [f"warning: {stage}: {reason}" for stage in ("teacher", "student")]
 
 
 def test_a_step_takes_what_was_decided(tiny_step):
