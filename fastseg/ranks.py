@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Thread
@@ -125,6 +125,15 @@ class Ranks:
         rows = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(rows, own, group=self.control)
         return [row.tolist() for row in rows]
+
+    def union(self, values: Collection[int]) -> set[int]:
+        """The integers that any rank has."""
+        if self.world == 1:
+            return set(values)
+        longest = max(count for (count,) in self.gather([len(values)]))
+        # rows of one length, filled up with zeros that are not counted
+        rows = self.gather([len(values), *values, *[0] * (longest - len(values))])
+        return {value for count, *row in rows for value in row[:count]}
 
     def reduce(self, values: Sequence[float], how: str = "mean") -> list[float]:
         """Mean or maximum over the ranks of each value."""

@@ -225,6 +225,9 @@ class Trainer:
         if self.config.data.damaged == "skip":
             values["replaced_samples"] = self._replaced
             self._replaced = 0
+            # every process holds its own to the limit as it meets them
+            damage = self.loader.damage
+            damage.check(len(self.ranks.union(damage.places())))
         values = self._over_ranks(values)
         (values["peak_mib"],) = self.ranks.reduce([peak_mib(self.context.device)], "max")
         row: dict[str, Any] = {"kind": "train", "stage": session.name, "step": done}

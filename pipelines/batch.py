@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .damage import Damage
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Loader(Protocol):
     """What both loaders offer.
 
     ``name`` says which one it is (``"torch"`` or ``"dali"``); ``reason`` why it was chosen;
-    ``fingerprint`` is a hash of the sample ids.
+    ``fingerprint`` is a hash of the sample ids; ``damage`` knows those that cannot be read.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Loader(Protocol):
     fingerprint: str
     num_samples: int
     steps_per_epoch: int
+    damage: Damage
 
     def batches(self, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
         """Batches of the global steps ``start`` (inclusive) to ``stop`` (exclusive).

@@ -118,7 +118,8 @@ class DataConfig:
     """Training files that turn out to be unusable: stop, or take the next sample in order instead,
     counted and reported. Evaluation always stops, since scores are of whole splits."""
     damaged_limit: float = 0.001
-    """Share of the training samples, but at least one, that damaged skip replaces at most."""
+    """Share of the training samples, but at least one, that damaged skip replaces at most. A
+    process that meets more stops at once, all processes together at the next logged step."""
     repeat: bool = False
     """Repeat the training samples where they are fewer than one global batch, instead of an
     error."""

@@ -54,6 +54,7 @@ class DaliLoader:
         self.fingerprint = plan.files.fingerprint
         self.num_samples = len(plan.files)
         self.steps_per_epoch = plan.order.steps_per_epoch
+        self.damage = plan.damage
         self._plan = plan
         self._finish = finisher(plan)
         self._normalise = Normaliser(plan.files.modalities, "planes")

@@ -74,10 +74,21 @@ class Damage:
         """
         if sample_id in self.reasons:
             return
-        known = len(self.reasons) + 1
-        if known > self._limit or known == self._total:
-            raise self._too_many(known, reason)
+        self.check(len(self.reasons) + 1, reason)
         self.reasons[sample_id] = reason
+
+    def check(self, known: int, last: DataError | None = None) -> None:
+        """Hold so many unreadable samples, of this process or of all together, to the limit.
+
+        Raises:
+            DataError: there are too many of them.
+        """
+        if known > self._limit or known == self._total:
+            raise self._too_many(known, last or next(reversed(self.reasons.values()), None))
+
+    def places(self) -> list[int]:
+        """Numbers of the samples that this process knows to be unreadable."""
+        return [self._ids.index(sample_id) for sample_id in list(self.reasons)]
 
     def other_reader(self, read: Reader, own: Array) -> Reader:
         """``read`` for the images of other samples; gives ``own`` for those that are unreadable.
@@ -95,10 +106,12 @@ class Damage:
 
         return forgiving
 
-    def _too_many(self, known: int, last: DataError) -> DataError:
-        return DataError(
+    def _too_many(self, known: int, last: DataError | None) -> DataError:
+        text = (
             f"{known} of {self._total} training samples cannot be read, more than "
             f"--data.damaged-limit {self._share:g} allows to skip; see all of them with python -m "
-            f"fastseg.data check, and mend them or raise the limit. The last one: {last}",
-            last.kind,
+            "fastseg.data check, and mend them or raise the limit."
         )
+        if last is None:
+            return DataError(f"{text} Other processes met them", "damaged")
+        return DataError(f"{text} The last one: {last}", last.kind)

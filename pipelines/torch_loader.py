@@ -122,6 +122,7 @@ class TorchLoader:
         self.fingerprint = plan.files.fingerprint
         self.num_samples = len(plan.files)
         self.steps_per_epoch = plan.order.steps_per_epoch
+        self.damage = plan.damage
         self._plan = plan
         self._pin = torch.cuda.is_available()
         shared = plan.config.cache or plan.store is not None

@@ -207,6 +207,11 @@ def test_apex_lamb_needs_whole_tensors(seen):
     assert "--parallel.mode replicate" in seen["lamb-sharded"]
 
 
+def test_every_rank_knows_what_any_of_them_has_met(seen):
+    for facts in seen.facts:
+        assert facts["unions"] == [[0, 2, 5, 7], [0, 7], []]
+
+
 def test_the_guard_names_what_differs_and_where(seen):
     for facts in seen.facts:
         assert "at step 4 of teacher" in facts["guard"]

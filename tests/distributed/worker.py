@@ -299,6 +299,10 @@ def guard(record, ranks):
     except ValueError as error:
         record.facts["guard"] = str(error)
     ranks.agree({"step": 3}, "at step 4 of teacher")
+    met = ([0, 7], [7, 2, 5])
+    record.facts["unions"] = [
+        sorted(ranks.union(values[ranks.rank])) for values in (met, (met[0], []), ([], []))
+    ]
 
 
 def schedules(record, ranks):

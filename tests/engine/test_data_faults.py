@@ -9,6 +9,7 @@ import pytest
 
 from fastseg.errors import ConfigError
 from fastseg.pipelines import DataError
+from fastseg.ranks import Ranks
 
 
 def spoil(root: Path, number: int) -> Path:
@@ -58,6 +59,26 @@ def test_too_many_damaged_samples_stop_the_run(own, fit):
         spoil(own.data.root, number)
     with pytest.raises(DataError, match=r"2 of 12 training samples .*--data\.damaged-limit"):
         fit(replace(own, data=replace(own.data, damaged="skip")))
+
+
+def test_what_other_processes_met_counts_at_the_next_logged_step(own, fit, monkeypatch):
+    skipping = replace(own, log_every=2, data=replace(own.data, damaged="skip"))
+    monkeypatch.setattr(Ranks, "union", lambda self, values: {10, 11})
+    with pytest.raises(DataError, match=r"2 of 12 training samples .* Other processes met them"):
+        fit(replace(skipping, name="unharmed"))
+
+    spoil(own.data.root, 2)
+    met = []
+
+    def with_another(self, values):
+        met.append(list(values))
+        return {*values, 11}
+
+    monkeypatch.setattr(Ranks, "union", with_another)
+    with pytest.raises(DataError, match=r"2 of 12 training samples .* The last one: .*damaged"):
+        fit(skipping)
+    assert met[-1] == [2]
+    assert all(values == [] for values in met[:-1])
 
 
 def test_other_samples_may_be_allowed(own, fit, capsys):

@@ -41,6 +41,7 @@ def test_one_process_sends_and_waits_for_nothing():
         assert (alone.rank, alone.world, alone.is_first) == (0, 1, True)
         assert alone.share(lambda: {"a": 1}) == {"a": 1}
         assert alone.reduce([1.0, 2.0]) == [1.0, 2.0]
+        assert alone.union([3, 1]) == {1, 3}
         counts = torch.ones(2, dtype=torch.int64)
         assert alone.total(counts) is counts
         alone.agree({"step": 1}, "at step 1")
