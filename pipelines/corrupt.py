@@ -116,16 +116,36 @@ class Corruptor:
         self, image: Array, modality: ModalitySpec, epoch: int, index: int, read: Reader
     ) -> Array:
         """``image [3, H, W]`` of sample ``index`` with the faults drawn for it in ``epoch``."""
+        drawn = self._drawn(modality, epoch, index)
+        # what is dark in the end need not be made
+        names = ["blackout"] if "blackout" in drawn else list(drawn)
+        for fault in names:
+            u, key = drawn[fault]
+            image = self._put(fault, image, modality, u, key, index, read)
+        return image
+
+    def discards(self, modality: ModalitySpec, epoch: int, index: int) -> bool:
+        """Whether the faults drawn for a sample leave nothing of its own image."""
+        if not {"freeze", "blackout"}.intersection(self.faults(modality)):
+            return False
+        drawn = self._drawn(modality, epoch, index)
+        return "blackout" in drawn or ("freeze" in drawn and index in self.before)
+
+    def _drawn(
+        self, modality: ModalitySpec, epoch: int, index: int
+    ) -> dict[str, tuple[list[float], tuple[int, ...]]]:
+        """The faults that hit, in their order: three uniform draws and the key of more."""
         faults = self.faults(modality)
         if not faults:
-            return image
-        key = stream_key(self._config, self._seed, epoch, self._files, index, modality)
+            return {}
+        start = stream_key(self._config, self._seed, epoch, self._files, index, modality)
+        found = {}
         for fault in faults:
-            own = (*key, zlib.crc32(fault.encode()))
-            hit, *u = uniforms(4, *own).tolist()
+            key = (*start, zlib.crc32(fault.encode()))
+            hit, *u = uniforms(4, *key).tolist()
             if hit < getattr(self._config, fault):
-                image = self._put(fault, image, modality, u, (*own, 1), index, read)
-        return image
+                found[fault] = u, (*key, 1)
+        return found
 
     def _put(
         self,
@@ -139,7 +159,8 @@ class Corruptor:
     ) -> Array:
         config = self._config
         if fault == "freeze":
-            return read(self.before.get(index, index), modality, image.shape[1:])
+            before = self.before.get(index)
+            return image if before is None else read(before, modality, image.shape[1:])
         if fault == "low_resolution":
             return low_resolution(image, config.low_resolution_factor)
         if fault == "lidar_jitter":

@@ -22,7 +22,7 @@ from .files import SplitFiles
 from .geometry import Geometry
 from .images import check_header, read_bytes
 from .plan import Plan
-from .samples import SampleReader
+from .samples import SampleReader, blank
 from .spec import ModalitySpec
 
 Input = NDArray[Any]
@@ -156,7 +156,11 @@ class Source:
                     image = self._reader.store.image(index, modality)
                     own = image.shape[1], image.shape[2]
                 else:
-                    image = self._reader.image(index, modality, size)
+                    unused = self._corrupt.discards(modality, epoch, index)
+                    if unused and not plan.damage.replaces:
+                        image = blank(modality, size)
+                    else:
+                        image = self._reader.image(index, modality, size)
                     others = plan.damage.other_reader(self._reader.image, image)
                     image = self._corrupt(image, modality, epoch, index, others)
                 image = augment.before(image) if is_photo(modality) else image

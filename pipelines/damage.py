@@ -38,6 +38,15 @@ class Damage:
         self._limit = max(1, int(share * self._total))
         self.reasons: dict[str, DataError] = {}
 
+    @property
+    def replaces(self) -> bool:
+        """Whether other samples are taken.
+
+        Then every file is read, needed or not: what is fed would else depend on which of them a
+        process has looked at.
+        """
+        return self._following is not None
+
     def first_readable(
         self, epoch: int, index: int, read: Callable[[int], Result]
     ) -> tuple[int, Result]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,14 +73,19 @@ class SampleReader:
         self.store: Store = FileStore(files) if store is None else store
         self._cache: dict[int, Sample] | None = {} if cache else None
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, unused: Callable[[ModalitySpec], bool] | None = None) -> Sample:
         """Sample ``index``; its modalities have the size of its label.
+
+        Args:
+            index: number of the sample.
+            unused: whether nobody will look at a modality: its files stay closed and it is blank,
+                unless the sample is to be kept.
 
         Raises:
             DataError: a file is missing, damaged, or of the wrong size or values.
         """
         if self._cache is None:
-            return self._read(index)
+            return self._read(index, unused)
         sample = self._cache.get(index)
         if sample is None:
             sample = self._cache[index] = self._read(index)
@@ -93,7 +98,7 @@ class SampleReader:
             DataError: as ``decode_modality``, or the file is of another size.
         """
         if self.files.is_absent(index, modality):
-            return np.full((3, *size), modality.empty, modality.dtype)
+            return blank(modality, size)
         image = self.store.image(index, modality)
         height, width = image.shape[1:]
         if (height, width) == size:
@@ -103,10 +108,20 @@ class SampleReader:
         whole = Geometry(resampled(height, size[0]), resampled(width, size[1]))
         return resize(image, whole, "nearest")
 
-    def _read(self, index: int) -> Sample:
+    def _read(self, index: int, unused: Callable[[ModalitySpec], bool] | None = None) -> Sample:
         label = self.store.label(index)
-        modalities = self.files.modalities
-        return Sample(tuple(self.image(index, m, label.shape) for m in modalities), label)
+        images = [
+            blank(modality, label.shape)
+            if unused is not None and unused(modality)
+            else self.image(index, modality, label.shape)
+            for modality in self.files.modalities
+        ]
+        return Sample(tuple(images), label)
+
+
+def blank(modality: ModalitySpec, size: tuple[int, ...]) -> Array:
+    """An image ``[3, H, W]`` without content."""
+    return np.full((3, *size), modality.empty, modality.dtype)
 
 
 def read_label(files: SplitFiles, index: int) -> Pixels:

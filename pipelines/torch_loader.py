@@ -73,7 +73,8 @@ class BatchSource(Dataset[RawBatch | DataError]):
     def _assemble(self, step: int) -> RawBatch:
         files, damage = self._plan.files, self._plan.damage
         epoch, planned = self._plan.order.at(step)
-        read = [damage.first_readable(epoch, index, self._reader.read) for index in planned]
+        read_one = partial(self._read, epoch)
+        read = [damage.first_readable(epoch, index, read_one) for index in planned]
         plan = self._plan.settled(step)
         samples = [self._with_faults(epoch, index, sample) for index, sample in read]
         geometries = plan.geometries(step, [sample.size for sample in samples])
@@ -92,6 +93,13 @@ class BatchSource(Dataset[RawBatch | DataError]):
             batch = replace(batch, images=noisy(batch.images, plan, step, self._normalise))
             batch = batch.pin_memory() if self._pin else batch
         return replace(batch, unreadable=tuple(damage.reasons.items()))
+
+    def _read(self, epoch: int, index: int) -> Sample:
+        """A sample, with blank images where the faults drawn for it put others."""
+        if self._plan.damage.replaces:
+            return self._reader.read(index)
+        discards = self._corrupt.discards
+        return self._reader.read(index, lambda modality: discards(modality, epoch, index))
 
     def _with_faults(self, epoch: int, index: int, sample: Sample) -> Sample:
         """A sample with the faults drawn for it."""

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 import trees
-from both import LOADERS, Open, corrupted, evaluated
+from both import LOADERS, Open, corrupted, evaluated, needs_dali
 
 from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, DataError, get_dataset
 from fastseg.pipelines import corrupt as faults
 from fastseg.pipelines.corrupt import Corruptor, describe
 from fastseg.pipelines.dali_loader import dali_import_error
 from fastseg.pipelines.files import list_split
+from fastseg.pipelines.samples import FileStore
+from fastseg.pipelines.spec import ModalitySpec
 
 EACH = ("freeze", "low_resolution", "lidar_jitter", "gaussian", "poisson", "shift", "blackout")
 
@@ -235,6 +237,77 @@ def test_every_loader_puts_in_the_same_faults(
     got = list(open_loader(other, train=train, seed=3).batches(0, None if not train else 5))
     ours, theirs = (torch.cat([b.images for b in some], dim=1) for some in (wanted, got))
     assert torch.equal(ours, theirs)
+
+
+def decoded(config: DataConfig, open_loader: Open, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """``modality/sample`` of every image that is decoded for one evaluation."""
+    found = []
+    decode = FileStore.image
+
+    def image(self: FileStore, index: int, modality: ModalitySpec) -> np.ndarray:
+        found.append(f"{modality.name}/{self._files.sample_ids[index].rsplit('/', 1)[1]}")
+        return decode(self, index, modality)
+
+    loader = open_loader(config, train=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(FileStore, "image", image)
+        list(loader.batches())
+    return found
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_what_is_discarded_is_not_decoded(
+    config: DataConfig, open_loader: Open, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    config = replace(config, loader=loader)
+    dark = corrupted(config, blackout=1, gaussian=1, freeze=1, modalities=("img", "event"))
+    names = {name.split("/")[0] for name in decoded(dark, open_loader, monkeypatch)}
+    assert names.isdisjoint({"img", "event"})
+    frozen = corrupted(config, freeze=1, modalities=("img",))
+    images = [n for n in decoded(frozen, open_loader, monkeypatch) if n.startswith("img")]
+    # one for each sample: that of the frame before, or its own where there is none
+    assert len(images) == 16
+    assert max(images.count(name) for name in images) > 1
+    # some of the time
+    some = corrupted(config, blackout=0.5, modalities=("lidar",))
+    number = sum(n.startswith("lidar") for n in decoded(some, open_loader, monkeypatch))
+    assert 0 < number < 16
+
+
+@pytest.mark.parametrize(
+    ("loader", "cache"),
+    [("torch", False), ("torch", True), pytest.param("dali", False, marks=needs_dali)],
+)
+def test_batches_are_those_of_a_loader_that_decodes_everything(
+    config: DataConfig, open_loader: Open, monkeypatch: pytest.MonkeyPatch, loader: str, cache: bool
+) -> None:
+    faulty = CorruptionConfig(**dict.fromkeys(EACH, 0.4), noise="low")
+    config = replace(config, loader=loader, cache=cache, corruption=faulty)
+
+    def batches() -> list[Batch]:
+        return list(open_loader(config, train=True, seed=3).batches(0, 9))
+
+    got = batches()
+    monkeypatch.setattr(Corruptor, "discards", lambda *_: False)
+    for ours, theirs in zip(got, batches(), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+
+
+def test_where_damaged_samples_are_replaced_every_file_is_read(
+    config: DataConfig, open_loader: Open
+) -> None:
+    """What is fed would else depend on what a process has seen before it was interrupted."""
+    dark = CorruptionConfig(blackout=1, modalities=("event",))
+    config = replace(config, corruption=dark, damaged="skip", damaged_limit=0.4)
+    victim = sorted(config.root.glob("event/*/train/*/*.png"))[5]
+    victim.write_bytes(victim.read_bytes()[:-50])
+    replaced = [r for b in open_loader(config, train=True).batches(0, 4) for r in b.replaced]
+    assert len(replaced) == 1
+    assert str(victim) in replaced[0]
+    # otherwise nobody looks at it
+    strict = replace(config, damaged="error")
+    assert len(list(open_loader(strict, train=True).batches(0, 4))) == 4
 
 
 def test_evaluation_meets_the_same_faults_in_every_run(
