@@ -5,7 +5,6 @@ It needs no package of the engine's beyond torch, so that it runs before the ben
 
 import functools
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -164,7 +163,7 @@ def test_another_package_of_the_name_is_a_row_that_is_not_run(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    statuses = {json.loads(line)["status"] for line in rows.read_text().splitlines()[1:]}
+    statuses = {row.status for row in report.read_rows(rows)}
     assert statuses == {"not run: apex: not NVIDIA apex but another package of that name"}
     assert all(status.startswith(gpu_record.FINE) for status in statuses)
 
