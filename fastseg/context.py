@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from fastseg import checkpoint, nvidia_apex
-from fastseg.checkpoint import Identity
+from fastseg import nvidia_apex
 from fastseg.config import TrainConfig
 from fastseg.kernels._launch import settle
 from fastseg.models import SegFormer
@@ -16,6 +16,9 @@ from fastseg.pipelines import get_dataset
 from fastseg.precision import autocast, best_precision
 from fastseg.ranks import Ranks, choose_device
 from fastseg.subsets import all_subsets
+
+if TYPE_CHECKING:
+    from fastseg.checkpoint import Identity
 
 
 class RunContext:
@@ -76,12 +79,16 @@ class RunContext:
         Raises:
             CheckpointError: the file is missing or belongs to other data or another model.
         """
+        from fastseg.checkpoint import load_weights  # forecasts and steps need no files
+
         network = self.new_network(seed=0)
-        checkpoint.load_weights(path, network, self.identity("any"))
+        load_weights(path, network, self.identity("any"))
         return network.to(self.device).eval()
 
     def identity(self, network: str) -> Identity:
         """What the weights of this run belong to."""
+        from fastseg.checkpoint import Identity
+
         return Identity(
             network=network,
             dataset=self.spec.name,

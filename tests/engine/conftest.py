@@ -1,3 +1,9 @@
+"""What the tests of the engine share.
+
+Whole runs read and write files and need all that fastseg needs, so what they import is imported by
+their fixtures: tests of a step alone run with torch, triton, numpy and pytest.
+"""
+
 import json
 from dataclasses import replace
 
@@ -5,23 +11,21 @@ import pytest
 import torch
 
 from fastseg.config import TrainConfig
-from fastseg.context import RunContext
 from fastseg.losses import LossOptions
 from fastseg.models import SegFormer
 from fastseg.optim import build_optimizer
 from fastseg.pipelines import Batch
-from fastseg.pipelines.synthetic import SyntheticConfig, generate
 from fastseg.precision import LossScale
 from fastseg.presets import get_preset
-from fastseg.run_folder import RunFolder
 from fastseg.schedule import LossWeights, Stage
 from fastseg.step import TrainStep
-from fastseg.trainer import Stopped, Trainer
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """A tiny synthetic data set on disk; tests read it only."""
+    from fastseg.pipelines.synthetic import SyntheticConfig, generate
+
     root = tmp_path_factory.mktemp("scenes") / "data"
     generate(SyntheticConfig(out=root, size=64, train=12, val=5, workers=1), progress=False)
     return root
@@ -47,6 +51,9 @@ def config(scenes, tmp_path):
 @pytest.fixture
 def fit():
     """Train a config; returns its folder's path and whether it ran to its end."""
+    from fastseg.context import RunContext
+    from fastseg.run_folder import RunFolder
+    from fastseg.trainer import Stopped, Trainer
 
     def run(config):
         with RunFolder(config) as folder:

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from properties import given, settings, st
 
 from fastseg.pipelines import DataError
 from fastseg.pipelines.order import EvalOrder, TrainOrder, sample_uniforms

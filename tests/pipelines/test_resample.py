@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from properties import given, settings, st
 
 from fastseg.pipelines import native, resample
 from fastseg.pipelines.geometry import Axis, Draws, Geometry, train_geometry
