@@ -5,7 +5,9 @@ captured for each number of modalities, inputs are copied into memory that stays
 whatever changes from step to step (subset, permutations, noise key, learning rate) is read from
 :class:`fastseg.draws.Draws` on the device; dropout follows torch's generator, whose seed a replay
 reads anew. Before a capture the same step runs a few times as usual: those are steps of the
-training like any other, in which libraries allocate and kernels are compiled.
+training like any other, in which libraries allocate and kernels are compiled and loaded. They read
+what a replay will read, so that a capture meets no kernel for the first time, and so that a step
+gives the same numbers whether it is replayed or not.
 
 What cannot be captured falls back to the usual step, and :attr:`StepGraphs.reason` says why.
 """
@@ -13,7 +15,7 @@ What cannot be captured falls back to the usual step, and :attr:`StepGraphs.reas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -48,6 +50,7 @@ class CudaRecorder:
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        self._broken: torch.cuda.CUDAGraph | None = None
 
     def warm(self, work: Callable[[], Values]) -> Values:
         """On a stream beside the usual one, as captures run on one."""
@@ -61,12 +64,44 @@ class CudaRecorder:
         """Capture on the same stream; loaders' threads may go on meanwhile."""
         # what the usual steps have cached is of no use to the graph's own memory
         torch.cuda.empty_cache()
+        usual = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            result = work()
+        cause: Exception | None = None
+        try:
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                try:
+                    result = work()
+                except Exception as error:
+                    # the end of a capture that was broken off fails as well, and says less
+                    cause = error
+                    raise
+        except Exception as error:
+            torch.cuda.set_stream(usual)
+            self._recover(graph)
+            raise cause or error from None
         return result, graph.replay
+
+    def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Undo what torch leaves behind where a capture does not end.
+
+        Up to 2.13 the error of its end comes before the generator, the allocator and the current
+        stream are told: random numbers would be refused from then on, and memory that several
+        streams have used would never be free again.
+        """
+        # the host's allocator may still ask the graph whose memory it is
+        self._broken = graph
+        index = torch.cuda.current_device()
+        with suppress(
+            RuntimeError, AttributeError
+        ):  # the capture did end, or there is no such call
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+            torch._C._cuda_releasePool(index, self._pool)
+        generator = torch.cuda.default_generators[index]
+        seed = generator.initial_seed()
+        generator.graphsafe_set_state(torch.Generator(f"cuda:{index}"))
+        generator.manual_seed(seed)
 
 
 @dataclass(frozen=True)
@@ -100,26 +135,33 @@ class StepGraphs:
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
         """One step; ``torch.manual_seed`` has been called for it."""
-        count = len(draws.present)
-        if self.reason is not None or not self._fits(images, labels, draws):
-            return self._update(images, labels, draws)
-        self._usual[count] = self._usual.get(count, 0) + 1
-        if self._usual[count] <= _USUAL_STEPS:
-            return self._recorder.warm(partial(self._update, images, labels, draws))
-        self._fill(images, labels, draws)
-        if count not in self._captured:
-            try:
-                self._captured[count] = self._capture(draws)
-            except (RuntimeError, NotImplementedError) as error:
-                self.reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                say(f"CUDA graphs off from here on, the step cannot be captured ({self.reason})")
-                self._captured.clear()
-                self._optimizer.zero_grad(set_to_none=True)
+        draws = replace(draws, replayed=True)
+        with _rate_of(self._optimizer, draws.learning_rate):
+            if self.reason is not None or not self._fits(images, labels, draws):
                 return self._update(images, labels, draws)
+            count = len(draws.present)
+            self._usual[count] = self._usual.get(count, 0) + 1
+            if self._usual[count] <= _USUAL_STEPS:
+                return self._recorder.warm(partial(self._update, images, labels, draws))
+            self._fill(images, labels, draws)
+            if count not in self._captured:
+                try:
+                    self._captured[count] = self._capture(draws)
+                except Exception as error:
+                    self._give_up(error)
+                    return self._update(images, labels, draws)
         captured = self._captured[count]
         captured.replay()
         # the next replay writes to the same place
         return dict(zip(captured.names, captured.result.clone().unbind(), strict=True))
+
+    def _give_up(self, error: Exception) -> None:
+        """Run as usual from here on: an error of the step itself will come again then."""
+        said = str(error).strip().splitlines()
+        self.reason = f"{type(error).__name__}: {said[0] if said else 'no reason given'}"
+        say(f"CUDA graphs off from here on, the step cannot be captured ({self.reason})")
+        self._captured.clear()
+        self._optimizer.zero_grad(set_to_none=True)
 
     def _fits(self, images: Tensor, labels: Tensor, draws: Draws) -> bool:
         """Whether the inputs are like those before; another shape runs as usual."""
@@ -142,7 +184,7 @@ class StepGraphs:
     def _capture(self, draws: Draws) -> _Captured:
         assert self._inputs is not None
         images, labels, packed = self._inputs
-        draws = replace(draws, packed=packed, replayed=True)
+        draws = replace(draws, packed=packed)
         names: tuple[str, ...] = ()
 
         def work() -> Tensor:
@@ -151,20 +193,22 @@ class StepGraphs:
             names = tuple(values)
             return torch.stack([value.float() for value in values.values()])
 
-        with _rate_of(self._optimizer, draws.learning_rate):
+        with _rate_of(self._optimizer, draws.learning_rate, capturable=True):
             result, replay = self._recorder.record(work)
         return _Captured(names, result, replay)
 
 
 @contextmanager
-def _rate_of(optimizer: torch.optim.Optimizer, rate: Tensor) -> Iterator[None]:
+def _rate_of(
+    optimizer: torch.optim.Optimizer, rate: Tensor, capturable: bool = False
+) -> Iterator[None]:
     """Within the block the optimizer reads its learning rate from the device."""
     groups = optimizer.param_groups
     before = [(group["lr"], group["capturable"]) for group in groups]
     for group in groups:
-        group["lr"], group["capturable"] = rate, True
+        group["lr"], group["capturable"] = rate, capturable
     try:
         yield
     finally:
-        for group, (lr, capturable) in zip(groups, before, strict=True):
-            group["lr"], group["capturable"] = lr, capturable
+        for group, (lr, old) in zip(groups, before, strict=True):
+            group["lr"], group["capturable"] = lr, old
