@@ -26,8 +26,9 @@ check a smaller one. ``missing`` says what a provider needs that is not installe
 that as its status. ``fused`` is for a GPU: parametrise it away where ``shapes.ON_GPU`` is false. A
 provider whose warm call takes over 20 seconds is left out. With ``--profile`` the first
 ``fused`` row of both passes is profiled, so put the most important size first.
-``TESTS = ("test_prototype_pool.py",)`` at the top of the file names the tests in tests/kernels that
-have to pass on a GPU before it is timed; without it they are those of ``test_<op>.py``.
+``TESTS = ("test_prototype_pool.py",)`` at the top of the file names the tests in tests/kernels, or
+with their folder in tests, that have to pass on a GPU for its rows to claim anything; without it
+they are those of ``test_<op>.py``.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seconds", type=float, default=1.0, help="timed seconds per row")
     parser.addoption("--profile", type=Path, help="folder for profiles of the fused providers")
     parser.addoption("--step-rows", type=Path, help="the same for whole training steps")
+    parser.addoption("--no-graphs", action="store_true", help="steps without CUDA graphs")
     parser.addoption("--threads", type=int, help="of the CPU, for whole training steps")
     parser.addoption("--time-limit", type=float, help="skip what is left after so many seconds")
 

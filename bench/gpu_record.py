@@ -5,11 +5,24 @@
     python bench/gpu_record.py --only seg_loss      one operator
     python bench/gpu_record.py --only train_step    whole training steps alone, at more settings
 
-Needs torch, triton, numpy, pytest and pytest-benchmark, and no installation of fastseg. The tests
-of all operators run at once and first; an operator whose tests are red is not timed. Then each
-operator has its share of the time, without ``torch.compile``, which takes tens of seconds for a
-row; compiled rows come last. A profile of each fused operator is in profile.md beside the tables,
-that of a step in train_step_profile.md.
+On a borrowed machine, where the checkout came without its history and one folder is copied back::
+
+    python bench/gpu_record.py --commit HASH --out FOLDER
+
+It fits ten minutes and leaves at most eight files. With more time, two commands one after the other
+give every row a larger share: the first tests and times what is not compiled, the second times
+``torch.compile`` alone, in tables of its own::
+
+    python bench/gpu_record.py --commit HASH --out FOLDER/plain --compile none
+    python bench/gpu_record.py --commit HASH --out FOLDER/compiled --compile only
+
+Needs torch, triton, numpy, pytest and pytest-benchmark, and no installation of fastseg. All tests
+run at once and first. What is red is named above the tables and timed last: a row has passed a
+check of its own before it was timed, but it claims nothing and reaches no target. The first
+training step comes first, then the operators, then other steps; what is compiled takes tens of
+seconds for a row and comes last. The tables are written again and again, so that whatever ends the
+command leaves those rows that were done. Beside them are the profiles of the fused operators and of
+the first step, their traces in traces.zip, and what the tests printed in tests.log.
 
 Without a GPU it says so, compiles the kernels for GPUs that are not there and times the CPU
 providers, into bench/results/cpu/.
@@ -18,31 +31,29 @@ providers, into bench/results/cpu/.
 from __future__ import annotations
 
 import argparse
-import ast
-import contextlib
-import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is not installed
 
-from bench import profiling, report, step_report, targets, timing  # noqa: E402
+from bench import gpu_tests, processes, profiling, report, step_report, targets, timing  # noqa: E402
+from bench.gpu_tests import operator  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 TESTS_SHARE = 0.4  # of the time, at most
-COMPILE_SHARE = 0.3  # of what is left then
 ELSEWHERE = ("input_pipeline", "scaling")  # no operators: commands and tables of their own
 STEPS = "train_step"  # whole steps, which have tables of their own
-PARTS = {STEPS: 5}  # of the time, where an operator has one
+FIRST_STEP = "[stage2-b0-1024px-B2-rrm{}]"  # the setting that matters most
+FIRST, NO_GRAPHS = "the first training step", "--no-graphs"
+# parts of the time; an operator has one
+FIRST_PART, STEPS_PART, COMPILED_STEPS_PART, COMPILED_PART = 6, 4, 4, 2
 GRACE = 10  # seconds for the row that runs when the time of an operator ends
 FINE = ("ok", "not run", "left out", "out of memory")
 
@@ -56,6 +67,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.3, help="timed seconds per row")
     parser.add_argument("--only", default="", metavar="WORD", help="operators that hold the word")
     parser.add_argument("--commit", default="", help="where the checkout came without its history")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="instead of bench/results/<gpu>")
+    parser.add_argument(
+        "--compile",
+        choices=("last", "none", "only"),
+        default="last",
+        help="rows of torch.compile; with only nothing is tested",
+    )
     options = parser.parse_args()
     # the tables are written in the last seconds
     end = time.monotonic() + 60 * options.minutes - 15
@@ -65,7 +83,7 @@ def main() -> int:
     benches = [
         path
         for path in sorted((ROOT / "bench").glob("bench_*.py"))
-        if options.only in path.stem and _operator(path) not in ELSEWHERE
+        if options.only in path.stem and operator(path) not in ELSEWHERE
     ]
     if not benches:
         parser.error(f"no bench/bench_*.py holds {options.only!r}")
@@ -73,80 +91,190 @@ def main() -> int:
     if options.commit:
         machine["commit"] = options.commit
     # one operator's table does not replace that of all; that of steps is complete by itself
-    alone = [_operator(path) for path in benches] == [STEPS]
+    alone = [operator(path) for path in benches] == [STEPS]
     name = f"{machine['device']} {'' if alone else options.only}".lower()
-    out = RESULTS / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    out = options.out or RESULTS / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        collected, of_steps = scratch / "rows.jsonl", scratch / "steps.jsonl"
-        collected.touch()
-        of_steps.touch()
-        notes = [] if timing.ON_GPU or alone else [_static_counts(end)]
-        red = _red_operators(benches, end, scratch)
-        notes += [f"The tests of {op} are red or did not end: it is not timed." for op in red]
-        benches = [path for path in benches if _operator(path) not in red]
-        common = [
-            "--rows",
-            str(collected),
-            "--step-rows",
-            str(of_steps),
-            "--seconds",
-            str(options.seconds),
-        ]
+        session = Session(Path(folder), out, machine, of_all=not options.only, kernels=not alone)
+        session.write()
+        if options.compile != "only" and not timing.ON_GPU and not alone:
+            session.notes.append(_static_counts(end))
+        if options.compile != "only" and timing.ON_GPU:
+            session.test(benches, end)
+        session.time_all(plan(benches, session.red, options.compile), options.seconds, end)
+        summary = session.write()
+    count = len(session.rows) + len(session.steps)
+    print("\n".join([*session.notes, *summary, f"{count} rows in {out}"]))
+    fine = all(row.status.startswith(FINE) for row in (*session.rows, *session.steps))
+    return 1 if session.red or not fine else 0
+
+
+class Job(NamedTuple):
+    """Rows that one process times.
+
+    Attributes:
+        name: for the notes.
+        files: benchmarks.
+        which: pytest's expression for the rows.
+        part: of the time.
+    """
+
+    name: str
+    files: list[Path]
+    which: str
+    part: int
+
+
+def plan(benches: Sequence[Path], red: Sequence[str], compiled: str) -> list[Job]:
+    """What is timed, the most valuable rows first and what claims nothing last.
+
+    Args:
+        benches: the files.
+        red: operators whose tests are not green.
+        compiled: ``last``, ``none`` or ``only``.
+    """
+    steps = [path for path in benches if operator(path) == STEPS]
+    operators = [path for path in benches if path not in steps]
+    first = FIRST_STEP.format("")
+    jobs = []
+    if steps and timing.ON_GPU:
+        jobs += [Job(FIRST, steps, first, FIRST_PART)]
+    jobs += [Job(operator(path), [path], "not compile", 1) for path in operators]
+    if steps:
+        others = f"not compile and not {first}" if timing.ON_GPU else "not compile"
+        jobs += [Job("training steps", steps, others, STEPS_PART)]
+    last = []
+    if steps:
+        last += [Job("compiled training steps", steps, "compile", COMPILED_STEPS_PART)]
+    if operators:
+        last += [Job("torch.compile", operators, "compile", COMPILED_PART)]
+    jobs = {"last": jobs + last, "none": jobs, "only": last}[compiled]
+    return sorted(jobs, key=lambda job: any(operator(path) in red for path in job.files[:1]))
+
+
+class Session:
+    """What has been found so far, and the tables of it.
+
+    Attributes:
+        notes: lines above the tables.
+        red: operators whose tests are not green.
+        rows: of operators.
+        steps: of whole steps.
+    """
+
+    def __init__(
+        self, scratch: Path, out: Path, machine: dict[str, str], of_all: bool, kernels: bool
+    ) -> None:
+        self.notes: list[str] = []
+        self.red: list[str] = []
+        self.rows: list[report.Row] = []
+        self.steps: list[step_report.StepRow] = []
+        self._scratch, self._out, self._machine = scratch, out, machine
+        self._of_all, self._kernels = of_all, kernels
+        self._rows, self._steps = scratch / "rows.jsonl", scratch / "steps.jsonl"
+        self._rows.touch()
+        self._steps.touch()
+
+    def write(self) -> list[str]:
+        """Write all tables as far as they are known; returns the lines about targets."""
+        self._out.mkdir(parents=True, exist_ok=True)
+        self.rows = report.read_rows(self._rows)
+        self.steps = step_report.read_rows(self._steps)
+        summary: list[str] = []
+        if timing.ON_GPU and self._of_all:
+            summary = targets.lines([row for row in self.rows if row.op not in self.red])
+        if self._kernels:
+            report.write(self.rows, self._out, self._machine, self.notes, summary)
+        if self.steps:
+            lines = [] if STEPS in self.red else targets.step_lines(self.steps)
+            step_report.write(self.steps, self._out, self._machine, self.notes, lines)
+            summary = [*summary, *lines]
+        self._keep_profiles()
+        return summary
+
+    def test(self, benches: Sequence[Path], end: float) -> None:
+        """Run the tests of all operators; the compilers' caches are filled beside them."""
+        files = {operator(bench): gpu_tests.tests_of(bench) for bench in benches}
+        stop = time.monotonic() + TESTS_SHARE * (end - time.monotonic())
+        log = self._out / "tests.log"
+        log.unlink(missing_ok=True)
+        rehearsals = self._rehearse([bench for bench in benches if operator(bench) == STEPS])
+        wanted = sorted({file for names in files.values() for file in names})
+        found = gpu_tests.run(wanted, stop, self._scratch, log)
+        for process, path in rehearsals:
+            fine = processes.ended(process, stop - time.monotonic()) and process.returncode == 0
+            with log.open("a") as whole:
+                whole.write(f"# rehearsal{'' if fine else ' (not green)'}\n\n{path.read_text()}\n")
+        for op, names in files.items():
+            bad = [file for file in names if not found[file].green]
+            if bad:
+                self.red.append(op)
+                said = "; ".join(f"{Path(file).name}: {found[file].said}" for file in bad)
+                self.notes.append(f"The tests of {op} are red: its rows claim nothing. {said}.")
+        self.notes += gpu_tests.skipped_line(found)
+        self.write()
+
+    def _rehearse(self, steps: Sequence[Path]) -> list[tuple[processes.Process, Path]]:
+        """Begin the first step, plain and compiled, only so that its kernels are compiled."""
+        begun = []
+        for path in steps:
+            for number, option in enumerate(("", "-compile")):
+                log = self._scratch / f"rehearsal-{number}.log"
+                command = ["-m", "pytest", str(path), "-k", FIRST_STEP.format(option)]
+                command += ["--seconds", "0", "--benchmark-disable"]
+                with log.open("w") as file:
+                    begun.append((processes.start(command, file), log))
+        return begun
+
+    def time_all(self, jobs: Sequence[Job], seconds: float, end: float) -> None:
+        """Time every job within its part of what is left."""
+        common = ["--rows", str(self._rows), "--step-rows", str(self._steps)]
+        common += ["--seconds", str(seconds), "--benchmark-disable"]
         if timing.ON_GPU:
-            common += ["--profile", str(scratch / "profile")]
-        notes += _time_all(benches, [*common, "--benchmark-disable"], end)
-        rows, steps = report.read_rows(collected), step_report.read_rows(of_steps)
-        summary = targets.lines(rows) if timing.ON_GPU and not options.only else []
-        if not alone:
-            report.write(rows, out, machine, notes, summary)
-        if steps:
-            lines = targets.step_lines(steps)
-            step_report.write(steps, out, machine, notes, lines)
-            summary += lines
-        _keep_profiles(scratch / "profile", out)
-    print("\n".join([*notes, *summary, f"{len(rows) + len(steps)} rows in {out}"]))
-    fine = all(row.status.startswith(FINE) for row in (*rows, *steps))
-    return 1 if red or not fine else 0
+            common += ["--profile", str(self._scratch / "profile")]
+        for i, job in enumerate(jobs):
 
+            def left(i: int = i) -> float:
+                parts = [other.part for other in jobs[i:]]
+                return (end - time.monotonic()) * parts[0] / sum(parts)
 
-def _operator(path: Path) -> str:
-    return path.stem.removeprefix("bench_")
+            problems = _time(job, common, left(), self.write)
+            self.notes += problems
+            if job.name == FIRST and (why := self._without_fastseg()):
+                # what hangs looks like what is slow: the next settings try graphs again then
+                self.notes.append(
+                    f"{FIRST} came without CUDA graphs, which were not to be had: {why}."
+                )
+                self.notes += _time(job, [*common, NO_GRAPHS], left(), self.write)
+                if not any("stopped" in problem for problem in problems):
+                    common.append(NO_GRAPHS)
+            self.write()
 
+    def _without_fastseg(self) -> str:
+        """Why fastseg has no row; nothing where it has one, or had no time or memory."""
+        for row in step_report.read_rows(self._steps):
+            if row.provider.startswith("fastseg") and not row.status.startswith(FINE):
+                return row.status.splitlines()[0]
+        return ""
 
-def _start(command: Sequence[str], log: IO[str] | None = None) -> subprocess.Popen[str]:
-    """A Python process in the checkout, with a group of its own; prints into the file, if any."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        start_new_session=True,
-        stdout=log,
-        stderr=log,
-    )
-
-
-def _ended(process: subprocess.Popen[str], seconds: float) -> bool:
-    """Wait for a process; stop it and what it started after so many seconds."""
-    try:
-        process.wait(timeout=max(0.1, seconds))
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        # also what outlived it, such as the compiler's workers
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return True
+    def _keep_profiles(self) -> None:
+        folder = self._scratch / "profile"
+        traces = sorted(folder.glob("trace-*"))
+        for name, head in _PROFILES.items():
+            if (folder / name).exists():
+                text = f"{head}\n\n{(folder / name).read_text().rstrip()}\n"
+                (self._out / name).write_text(text)
+        if traces:
+            with zipfile.ZipFile(self._out / "traces.zip", "w") as archive:
+                for path in traces:
+                    archive.write(path, path.name)
 
 
 def _static_counts(end: float) -> str:
     """Compile for the GPUs that are not there and say what came out."""
     with tempfile.TemporaryFile("w+") as log:
-        process = _start(["bench/aot.py", "--check"], log)
-        if not _ended(process, 0.5 * (end - time.monotonic())):
+        process = processes.start(["bench/aot.py", "--check"], log)
+        if not processes.ended(process, 0.5 * (end - time.monotonic())):
             return "There was no time to compile the kernels."
         log.seek(0)
         text = log.read().strip()
@@ -154,65 +282,17 @@ def _static_counts(end: float) -> str:
     return f"Static counts are in bench/results/aot.csv: {(text or 'none').splitlines()[-1]}."
 
 
-def _tests(bench: Path) -> list[str]:
-    """The test files that a benchmark's ``TESTS`` names, or the one of its operator."""
-    for statement in ast.parse(bench.read_text()).body:
-        if isinstance(statement, ast.Assign):
-            target = statement.targets[0]
-        elif isinstance(statement, ast.AnnAssign):
-            target = statement.target
-        else:
-            continue
-        if ast.unparse(target) == "TESTS" and statement.value is not None:
-            return [f"tests/kernels/{name}" for name in ast.literal_eval(statement.value)]
-    return [f"tests/kernels/test_{_operator(bench)}.py"]
-
-
-def _red_operators(benches: list[Path], end: float, scratch: Path) -> list[str]:
-    """Run the operators' tests side by side; without a GPU they are not this command's concern."""
-    if not timing.ON_GPU:
-        return []
-    files = {_operator(bench): _tests(bench) for bench in benches}
-    running = {}
-    for file in sorted({file for names in files.values() for file in names}):
-        log = (scratch / f"{Path(file).stem}.log").open("w+")
-        command = ["-m", "pytest", "-x", "-p", "no:cacheprovider", file]
-        running[file] = (_start(command, log), log)
-    stop = time.monotonic() + TESTS_SHARE * (end - time.monotonic())
-    green = set()
-    for file, (process, log) in running.items():
-        ended = _ended(process, stop - time.monotonic())
-        with log:
-            log.seek(0)
-            lines = log.read().splitlines()
-        if ended and process.returncode == 0:
-            green.add(file)
-        print("\n".join([f"{file}:", *lines[-1 if file in green else -40 :]]), flush=True)
-    return [op for op, names in files.items() if not green.issuperset(names)]
-
-
-def _time_all(benches: list[Path], common: list[str], end: float) -> list[str]:
-    """Time every operator, then everything compiled; returns what went wrong."""
-    if not benches:
-        return []
-    notes = []
-    middle = end - COMPILE_SHARE * (end - time.monotonic())
-    for i, path in enumerate(benches):
-        parts = [PARTS.get(_operator(other), 1) for other in benches[i:]]
-        left = (middle - time.monotonic()) * parts[0] / sum(parts)
-        notes += _time([str(path)], "not compile", common, left, path.stem)
-    files = [str(path) for path in benches]
-    return notes + _time(files, "compile", common, end - time.monotonic(), "torch.compile")
-
-
-def _time(files: list[str], which: str, common: list[str], left: float, name: str) -> list[str]:
+def _time(
+    job: Job, common: Sequence[str], left: float, meanwhile: Callable[[], object]
+) -> list[str]:
     """Time some rows for at most ``left`` seconds; returns what went wrong."""
     limit = ["--time-limit", str(max(1.0, 0.9 * left))]
-    process = _start(["-m", "pytest", *files, "-k", which, *common, *limit])
-    if not _ended(process, max(20.0, left + GRACE)):
-        return [f"{name} was stopped after {left:.0f} s: rows are missing."]
+    files = [str(path) for path in job.files]
+    process = processes.start(["-m", "pytest", *files, "-k", job.which, *common, *limit])
+    if not processes.ended(process, max(20.0, left + GRACE), meanwhile):
+        return [f"{job.name} was stopped after {left:.0f} s: rows are missing."]
     # 5: there was nothing to run
-    return [f"{name} failed: see the rows."] if process.returncode not in (0, 5) else []
+    return [f"{job.name} failed: see the rows."] if process.returncode not in (0, 5) else []
 
 
 _PROFILES = {
@@ -220,17 +300,6 @@ _PROFILES = {
     "Both passes of each fused operator at its most important size.",
     profiling.OF_STEPS: "# Kernels of one training step\n\nWith all modalities, RRM on.",
 }
-
-
-def _keep_profiles(folder: Path, out: Path) -> None:
-    if not folder.exists():
-        return
-    for path in folder.iterdir():
-        if path.name in _PROFILES:
-            text = f"{_PROFILES[path.name]}\n\n{path.read_text().rstrip()}\n"
-            (out / path.name).write_text(text)
-        else:
-            shutil.copy(path, out / path.name)
 
 
 if __name__ == "__main__":

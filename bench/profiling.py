@@ -44,7 +44,7 @@ def record(fn: Callable[[], object], title: str, out: Path, table: str = OF_KERN
     lines = [
         f"## {title}",
         "",
-        f"{sum(count for _, count, _ in costs)} in {total:.1f} us, trace in [{trace}]({trace}).",
+        f"{sum(count for _, count, _ in costs)} in {total:.1f} us, trace in `{trace}`.",
         "",
         "| us | calls | kernel |",
         "|--:|--:|---|",

@@ -122,6 +122,18 @@ def is_short(provider: str) -> bool:
     return provider != OFFICIAL and (shapes.ON_GPU or "bf16" in provider)
 
 
+@dataclass(frozen=True)
+class FastsegStep:
+    """The step function of the trainer, on one batch."""
+
+    train: TrainStep
+    batch: Batch
+
+    def __call__(self, step: int) -> Values:
+        """Train one step."""
+        return self.train(step, self.batch)
+
+
 @dataclass
 class Problem:
     """Weights and inputs of a setting, on ``shapes.DEVICE`` and on the host.
@@ -130,11 +142,13 @@ class Problem:
         setting: what is trained.
         dropout: of the head, and of the last block as a whole; at 0 all providers compute the same.
         device: of the networks.
+        graphs: whether fastseg may replay its steps as CUDA graphs.
     """
 
     setting: Setting
     dropout: float = 0.1
     device: torch.device = shapes.DEVICE
+    graphs: bool = True
 
     def network(self, seed: int) -> SegFormer:
         """A network with the weights of a seed, on the device."""
@@ -215,7 +229,9 @@ class Problem:
             data=DataConfig(size=self.setting.side, batch_size=self.setting.batch),
             # the forms that the published code has
             losses=LossOptions(hpdm="code", rrm="code", rrm_samples=SAMPLES),
-            speed=SpeedConfig(compile="on" if compiled else "off"),
+            speed=SpeedConfig(
+                compile="on" if compiled else "off", graphs="auto" if self.graphs else "off"
+            ),
         )
         optimizer = build_optimizer(student, config.optim)
         train = TrainStep(config, stage, index, student, teacher, optimizer, steps_per_epoch=1)
@@ -223,8 +239,7 @@ class Problem:
             networks = [student] if teacher is None else [student, teacher]
             images = MODALITIES * self.setting.batch
             choose_attention(networks, images, self.setting.side, train.dtype)
-        batch = self.batch
-        return lambda step: train(step, batch)
+        return FastsegStep(train, self.batch)
 
     @property
     def resident_mib(self) -> float:

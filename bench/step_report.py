@@ -49,6 +49,7 @@ class StepRow:
     hpdm: float | None = None
     rrm: float | None = None
     loss: float | None = None
+    ways: str = ""
 
     @property
     def group(self) -> tuple[str, str]:
@@ -74,6 +75,7 @@ def mean_row(rows: Sequence[StepRow], batch: int) -> StepRow:
         times = [(other.ms or 0.0, other.busy) for other in rows]
         if all(busy is not None for _, busy in times):
             row.busy = sum(ms * (busy or 0.0) for ms, busy in times) / sum(ms for ms, _ in times)
+    row.ways = first.ways
     row.peak_mib = max((other.peak_mib for other in rows if other.peak_mib), default=None)
     return row
 
@@ -155,8 +157,10 @@ def write(
         setting, threads = title
         lines += [f"## {setting}" + (f", threads: {threads}" if threads else ""), ""]
         lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-        lines += [_line(row, rows) for row in rows if (row.group[0], row.threads) == title]
-        lines.append("")
+        those = [row for row in rows if (row.group[0], row.threads) == title]
+        lines += [_line(row, rows) for row in those]
+        ways = dict.fromkeys(f"{row.provider}: {row.ways}." for row in those if row.ways)
+        lines += ["", *(f"{way}\n" for way in ways)]
     (out / "train_step.md").write_text("\n".join(lines).rstrip() + "\n")
 
 

@@ -163,6 +163,11 @@ class StepGraphs:
         self._captured.clear()
         self._optimizer.zero_grad(set_to_none=True)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of modalities whose steps are replayed by now."""
+        return sorted(self._captured)
+
     def _fits(self, images: Tensor, labels: Tensor, draws: Draws) -> bool:
         """Whether the inputs are like those before; another shape runs as usual."""
         if self._inputs is None:

@@ -136,6 +136,16 @@ class TrainStep:
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         return self._learn(means, before)
 
+    @property
+    def ways(self) -> str:
+        """The ways that steps have taken so far; of graphs, what became of them."""
+        names = [name for name, path in vars(self.paths).items() if path.taken and name != "graphs"]
+        if self._graphs is not None:
+            numbers = " ".join(map(str, self._graphs.sizes)) or "no"
+            why = f" ({self._graphs.reason})" if self._graphs.reason else ""
+            names.append(f"graphs of {numbers} modalities{why}")
+        return ", ".join(name.replace("_", " ") for name in names) or "none"
+
     def update(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
         """A step of one micro-batch: everything that a CUDA graph can hold."""
         before = self._statistics()

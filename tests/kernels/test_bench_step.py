@@ -276,25 +276,83 @@ def test_rows_of_a_file_become_two_tables(tmp_path):
     assert (tmp_path / "train_step.csv").read_text().count("\n") == 1 + len(rows)
 
 
-def test_one_command_writes_the_tables_of_steps(tmp_path, monkeypatch):
-    def measure(benches, common, _end):
-        assert [path.stem for path in benches] == ["bench_train_step"]
-        with open(common[common.index("--step-rows") + 1], "a") as file:
-            file.write(json.dumps(dataclasses.asdict(row("fastseg", 4.0))) + "\n")
-        return ["A note."]
+@pytest.fixture
+def steps_alone(tmp_path, monkeypatch):
+    """Run the one command for steps on a GPU that `timed` stands for: it writes rows per job."""
 
-    monkeypatch.setattr(gpu_record, "RESULTS", tmp_path)
-    monkeypatch.setattr(gpu_record, "_red_operators", lambda *_: [])
-    monkeypatch.setattr(gpu_record, "_time_all", measure)
-    monkeypatch.setattr(sys, "argv", ["gpu_record.py", "--only", "train_step"])
-    assert gpu_record.main() == 0
-    (folder,) = tmp_path.iterdir()
-    assert not folder.name.endswith("train-step")
-    assert {path.name for path in folder.iterdir()} == {"train_step.csv", "train_step.md"}
-    text = (folder / "train_step.md").read_text()
-    assert "A note." in text
+    def run(timed):
+        commands = []
+
+        def time_job(job, common, _left, _meanwhile):
+            commands.append((job.name, "--no-graphs" in common))
+            with open(common[common.index("--step-rows") + 1], "a") as file:
+                rows, problems = timed(*commands[-1])
+                file.writelines(json.dumps(dataclasses.asdict(each)) + "\n" for each in rows)
+            return problems
+
+        def test(session, _benches, _end):
+            session.notes.append("A note of the tests.")
+
+        monkeypatch.setattr(gpu_record.report, "machine", lambda: {"device": "some GPU"})
+        monkeypatch.setattr(timing, "ON_GPU", True)
+        monkeypatch.setattr(gpu_record, "_time", time_job)
+        monkeypatch.setattr(gpu_record.Session, "test", test)
+        arguments = ["gpu_record.py", "--only", "train_step", "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        code = gpu_record.main()
+        assert {path.name for path in tmp_path.iterdir()} == {"train_step.csv", "train_step.md"}
+        return code, commands, (tmp_path / "train_step.md").read_text()
+
+    return run
+
+
+def test_one_command_writes_the_tables_of_steps(steps_alone):
+    ways = "kernels, graphs of 1 2 3 4 modalities"
+    code, commands, text = steps_alone(
+        lambda name, _off: ([row("fastseg", 4.0, ways=ways)], []) if "first" in name else ([], [])
+    )
+    assert code == 0
+    assert [off for _, off in commands] == [False, False, False]
+    assert "A note of the tests." in text
     assert "## Targets" in text
     assert "| 4 | fastseg | float32 | 500 | 4 |" in text
+    assert f"fastseg: {ways}." in text
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_without_graphs_the_steps_are_timed_all_the_same(steps_alone, hangs):
+    def timed(_name, off):
+        if off:
+            return [row("fastseg", 5.0)], []
+        status = "did not end" if hangs else "wrong: step 6: ohem is 3"
+        broken = step_report.StepRow(PAPER, "", "fastseg", "float32", status=status)
+        return [broken], ["It was stopped after 90 s." if hangs else "It failed."]
+
+    code, commands, text = steps_alone(timed)
+    assert [off for _, off in commands[:2]] == [False, True]
+    # what hangs looks like what is slow
+    assert [off for _, off in commands[2:]] == [not hangs] * 2
+    assert "came without CUDA graphs" in text
+    assert ("did not end" if hangs else "wrong: step 6: ohem is 3") in text
+    assert "| 4 | fastseg | float32 | 400 | 5 |" in text
+    assert code == 0
+
+
+def test_a_failing_provider_leaves_the_others_their_rows(short, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    kept = []
+    monkeypatch.setattr(step_cases.ExpertStep, "__call__", fail)
+    comparison = bench_train_step.Comparison(TINY)
+    comparison.run(seconds=0.0, keep=lambda: kept.append(comparison.rows))
+    status = {each.provider: each.status for each in comparison.rows}
+    assert status["best_torch"] == "RuntimeError: CUDA error: an illegal memory access"
+    assert status["official"] == status["fastseg"] == "ok"
+    # times are there before anything is counted
+    first = {each.provider: each for each in kept[0]}
+    assert first["fastseg"].ms > 0
+    assert len(kept) == 1 + sum(each == "ok" for each in comparison.status.values())
 
 
 # a machine without what reads and writes files
