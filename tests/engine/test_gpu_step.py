@@ -21,31 +21,53 @@ def run(train, steps, batches):
     return [{k: float(v) for k, v in train(s, batches[s]).items()} for s in steps]
 
 
+def state_of(train):
+    """Every tensor that a step changes."""
+    moments = [x for slots in train.optimizer.state.values() for x in slots.values()]
+    scale = [] if train.scale is None else [train.scale.scale, train.scale.good_steps]
+    return [*train.plain.parameters(), *train.buffers, *moments, *scale, train.skipped_in_row]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("modalities", ["drop", "zero"])
 def test_a_graph_for_each_number_of_modalities_learns_the_same(
     tiny_step, random_batch, modalities, precision
 ):
-    steps = range(40)
-    batches = [random_batch(s, device="cuda") for s in steps]
-    runs, trains = [], []
-    for speed in (PLAIN, GRAPHS):
-        # the masks of dropout come from other places of the generator in a graph
-        train = tiny_step(
+    # no dropout: as on a CPU, without noise where nothing is drawn alike
+    usual, replayed = (
+        tiny_step(
             modalities, losses=ALL_TERMS, precision=precision, speed=speed, dropout=0.0,
             device="cuda",
-        )  # fmt: skip
-        if train.scale is not None:
-            train.scale.scale.fill_(4.0)
-        runs.append(run(train, steps, batches))
-        trains.append(train)
-    graphs = trains[1]._graphs
+        )
+        for speed in (PLAIN, GRAPHS)
+    )  # fmt: skip
+    slack, skipped = 1e-3 if precision == "fp32" else 5e-2, 0
+    for step in range(40):
+        with torch.no_grad():
+            # from the same start each time: rounding grows from step to step, and atomics round
+            # in another order in every run
+            for mine, wanted in zip(state_of(replayed), state_of(usual), strict=True):
+                mine.copy_(wanted)
+            if usual.scale is not None and step == 0:
+                usual.scale.scale.fill_(4.0)
+                replayed.scale.scale.fill_(4.0)
+        before = torch.cat([p.detach().flatten() for p in usual.plain.parameters()])
+        batch = random_batch(step, device="cuda")
+        (wanted,), (row,) = (run(train, [step], {step: batch}) for train in (usual, replayed))
+        # a norm of fp16 gradients that is not finite stays a step that is skipped
+        assert row == pytest.approx(wanted, rel=slack, abs=slack, nan_ok=True), step
+        skipped += int(row["skipped"])
+        learnt, mine = (
+            torch.cat([p.detach().flatten() for p in train.plain.parameters()]) - before
+            for train in (usual, replayed)
+        )
+        # where a gradient is nearly zero Adam's first steps are its sign, which rounding decides
+        assert float((mine - learnt).norm()) <= 0.3 * float(learnt.norm()), step
+    assert skipped <= 10
+    graphs = replayed._graphs
     assert isinstance(graphs, StepGraphs)
     assert graphs.reason is None
-    assert set(graphs._captured) == ({1, 2, 3, 4} if modalities == "drop" else {4})
-    slack = 1e-3 if precision == "fp32" else 5e-2
-    for row, wanted in zip(runs[1], runs[0], strict=True):
-        assert row == pytest.approx(wanted, rel=slack, abs=slack)
+    assert graphs.sizes == ([1, 2, 3, 4] if modalities == "drop" else [4])
 
 
 def test_a_replay_draws_other_dropout_masks_in_every_step(tiny_step, random_batch, monkeypatch):
@@ -55,9 +77,48 @@ def test_a_replay_draws_other_dropout_masks_in_every_step(tiny_step, random_batc
     for _ in range(2):
         train = tiny_step(speed=GRAPHS, dropout=0.5, device="cuda")
         runs.append([row["loss"] for row in run(train, range(8), [batch] * 8)])
-        assert set(train._graphs._captured) == {4}
-    assert runs[0] == runs[1]
-    assert len(set(runs[0])) == 8
+        assert train._graphs.sizes == [4]
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+    assert len({round(loss, 4) for loss in runs[0]}) == 8
+
+
+def test_after_a_capture_that_breaks_off_everything_works_as_before(
+    tiny_step, random_batch, monkeypatch
+):
+    batch, losses = random_batch(device="cuda"), step_module.stage_losses
+
+    def waiting(*args):
+        values = losses(*args)
+        if torch.cuda.is_current_stream_capturing():
+            float(values["loss"].detach())
+        return values
+
+    wanted = run(tiny_step(speed=PLAIN, dropout=0.5, device="cuda"), range(6), [batch] * 6)
+    monkeypatch.setattr(step_module, "stage_losses", waiting)
+    stream = torch.cuda.current_stream()
+    train = tiny_step(speed=GRAPHS, dropout=0.5, device="cuda")
+    rows = run(train, range(6), [batch] * 6)
+    assert train._graphs.reason is not None
+    assert "previous error" not in train._graphs.reason  # but the error itself
+    assert torch.cuda.current_stream() == stream
+    # random numbers are drawn again, and the same ones
+    for row, of in zip(rows, wanted, strict=True):
+        assert row["loss"] == pytest.approx(of["loss"], rel=1e-2)
+    # memory that another stream has used is free again
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    x = torch.empty(1 << 24, dtype=torch.uint8, device="cuda")
+    x.record_stream(torch.cuda.Stream())
+    del x
+    torch.cuda.synchronize()
+    torch.empty(1, device="cuda")
+    assert torch.cuda.memory_allocated() <= held
+    # and the next stage can be captured
+    monkeypatch.setattr(step_module, "stage_losses", losses)
+    train = tiny_step(speed=GRAPHS, dropout=0.5, device="cuda")
+    run(train, range(5), [batch] * 5)
+    assert train._graphs.reason is None
+    assert train._graphs.sizes == [4]
 
 
 @pytest.mark.parametrize("speed", [PLAIN, GRAPHS], ids=["usual", "replayed"])
@@ -82,5 +143,5 @@ def test_compiled_blocks_are_captured(tiny_step, random_batch):
     batch = random_batch(device="cuda")
     rows = run(train, range(6), [batch] * 6)
     assert train._graphs.reason is None
-    assert set(train._graphs._captured) == {4}
+    assert train._graphs.sizes == [4]
     assert rows[-1]["loss"] < rows[0]["loss"] * 1.5

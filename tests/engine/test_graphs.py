@@ -5,7 +5,8 @@ same tensors, with the Python numbers of the recording, and nothing of the Pytho
 number that was read too early, or a tensor that is made anew, gives other losses here, too.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -261,3 +262,94 @@ def test_a_number_that_is_read_too_early_would_be_found(
         runs.append(values_of(train, range(8), lambda s: random_batch(s, **ONE_SAMPLE)))
     assert runs[0][:5] == runs[1][:5]
     assert runs[0][6:] != runs[1][6:]
+
+
+def test_a_capture_that_breaks_off_leaves_no_trace(monkeypatch):
+    """What torch has not undone when the end of a capture fails, see `CudaRecorder._recover`."""
+    did = []
+
+    class Generator:
+        def initial_seed(self):
+            return 42
+
+        def graphsafe_set_state(self, fresh):
+            did.append(("state", fresh))
+
+        def manual_seed(self, seed):
+            did.append(("seed", seed))
+
+    @contextmanager
+    def graph(*_args, **_options):
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    for name, value in {
+        "Stream": object,
+        "CUDAGraph": object,
+        "graph": graph,
+        "graph_pool_handle": lambda: (0, 1),
+        "empty_cache": lambda: None,
+        "current_stream": lambda: "usual",
+        "current_device": lambda: 0,
+        "set_stream": lambda stream: did.append(("stream", stream)),
+        "default_generators": (Generator(),),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(
+            torch._C, name, lambda *args, name=name: did.append((name, args)), raising=False
+        )
+    monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(device=device))
+
+    def work():
+        raise RuntimeError("the host waits")
+
+    with pytest.raises(RuntimeError, match="the host waits"):
+        graphs_module.CudaRecorder().record(work)
+    assert did == [
+        ("stream", "usual"),
+        ("_cuda_endAllocateToPool", (0, (0, 1))),
+        ("_cuda_releasePool", (0, (0, 1))),
+        ("state", SimpleNamespace(device="cuda:0")),
+        ("seed", 42),
+    ]
+    did.clear()
+    # an error of the end alone is what there is to say
+    with pytest.raises(RuntimeError, match="previous error"):
+        graphs_module.CudaRecorder().record(lambda: torch.zeros(()))
+    assert ("stream", "usual") in did
+
+
+def test_usual_steps_before_a_capture_read_what_a_replay_reads(tiny_step, random_batch, simple):
+    """So that a capture meets no kernel for the first time, and all steps the same rate."""
+    seen = []
+    train = tiny_step("drop")
+    update = train.update
+
+    def watch(images, labels, draws):
+        lr = train.optimizer.param_groups[0]["lr"]
+        seen.append((draws.replayed, isinstance(lr, torch.Tensor), float(lr)))
+        return update(images, labels, draws)
+
+    train.update = watch
+    add_graphs(train)
+    for step in range(6):
+        train(step, random_batch(step, **ONE_SAMPLE))
+    assert all(replayed and on_device for replayed, on_device, _ in seen)
+    rates = [step_module.learning_rate(train.stage, s, train.steps_per_epoch) for s in range(6)]
+    assert {rate for *_, rate in seen} <= set(rates)
+    assert isinstance(train.optimizer.param_groups[0]["lr"], float)
+
+
+def test_what_became_of_the_graphs_is_told(tiny_step, random_batch, simple):
+    train = tiny_step()
+    assert "graphs" not in train.ways
+    add_graphs(train)
+    assert "graphs of no modalities" in train.ways
+    for step in range(4):
+        train(step, random_batch(step, **ONE_SAMPLE))
+    assert "graphs of 4 modalities" in train.ways
+    train._graphs._give_up(ValueError("no reason"))
+    assert "graphs of no modalities (ValueError: no reason)" in train.ways
