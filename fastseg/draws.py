@@ -100,6 +100,7 @@ def pack(
     values = torch.tensor([seed, 0, *marks, *rows])
     values.view(torch.float32)[2] = rate
     packed = torch.cat([values, pairing.flatten()])
-    if device.type == "cuda":
+    # a tensor of a shape alone, of which memory is counted, cannot be pinned
+    if device.type == "cuda" and type(packed) is Tensor:
         packed = packed.pin_memory()
     return Draws(tuple(present), modalities, seed, packed.to(device, non_blocking=True))

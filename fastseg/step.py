@@ -95,7 +95,7 @@ class TrainStep:
                 continue
             # shards and buckets keep the layout they were cut in
             if paths.channels_last.taken and (each is teacher or self.parallel.mode == "single"):
-                each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                _to_channels_last(each)
             if paths.compile.taken:
                 compile_regions(each)
         network.encoder.checkpointing = paths.checkpointing.taken
@@ -227,3 +227,10 @@ class TrainStep:
 
     def _seed(self, step: int, purpose: Any, part: int = 0) -> int:
         return derive_seed(self.config.seed, self.index, step, purpose, part)
+
+
+def _to_channels_last(network: SegFormer) -> None:
+    """``network.to(memory_format=torch.channels_last)``, which shapes alone do not support."""
+    for weight in network.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastseg import forecast
+from fastseg import fast_paths, forecast
 from fastseg.context import RunContext
 from fastseg.draws import pack
 from fastseg.fast_paths import SpeedConfig
@@ -116,17 +117,34 @@ def test_a_larger_batch_and_less_recomputation_need_more(config):
     assert 1.8 * usual.step < count_memory(larger, stage).step < 2.05 * usual.step
 
 
-def test_a_forecast_is_a_sentence_and_never_an_error(config, monkeypatch):
+def test_the_layout_of_a_gpu_is_counted_too(config, monkeypatch):
+    """What the steps of a GPU prepare has to work for shapes alone."""
+    context, stage = student_context(config)
+    usual = count_memory(context, stage)
+    taken = lambda *_: fast_paths.Path(True, "as on a GPU")  # noqa: E731
+    monkeypatch.setattr(fast_paths, "_only_on_gpu", taken)
+    assert count_memory(context, stage).networks == usual.networks
+
+
+def test_draws_of_shapes_alone_are_not_pinned(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)  # there is no GPU
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        draws = pack(torch.device("cuda"), torch.zeros(2, 4, dtype=torch.long), present=range(4))
+    assert draws.packed.shape == (2 + 4 + 4 + 8,)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_a_forecast_is_a_sentence_and_never_an_error(config, monkeypatch, kind):
     context, stage = student_context(config)
     assert "GiB" in forecast_memory(context, stage)
     assert "for a step with all modalities" in forecast_memory(context, stage)
 
     def refuse(*_, **__):
-        raise RuntimeError("an operator without shapes\nand more")
+        raise kind("an operator without shapes\nand more")
 
     monkeypatch.setattr(forecast, "count_memory", refuse)
     said = forecast_memory(context, stage)
-    assert said == "an unknown amount of memory (RuntimeError: an operator without shapes)"
+    assert said == f"an unknown amount of memory ({kind.__name__}: an operator without shapes)"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
