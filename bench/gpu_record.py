@@ -52,8 +52,8 @@ ELSEWHERE = ("input_pipeline", "scaling")  # no operators: commands and tables o
 STEPS = "train_step"  # whole steps, which have tables of their own
 FIRST_STEP = "[stage2-b0-1024px-B2-rrm{}]"  # the setting that matters most
 FIRST, NO_GRAPHS = "the first training step", "--no-graphs"
-# parts of the time; an operator has one
-FIRST_PART, STEPS_PART, COMPILED_STEPS_PART, COMPILED_PART = 6, 4, 4, 2
+# parts of the time at most; what is left over goes to those that follow
+FIRST_PART, OPERATOR_PART, STEPS_PART, COMPILED_STEPS_PART, COMPILED_PART = 8, 2, 6, 5, 3
 GRACE = 10  # seconds for the row that runs when the time of an operator ends
 FINE = ("ok", "not run", "left out", "out of memory")
 
@@ -139,7 +139,7 @@ def plan(benches: Sequence[Path], red: Sequence[str], compiled: str) -> list[Job
     jobs = []
     if steps and timing.ON_GPU:
         jobs += [Job(FIRST, steps, first, FIRST_PART)]
-    jobs += [Job(operator(path), [path], "not compile", 1) for path in operators]
+    jobs += [Job(operator(path), [path], "not compile", OPERATOR_PART) for path in operators]
     if steps:
         others = f"not compile and not {first}" if timing.ON_GPU else "not compile"
         jobs += [Job("training steps", steps, others, STEPS_PART)]
