@@ -34,5 +34,8 @@ def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Ten
     """``[x.to(dtype) for x in tensors]`` at once; the tensors themselves where all have it."""
     if all(x.dtype == dtype for x in tensors):
         return tensors
+    if torch.compiler.is_compiling():
+        # a compiler joins casts by itself, and that of torch 2.11 loses the class's gradients
+        return [x.to(dtype) for x in tensors]
     copies: tuple[Tensor, ...] = _Copies.apply(dtype, *tensors)  # type: ignore[no-untyped-call]
     return copies

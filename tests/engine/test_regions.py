@@ -62,8 +62,9 @@ def test_a_compiled_step_learns_the_same(tiny_step, compiled_step, random_batch,
         assert row == pytest.approx(wanted, rel=slack)
     # a bias in front of BatchNorm has no gradient but rounding, which is that of the others
     largest = max(float(first[name].abs().max()) for name, _ in plain.plain.named_parameters())
+    share = 5e-2 if options else 1e-2  # compilers round bfloat16 in other places
     for name, wanted in first.items():
-        atol = slack * (1e-2 * largest if "running" not in name else 1e-2)
+        atol = slack * (share * largest if "running" not in name else 1e-2)
         torch.testing.assert_close(
             compiled_first[name], wanted, rtol=slack, atol=atol, msg=lambda text, n=name: n + text
         )
