@@ -27,10 +27,11 @@ def best_precision(device: torch.device) -> tuple[Precision, str]:
         if torch.cuda.get_device_capability(device) >= _AMPERE:
             return "bf16", "this GPU has tensor cores for it"
         return "fp32", "this GPU has no tensor cores for bf16; --precision fp16 may be faster"
-    known = torch.cpu.get_capabilities()
+    # torch 2.10 cannot say
+    known = getattr(torch.cpu, "get_capabilities", dict)()
     if known.get("avx512_bf16") or known.get("amx_bf16"):
         return "bf16", "this CPU has instructions for it"
-    return "fp32", "this CPU has no instructions for bf16"
+    return "fp32", "no instructions for bf16 are known of this CPU"
 
 
 def reduced_dtype(precision: str) -> torch.dtype | None:

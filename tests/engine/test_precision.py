@@ -56,7 +56,7 @@ def test_a_cpu_gets_bf16_where_it_has_instructions_for_it(monkeypatch, instructi
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     precision, why = best_precision(CPU)
     assert precision == wanted
-    assert "this CPU has" in why
+    assert "this CPU" in why
 
 
 @pytest.mark.parametrize(
