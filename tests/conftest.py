@@ -5,9 +5,26 @@ first, import the kernels too. CPU tensors get the reference all the same unless
 the kernels: see ``fastseg.kernels._launch``.
 """
 
+import importlib
 import os
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def apex(monkeypatch):
+    """NVIDIA apex by a stand-in with its interface, which computes on a CPU."""
+    from fastseg import nvidia_apex
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "fake_apex"))
+    monkeypatch.setattr(nvidia_apex, "DEVICES", ("cuda", "cpu"))
+    importlib.invalidate_caches()
+    yield
+    for name in [n for n in sys.modules if n == "amp_C" or n.split(".")[0] == "apex"]:
+        del sys.modules[name]

@@ -2,9 +2,7 @@
 
 import importlib
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,18 +20,7 @@ from fastseg.optim import (
 )
 from fastseg.ranks import Ranks
 
-FAKE = Path(__file__).parents[1] / "fake_apex"
 ALONE = Ranks(torch.device("cpu"))
-
-
-@pytest.fixture
-def apex(monkeypatch):
-    monkeypatch.syspath_prepend(str(FAKE))
-    monkeypatch.setattr(nvidia_apex, "DEVICES", ("cuda", "cpu"))
-    importlib.invalidate_caches()
-    yield
-    for name in [n for n in sys.modules if n == "amp_C" or n.split(".")[0] == "apex"]:
-        del sys.modules[name]
 
 
 def make(kind, config=OptimConfig()):  # noqa: B008

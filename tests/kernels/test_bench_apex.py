@@ -8,7 +8,6 @@ import importlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ pytest.importorskip("triton")
 from bench import bench_apex, gpu_record, report, shapes
 from fastseg import nvidia_apex
 
-FAKE = Path(__file__).parents[1] / "fake_apex"
 TOKENS = shapes.Shape(side=64, batch=1, modalities=2)
 # and the largest error: torch on a CPU adds up a weight's gradient in bfloat16
 DTYPES = {"fp32": (torch.float32, 1e-4), "bf16": (torch.bfloat16, 0.1)}
@@ -29,16 +27,6 @@ def small(monkeypatch):
     monkeypatch.setattr(shapes, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(bench_apex, "EMBED_DIM", 16)
     monkeypatch.setattr(bench_apex, "weights", functools.cache(bench_apex.weights.__wrapped__))
-
-
-@pytest.fixture
-def apex(monkeypatch):
-    monkeypatch.syspath_prepend(str(FAKE))
-    monkeypatch.setattr(nvidia_apex, "DEVICES", ("cuda", "cpu"))
-    importlib.invalidate_caches()
-    yield
-    for name in [n for n in sys.modules if n == "amp_C" or n.split(".")[0] == "apex"]:
-        del sys.modules[name]
 
 
 def calls(bench, *args):
