@@ -175,7 +175,7 @@ class Comparison:
         row.ms, row.p20, row.p80 = samples.median, samples.quantile(0.2), samples.quantile(0.8)
         row.images_per_s = 1e3 * self.setting.batch / row.ms
         row.cpu_ms = sorted(samples.cpu)[len(samples.cpu) // 2]
-        row.ways = call.train.ways if isinstance(call, FastsegStep) else ""
+        row.ways = call.ways if isinstance(call, FastsegStep) else ""
         losses = reversed(self.losses[provider])
         values = next((values for of, values in losses if of == size), {})
         for name, value in values.items():

@@ -124,14 +124,26 @@ def is_short(provider: str) -> bool:
 
 @dataclass(frozen=True)
 class FastsegStep:
-    """The step function of the trainer, on one batch."""
+    """The step function of the trainer, on one batch.
+
+    Attributes:
+        train: the step function.
+        batch: its batch.
+        attention: kernels that were chosen by measurement.
+    """
 
     train: TrainStep
     batch: Batch
+    attention: str = ""
 
     def __call__(self, step: int) -> Values:
         """Train one step."""
         return self.train(step, self.batch)
+
+    @property
+    def ways(self) -> str:
+        """The ways that its steps have taken so far."""
+        return f"{self.train.ways}; {self.attention}" if self.attention else self.train.ways
 
 
 @dataclass
@@ -235,11 +247,12 @@ class Problem:
         )
         optimizer = build_optimizer(student, config.optim)
         train = TrainStep(config, stage, index, student, teacher, optimizer, steps_per_epoch=1)
+        attention = ""
         if train.paths.attention.taken:
             networks = [student] if teacher is None else [student, teacher]
             images = MODALITIES * self.setting.batch
-            choose_attention(networks, images, self.setting.side, train.dtype)
-        return FastsegStep(train, self.batch)
+            attention = choose_attention(networks, images, self.setting.side, train.dtype)
+        return FastsegStep(train, self.batch, attention)
 
     @property
     def resident_mib(self) -> float:
