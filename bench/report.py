@@ -76,12 +76,17 @@ def read_rows(path: Path) -> list[Row]:
 
     The last line of a row counts: the first is written before it is measured.
     """
-    rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+    rows = [Row(**json.loads(line)) for line in complete_lines(path)]
     last = {(*row.group, row.provider): row for row in rows}
     groups: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in last.values():
         groups.setdefault(row.group, []).append(row)
     return [row for group in groups.values() for row in group]
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a file that another process may be writing to."""
+    return path.read_text().rpartition("\n")[0].splitlines()
 
 
 def write_csv(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:

@@ -82,7 +82,7 @@ def mean_row(rows: Sequence[StepRow], batch: int) -> StepRow:
 
 def read_rows(path: Path) -> list[StepRow]:
     """The rows of a file; the last line of a row counts, the first is written before it is run."""
-    rows = [StepRow(**json.loads(line)) for line in path.read_text().splitlines()]
+    rows = [StepRow(**json.loads(line)) for line in report.complete_lines(path)]
     last = {(row.setting, row.threads, row.provider, row.modalities): row for row in rows}
     # a setting that did not end leaves a line of no modalities, one that did has others
     ended = {key[:3] for key in last if key[3]}

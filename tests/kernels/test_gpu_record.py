@@ -157,6 +157,8 @@ def test_a_session_leaves_eight_files_and_writes_them_again_and_again(tmp_path, 
         (scratch / "profile" / name).write_text("## proto_kl\n")
     for op in ("proto_kl", "seg_loss"):
         (scratch / "profile" / f"trace-{op}.json.gz").write_bytes(b"a trace")
+    with (scratch / "steps.jsonl").open("a") as file:
+        file.write('{"setting": "stage2 b0 1024')  # a row that is just being written
     text = "\n".join(session.write())
     assert sorted(path.name for path in out.iterdir()) == [
         "kernels.csv", "kernels.md", "profile.md", "tests.log", "traces.zip",
