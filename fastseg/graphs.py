@@ -93,9 +93,8 @@ class CudaRecorder:
         # the host's allocator may still ask the graph whose memory it is
         self._broken = graph
         index = torch.cuda.current_device()
-        with suppress(
-            RuntimeError, AttributeError
-        ):  # the capture did end, or there is no such call
+        # where the capture did end, or torch has no such call, there is nothing to undo
+        with suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(index, self._pool)
             torch._C._cuda_releasePool(index, self._pool)
         generator = torch.cuda.default_generators[index]
