@@ -16,6 +16,9 @@ import tyro
 import fastseg
 from fastseg import nvidia_apex
 from fastseg.cli import command
+from fastseg.kernels import _launch
+from fastseg.pipelines import native
+from fastseg.precision import best_precision
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def examine() -> list[Finding]:
     """Look at everything that decides how a run is executed."""
     gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    precision, why = best_precision(device)
     return [
         Finding("fastseg", fastseg.__version__, f"Python {platform.python_version()}"),
         Finding("torch", torch.__version__, f"{os.cpu_count()} cores"),
@@ -54,9 +59,11 @@ def examine() -> list[Finding]:
             torch.cuda.get_device_name() if gpu else "none",
             "used with --device auto" if gpu else "runs use the CPU",
         ),
+        Finding("precision", precision, f"what --precision auto takes: {why}"),
         _dali(gpu),
         _apex(),
-        _triton(),
+        _triton(device),
+        _native(),
         _module("matplotlib", "figures of the report", "pip install matplotlib"),
         _module("h5py", "event files of MUSES", "needed for MUSES: pip install 'fastseg[muses]'"),
     ]
@@ -80,10 +87,24 @@ def _apex() -> Finding:
     return Finding("apex", "found", f"used on {where} {served}")
 
 
-def _triton() -> Finding:
-    reason = import_error("triton")
+def _triton(device: torch.device) -> Finding:
     instead = "losses run as their PyTorch definitions"
-    return Finding("triton", reason or _version("triton"), instead)
+    if reason := import_error("triton"):
+        return Finding("triton", reason, instead)
+    if device.type == "cpu":
+        return Finding("triton", _version("triton"), f"no GPU: {instead}")
+    _launch.settle(device)
+    if broken := _launch.why_broken():
+        remedy = "it needs a C compiler and the headers of Python (gcc, python3-dev)"
+        return Finding("triton", f"builds no kernel: {broken}", f"{instead}; {remedy}")
+    return Finding("triton", _version("triton"), "losses run as fused kernels")
+
+
+def _native() -> Finding:
+    loaded, where = native.library()
+    if loaded is None:
+        return Finding("C loops", where, "NumPy resamples and decodes, with the same bits, slower")
+    return Finding("C loops", "compiled", "resampling and decoding")
 
 
 def _module(name: str, use: str, remedy: str) -> Finding:

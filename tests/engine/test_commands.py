@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 
 from fastseg import data, doctor, evaluate, train
+from fastseg.kernels import _launch
+from fastseg.pipelines import native
+from fastseg.precision import best_precision
 from fastseg.step import TrainStep
 from fastseg.subsets import all_subsets
 
@@ -241,13 +244,32 @@ def test_data_command_needs_a_task(capsys):
 def test_doctor_names_what_serves_instead(capsys, monkeypatch):
     assert doctor.main([]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert {"fastseg", "torch", "GPU", "DALI", "apex", "triton", "matplotlib"} <= set(lines)
+    wanted = {"fastseg", "torch", "GPU", "precision", "DALI", "apex", "triton", "C", "matplotlib"}
+    assert wanted <= set(lines)
+    assert best_precision(torch.device("cpu"))[0] in lines["precision"] or torch.cuda.is_available()
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(native, "library", lambda: (None, "no C compiler"))
     doctor.main([])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "the torch loader is used" in lines["DALI"]
     assert "PyTorch definitions" in lines["triton"]
+    assert "no C compiler" in lines["C"]
+    assert "NumPy" in lines["C"]
+
+
+@pytest.mark.parametrize("broken", [None, "Failed to find C compiler."])
+def test_doctor_tries_a_kernel_on_a_gpu(monkeypatch, broken):
+    pytest.importorskip("triton")
+    tried = []
+    monkeypatch.setattr(_launch, "settle", tried.append)
+    monkeypatch.setattr(_launch, "why_broken", lambda: broken)
+    gpu = torch.device("cuda")
+    finding = doctor._triton(gpu)
+    assert tried == [gpu]
+    assert ("fused kernels" in finding.consequence) == (broken is None)
+    assert (broken or "") in finding.state
+    assert ("python3-dev" in finding.consequence) == (broken is not None)
 
 
 @pytest.mark.parametrize(
