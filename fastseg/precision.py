@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -28,7 +28,7 @@ def best_precision(device: torch.device) -> tuple[Precision, str]:
             return "bf16", "this GPU has tensor cores for it"
         return "fp32", "this GPU has no tensor cores for bf16; --precision fp16 may be faster"
     # torch 2.10 cannot say
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if known.get("avx512_bf16") or known.get("amx_bf16"):
         return "bf16", "this CPU has instructions for it"
     return "fp32", "no instructions for bf16 are known of this CPU"
