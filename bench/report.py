@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is not installed
@@ -89,9 +90,9 @@ def complete_lines(path: Path) -> list[str]:
     return path.read_text().rpartition("\n")[0].splitlines()
 
 
-def write_csv(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
-    """One line per row, the machine's columns last."""
-    names = [field.name for field in fields(Row)]
+def write_csv(path: Path, kind: type[Any], rows: Sequence[Any], about: dict[str, str]) -> None:
+    """One line per row, a dataclass of that kind; the machine's columns last."""
+    names = [field.name for field in fields(kind)]
     with path.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([*names, *about])
@@ -266,7 +267,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     if not timing.ON_GPU:
         notes = ["No GPU: CPU providers, host time; operators stand for launches.", *notes]
-    write_csv(out / "kernels.csv", rows, about)
+    write_csv(out / "kernels.csv", Row, rows, about)
     write_markdown(out / "kernels.md", rows, about, notes, summary)
 
 

@@ -6,11 +6,10 @@ python bench/step_report.py steps.jsonl --out bench/results/cpu
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -143,13 +142,7 @@ def write(
 ) -> None:
     """Write ``train_step.csv`` and ``train_step.md`` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    names = [field.name for field in fields(StepRow)]
-    with (out / "train_step.csv").open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([*names, *about])
-        for row in rows:
-            values = asdict(row)
-            table.writerow([report.rounded(values[name]) for name in names] + [*about.values()])
+    report.write_csv(out / "train_step.csv", StepRow, rows, about)
     lines = ["# Training steps", "", *(f"{note}\n" for note in notes)]
     lines += [*(f"- {name}: {value}" for name, value in about.items()), "", *summary]
     lines += [*report.description("train_step"), LEGEND]
