@@ -5,7 +5,8 @@ transformer blocks whose keys and values come from a spatially reduced copy of t
 no positional embedding: the depthwise 3x3 inside the MLP sees the zero padding.
 
 Source: SegFormer, arXiv:2105.15203, section 3.1 and the authors' released hyper-parameters. Written
-from the paper; module names follow the released weights, so that their files load unchanged.
+from the paper; module names follow the released weights, so that their files load unchanged. First
+weights are the authors' but for one bias, which keeps the gradient of a blank image finite.
 """
 
 from __future__ import annotations
@@ -217,6 +218,7 @@ class MixTransformer(nn.Module):
             self.add_module(f"norm{i + 1}", nn.LayerNorm(width, eps=_BLOCK_EPS))
             in_channels = width
         self.apply(init_weights)
+        _spread_bias(cast(PatchEmbed, self.patch_embed1).proj)
 
     def levels(self) -> Iterator[tuple[PatchEmbed, nn.ModuleList, nn.LayerNorm]]:
         """Patch embedding, blocks and final norm of levels 1 to 4."""
@@ -253,6 +255,21 @@ class MixTransformer(nn.Module):
             x = norm(tokens).permute(0, 3, 1, 2)
             features.append(x)
         return features
+
+
+def _spread_bias(conv: nn.Conv2d) -> None:
+    """Set the bias to numbers evenly spaced over ``±1 / sqrt(fan_in)``, the range of torch's own.
+
+    An image of zeros leaves the first convolution as its bias. With biases of zero, as the authors
+    start from, all tokens of such an image stay zero, and each LayerNorm multiplies their gradient
+    by ``1 / sqrt(eps)``, up to 1000: it overflows within a few blocks. The same goes, to a lesser
+    degree, for the empty patches of event and LiDAR images.
+    """
+    reach = 1 / math.sqrt(conv.in_channels * math.prod(conv.kernel_size))
+    assert conv.bias is not None
+    with torch.no_grad():
+        # not drawn: so the weights that are drawn later do not depend on it
+        conv.bias.copy_(torch.linspace(-reach, reach, conv.out_channels))
 
 
 def init_weights(module: nn.Module) -> None:
