@@ -147,6 +147,7 @@ def _profile_value_and_gradient(
         gradient.addcmul_(factor, direction)
         if sigma_grad:
             # dsigma/dx = S (x - mean) / ((C S - 1) sigma); zero where the channels agree
-            spread = (channels * samples - 1) * sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
-            gradient.addcmul_(centred, factor * samples * (gamma / spread))
+            spread = (channels * samples - 1) * sigma
+            slope = (gamma / spread).where(sigma != 0, 0.0)
+            gradient.addcmul_(centred, factor * samples * slope)
     return value.sum().to(x.dtype), gradient.view(student.shape)

@@ -171,6 +171,14 @@ def test_one_pixel_and_one_channel(shape, device):
             assert gradient.abs().max() < 1e-6, form
 
 
+def test_channels_that_agree_have_no_spread_to_change(device):
+    student, teacher, noise = make_inputs((2, 1, 3, 4, 2, 1), "code", torch.float32, device)
+    student[0] = 0.25
+    assert_matches("code", student, teacher, noise, 1e-4)
+    _, gradient = run(profile_regulariser, student, teacher, noise=noise, samples=1)
+    assert gradient.isfinite().all()
+
+
 @by_form
 def test_large_features_stay_finite(form, device):
     inputs = make_inputs((1, 1, 3, 4, 2, 1), form, torch.float32, device)

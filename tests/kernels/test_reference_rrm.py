@@ -85,6 +85,23 @@ def test_code_form_gradient_is_checked_numerically_through_sigma():
     )
 
 
+def test_channels_that_agree_have_no_spread_to_change():
+    """A blank sensor has no noise scale: its gradient is finite, and that of a fixed scale."""
+    student, teacher = (x.detach().float() for x in make_pair(m=2, b=1, c=4, h=6, w=5))
+    student[0] = 0.25
+    noise = normal(3, 2, *student.shape, seed=5).float()
+    for normalise in (False, True):
+        options = {"samples": 3, "noise": noise, "normalise": normalise}
+        grads = []
+        for sigma_grad in (True, False):
+            x = student.clone().requires_grad_()
+            value = reference.profile_regulariser(x, teacher, sigma_grad=sigma_grad, **options)
+            grads.append(torch.autograd.grad(value, x)[0])
+        assert grads[0].isfinite().all()
+        assert torch.equal(grads[0][0], grads[1][0])
+        assert not torch.equal(grads[0][1], grads[1][1])
+
+
 def test_code_form_without_a_choice_of_row_is_zero():
     student, teacher = make_pair(h=1)
     value = reference.profile_regulariser(student, teacher)
