@@ -121,8 +121,9 @@ def hybrid_prototype_distillation(
     ``form="code"`` computes what the released ``mmkd/PCUMD.py`` computes: prototypes divided by the
     class count twice, softmaxes over the classes with absent classes as zero rows, the plain mean
     over K C, each student modality against the *same* teacher modality, summed over student
-    modalities and levels and divided by B. The script's weight of 100 is not included. On a GPU
-    the value has no cancellation, and so no need for the clamp at zero of the released code, which
+    modalities and levels and divided by B. The script's weight of 100 is not included. It acts
+    through classes of few pixels, and so at the coarse levels: see the definition. On a GPU the
+    value has no cancellation, and so no need for the clamp at zero of the released code, which
     also stops the gradient where rounding turned a value negative.
 
     On a GPU results repeat bit by bit, nothing waits for the device, and the gradient itself has
