@@ -62,6 +62,7 @@ class Draws:
 
         A view where they are all, or evenly spaced and this code serves no other subset; 13 of the
         15 subsets of four modalities are. Else a copy by an index that is on the device already.
+        Images and features ``[M, B, C, h, w]`` with the channels last in memory stay so.
         """
         count = len(self.present)
         if count == self.modalities:
@@ -72,7 +73,11 @@ class Draws:
             if self.present == tuple(range(first, last + 1, step)):
                 return x[first : last + 1 : step]
         start = _FIXED + self.modalities
-        return x.index_select(0, self.packed[start : start + count])
+        rows = self.packed[start : start + count]
+        # the copy is contiguous: let its axes be in the order of x's memory, which kernels rely on
+        if x.ndim == 5 and (last := x.movedim(2, -1)).is_contiguous():
+            return last.index_select(0, rows).movedim(-1, 2)
+        return x.index_select(0, rows)
 
 
 def pack(

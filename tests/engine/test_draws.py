@@ -58,6 +58,19 @@ def test_of_is_indexing_and_a_view_where_it_can_be(present, replayed):
     assert view == (len(present) == MODALITIES or (not replayed and present not in UNEVEN))
 
 
+@pytest.mark.parametrize("replayed", [False, True], ids=["once", "replayed"])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 1, 3, 4, 2)], ids=["planes", "last"])
+@pytest.mark.parametrize("present", [(1, 2), (0, 1, 3)], ids=["even", "uneven"])
+def test_of_keeps_the_order_of_memory(present, order, replayed):
+    _, draws = draw(present)
+    draws = Draws(draws.present, MODALITIES, 0, draws.packed, replayed)
+    x = torch.randn(MODALITIES, 2, 5, 6, 7)
+    x = x.permute(order).contiguous().permute([order.index(i) for i in range(5)])
+    found = draws.of(x)
+    assert torch.equal(found, x[list(present)])
+    assert found.permute(order).is_contiguous()
+
+
 def test_everything_is_kept_unless_said_otherwise():
     assert draw((2,))[1].kept.tolist() == [1, 1, 1, 1]
 
