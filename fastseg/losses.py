@@ -72,10 +72,14 @@ def stage_losses(
         )
         terms |= {name: x for name, x in (("ohem", ohem), ("logit", logit)) if name in weights}
     if teacher is not None:
+        # the present modalities, for both terms; a replayed step may not read which they are
+        late = options.hpdm == "code" and draws.replayed
+        chosen = "rrm" in weights or ("hpdm" in weights and late)
+        matched = [draws.of(x) for x in teacher.features] if chosen else []
         if "hpdm" in weights:
             taught, present = teacher.features, draws.present
-            if options.hpdm == "code" and draws.replayed:
-                taught, present = [draws.of(x) for x in taught], tuple(range(len(present)))
+            if late:
+                taught, present = matched, tuple(range(len(present)))
             terms["hpdm"] = kernels.hybrid_prototype_distillation(
                 output.features,
                 taught,
@@ -89,7 +93,7 @@ def stage_losses(
         if "rrm" in weights:
             terms["rrm"] = kernels.representation_regularisation(
                 output.features,
-                [draws.of(x) for x in teacher.features],
+                matched,
                 seed=draws.noise_seed,
                 samples=options.rrm_samples,
                 form=options.rrm,

@@ -1,11 +1,13 @@
 """The loss terms of a stage, and training with the kernels against training with definitions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from fastseg import kernels
-from fastseg.draws import pack
+from fastseg.draws import Draws, pack
 from fastseg.kernels import _launch, reference
 from fastseg.losses import LossOptions, stage_losses
 from fastseg.models import SegFormerOutput
@@ -101,6 +103,16 @@ def test_dropped_modalities_meet_their_own_teacher_features():
     matched = losses_of(weights, output, teacher, labels, present=(2, 0), hpdm="code")
     crossed = losses_of(weights, output, teacher, labels, present=(0, 2), hpdm="code")
     assert matched["hpdm"] < 1e-7 < crossed["hpdm"]
+
+
+def test_the_teachers_rows_are_chosen_once_for_all_terms(monkeypatch):
+    output, teacher, labels = make_outputs((0, 2))
+    draws = replace(draws_of((0, 2), pairing_seed=3, noise_seed=4), replayed=True)
+    asked, of = [], Draws.of
+    monkeypatch.setattr(Draws, "of", lambda self, x: asked.append(x) or of(self, x))
+    stage = Stage(trains="student", learns_from="teacher", losses=EVERY_TERM)
+    stage_losses(stage, LossOptions(hpdm="code"), output, teacher, labels, draws)
+    assert len(asked) == len(teacher.features)
 
 
 def train(steps):
