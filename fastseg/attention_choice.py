@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ BACKENDS: dict[str, SDPBackend] = {
 _WARM_UP, _TIMED = 3, 10
 
 Clock = Callable[[Callable[[], None]], float]
+Record = dict[str, Any]
 
 
 def attention_shapes(
@@ -38,6 +39,43 @@ def attention_shapes(
         queries = (images, config.heads[i], rows**2, config.widths[i] // config.heads[i])
         shapes.append((queries, (rows // config.reductions[i]) ** 2))
     return shapes
+
+
+def settle_attention(
+    networks: Sequence[SegFormer],
+    images: int,
+    side: int,
+    dtype: torch.dtype,
+    before: Record | None,
+    ranks: Ranks,
+) -> tuple[Record, str]:
+    """Take the kernels that a run began with, or measure where nothing has chosen yet.
+
+    Two measurements may differ, and with another kernel a resumed run would round otherwise than
+    one that was never stopped. On another device, torch or shape they are measured again.
+
+    Args:
+        networks: as for :func:`choose_attention`, like the next three.
+        images: of one encoder call.
+        side: of an image.
+        dtype: of queries, keys and values.
+        before: what this function returned when the run began; the same on every process.
+        ranks: processes that choose together.
+
+    Returns:
+        What was chosen and where, for the training state: ``where`` and, per level, the name of
+        the kernel or None in ``levels``; and the same for people.
+    """
+    device = next(networks[0].parameters()).device
+    # of rank 0, so that no process measures while others do not
+    where = ranks.share(lambda: _place(device, images, side, dtype))
+    if before is not None and before["where"] == where:
+        for network in networks:
+            _set_kernels(network, before["levels"])
+        kernels = ", ".join(name or "torch's choice" for name in before["levels"])
+        return before, f"levels 1 to 4: {kernels}, as this run began"
+    says = choose_attention(networks, images, side, dtype, ranks=ranks)
+    return {"where": where, "levels": _kernels_of(networks[0])}, says
 
 
 def choose_attention(
@@ -78,10 +116,36 @@ def choose_attention(
             chosen.append("torch's choice")
             continue
         for network in networks:
-            for block in list(network.encoder.levels())[level][1]:
-                cast(Attention, block.attn).backend = BACKENDS[best]
+            for attn in _attentions(network)[level]:
+                attn.backend = BACKENDS[best]
         chosen.append(f"{best} {times[best]:.3f} ms")
     return "levels 1 to 4: " + ", ".join(chosen)
+
+
+def _attentions(network: SegFormer) -> list[list[Attention]]:
+    """Of every level."""
+    levels = network.encoder.levels()
+    return [[cast(Attention, block.attn) for block in blocks] for _, blocks, _ in levels]
+
+
+def _kernels_of(network: SegFormer) -> list[str | None]:
+    """Name of the kernel of every level, None where torch chooses."""
+    names = {backend: name for name, backend in BACKENDS.items()}
+    firsts = [level[0].backend for level in _attentions(network)]
+    return [None if backend is None else names[backend] for backend in firsts]
+
+
+def _set_kernels(network: SegFormer, names: Sequence[str | None]) -> None:
+    """Inverse of :func:`_kernels_of`."""
+    for name, level in zip(names, _attentions(network), strict=True):
+        for attn in level:
+            attn.backend = None if name is None else BACKENDS[name]
+
+
+def _place(device: torch.device, images: int, side: int, dtype: torch.dtype) -> str:
+    """What a measurement holds for."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, torch {torch.__version__}, {images} images of {side} pixels, {dtype}"
 
 
 def _ms(backend: SDPBackend, tensors: Sequence[Tensor], clock: Clock) -> float:

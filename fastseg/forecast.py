@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastseg.attention_choice import choose_attention
+from fastseg.attention_choice import settle_attention
 from fastseg.context import RunContext
 from fastseg.draws import pack
 from fastseg.fast_paths import SpeedConfig
@@ -170,7 +170,10 @@ def warm_up(
     said = []
     if train.paths.attention.taken:
         networks = [each for each in (train.plain, train.teacher) if each is not None]
-        chosen = choose_attention(networks, modalities * batch, side, train.dtype, ranks=ranks)
+        images = modalities * batch
+        train.attention, chosen = settle_attention(
+            networks, images, side, train.dtype, train.attention, ranks
+        )
         said.append(f"attention kernels, both passes: {chosen}")
     if train.device.type == "cpu" and not train.paths.compile.taken:
         return None, said

@@ -90,6 +90,7 @@ class Session:
             "parallel": self.parallel.mode,
             "processes": self.parallel.world,
             "optimizer": self.kind,
+            "attention": self.train.attention,
             **facts,
         }
         checkpoint.save_state(
@@ -101,6 +102,7 @@ class Session:
         """Inverse of `save`, on any number of processes; each reads the files itself."""
         checkpoint.load_state(path, self.network, self.optimizer, self.average)
         self.train.skipped_in_row.fill_(state["skipped_in_row"])
+        self.train.attention = state.get("attention")
         if self.train.scale is not None and state.get("loss_scale"):
             self.train.scale.restore(state["loss_scale"])
 

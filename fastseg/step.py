@@ -47,6 +47,7 @@ class TrainStep:
         network: what is called for it, a wrapper where the way it is spread has one.
         paths: how steps are run, and why.
         skipped_in_row: device scalar, the steps since the last one with a finite gradient.
+        attention: the kernels of attention that were chosen, see `settle_attention`; None so far.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TrainStep:
         self.steps_per_epoch = steps_per_epoch
         self.device = next(network.parameters()).device
         self.skipped_in_row = torch.zeros((), device=self.device)
+        self.attention: dict[str, Any] | None = None
         short = reduced_dtype(config.precision)
         self.dtype = short or next(network.parameters()).dtype
         self.paths = choose_paths(

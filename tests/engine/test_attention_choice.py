@@ -1,5 +1,6 @@
 """The choice among torch's attention kernels, with a clock that is given."""
 
+import json
 import math
 
 import pytest
@@ -7,8 +8,14 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from fastseg import attention_choice
-from fastseg.attention_choice import BACKENDS, attention_shapes, choose_attention
+from fastseg.attention_choice import (
+    BACKENDS,
+    attention_shapes,
+    choose_attention,
+    settle_attention,
+)
 from fastseg.models import SegFormer
+from fastseg.ranks import Ranks
 
 SIDE, IMAGES = 64, 2
 
@@ -111,3 +118,48 @@ def test_processes_take_what_is_fastest_for_the_slowest(network, tried):
     choose_attention([network], IMAGES, SIDE, torch.float32, clock, ranks)
     assert backends_of(network) == [{BACKENDS["efficient"]}] * 4
     assert ranks.asked == [([1, math.inf, 2], "max")] * 4
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Networks whose kernels were measured, instead of a measurement."""
+    calls = []
+
+    def choose(networks, *_, ranks):
+        calls.append(ranks)
+        for network in networks:
+            attention_choice._set_kernels(network, ["cudnn", None, "flash", "efficient"])
+        return "measured"
+
+    monkeypatch.setattr(attention_choice, "choose_attention", choose)
+    return calls
+
+
+def test_a_resumed_run_takes_the_kernels_it_began_with(network, measured):
+    alone = Ranks(torch.device("cpu"))
+    record, says = settle_attention([network], IMAGES, SIDE, torch.float32, None, alone)
+    assert (says, measured) == ("measured", [alone])
+    # as the training state keeps it
+    record = json.loads(json.dumps(record))
+    resumed = [SegFormer("mit_nano", 3, 8) for _ in "st"]
+    again, says = settle_attention(resumed, IMAGES, SIDE, torch.float32, record, alone)
+    assert len(measured) == 1
+    assert again == record
+    assert says == "levels 1 to 4: cudnn, torch's choice, flash, efficient, as this run began"
+    assert [backends_of(each) for each in resumed] == [backends_of(network)] * 2
+
+
+@pytest.mark.parametrize("change", ["torch", "device", "images", "side", "dtype"])
+def test_what_was_measured_elsewhere_is_measured_again(network, measured, monkeypatch, change):
+    alone = Ranks(torch.device("cpu"))
+    setting = {"images": IMAGES, "side": SIDE, "dtype": torch.float32}
+    record, _ = settle_attention([network], *setting.values(), None, alone)
+    if change == "torch":
+        monkeypatch.setattr(torch, "__version__", "3.0")
+    elif change == "device":
+        record["where"] = record["where"].replace("cpu", "Another GPU")
+    else:
+        setting[change] = torch.bfloat16 if change == "dtype" else 2 * setting[change]
+    again, says = settle_attention([network], *setting.values(), record, alone)
+    assert (says, len(measured)) == ("measured", 2)
+    assert again["where"] != record["where"]

@@ -201,15 +201,17 @@ def test_every_shape_that_is_compiled_is_rehearsed(
 def test_attention_is_chosen_by_all_processes_for_both_networks(tiny_step, rehearsals, monkeypatch):
     seen = []
 
-    def choose(networks, images, side, dtype, ranks):
-        seen.append((networks, images, side, dtype, ranks))
-        return "the best"
+    def settle(networks, images, side, dtype, before, ranks):
+        seen.append((networks, images, side, dtype, before, ranks))
+        return {"where": "here"}, "the best"
 
     _, watch = rehearsals
     train = watch(tiny_step(precision="bf16"))
     path = replace(train.paths.attention, taken=True)
     train.paths = replace(train.paths, attention=path)
-    monkeypatch.setattr(forecast, "choose_attention", choose)
-    _, said = warm_up(train, 4, 2, 64, ALONE)
-    assert said == ["attention kernels, both passes: the best"]
-    assert seen == [([train.plain, train.teacher], 8, 64, torch.bfloat16, ALONE)]
+    monkeypatch.setattr(forecast, "settle_attention", settle)
+    for before in (None, {"where": "here"}):
+        _, said = warm_up(train, 4, 2, 64, ALONE)
+        assert said == ["attention kernels, both passes: the best"]
+        networks = [train.plain, train.teacher]
+        assert seen.pop() == (networks, 8, 64, torch.bfloat16, before, ALONE)

@@ -1,0 +1,40 @@
+"""What a training state keeps beside the weights, and states of earlier versions."""
+
+from dataclasses import replace
+
+import pytest
+
+from fastseg.checkpoint import newest_state, save_weights
+from fastseg.context import RunContext
+from fastseg.run_folder import RunFolder
+from fastseg.trainer import Trainer
+
+KERNELS = {"where": "a GPU", "levels": ["cudnn", None, "flash", "efficient"]}
+
+
+@pytest.fixture
+def student(config):
+    """Open the student's stage of a run with the form of RRM that is given."""
+
+    def make(form):
+        changed = replace(config, losses=replace(config.losses, rrm=form))
+        context = RunContext(changed)
+        with RunFolder(changed) as run:
+            teacher = context.new_network(seed=0)
+            save_weights(run.teacher_file(), teacher, context.identity("teacher"), {})
+            return Trainer(context, run)._open(1, "student", changed.stages["student"])
+
+    return make
+
+
+@pytest.mark.parametrize("kernels", [None, KERNELS], ids=["none", "chosen"])
+def test_the_kernels_of_attention_outlive_a_session(student, tmp_path, kernels):
+    first, second = student("paper"), student("paper")
+    first.train.attention = kernels
+    first.save(tmp_path, 3, {}, keep=1)
+    path, state = newest_state(tmp_path, "student")
+    second.restore(path, state)
+    assert second.train.attention == kernels
+    # states of earlier versions do not have them
+    second.restore(path, {name: value for name, value in state.items() if name != "attention"})
+    assert second.train.attention is None
