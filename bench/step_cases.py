@@ -239,8 +239,8 @@ class Problem:
             seed=SEED,
             precision="bf16" if short else "fp32",
             data=DataConfig(size=self.setting.side, batch_size=self.setting.batch),
-            # the forms that the published code has
-            losses=LossOptions(hpdm="code", rrm="code", rrm_samples=SAMPLES),
+            # the forms that the published code has, each level of the regulariser made of size one
+            losses=LossOptions(hpdm="code", rrm="code-normalised", rrm_samples=SAMPLES),
             speed=SpeedConfig(
                 compile="on" if compiled else "off", graphs="auto" if self.graphs else "off"
             ),

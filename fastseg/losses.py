@@ -26,8 +26,9 @@ class LossOptions:
     """paper: class means, permuted modalities, absent classes masked; code: as released."""
     hpdm_axis: Literal["class", "channel"] = "class"
     """Axis that turns prototypes into distributions (paper form)."""
-    rrm: Literal["paper", "code"] = "paper"
-    """paper: Fisher information of perturbed features; code: as released (height softmax)."""
+    rrm: Literal["paper", "code", "code-normalised"] = "paper"
+    """paper: Fisher information of perturbed features; code: as released (height softmax), the sum
+    of the levels divided by one number; code-normalised: each level divided by its own size."""
     rrm_samples: int = 10
     """Noise samples of the regulariser."""
 

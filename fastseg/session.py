@@ -18,6 +18,7 @@ from fastseg.precision import LossScale
 from fastseg.schedule import Stage
 from fastseg.shards import module_tensors
 from fastseg.step import TrainStep
+from fastseg.telemetry import say
 
 
 @dataclass
@@ -90,6 +91,7 @@ class Session:
             "parallel": self.parallel.mode,
             "processes": self.parallel.world,
             "optimizer": self.kind,
+            "rrm": self.context.config.losses.rrm,
             "attention": self.train.attention,
             **facts,
         }
@@ -100,11 +102,25 @@ class Session:
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
         """Inverse of `save`, on any number of processes; each reads the files itself."""
+        if self.context.ranks.is_first and (change := self._changed_meaning(state)):
+            say(f"warning: {self.name}: {change}")
         checkpoint.load_state(path, self.network, self.optimizer, self.average)
         self.train.skipped_in_row.fill_(state["skipped_in_row"])
         self.train.attention = state.get("attention")
         if self.train.scale is not None and state.get("loss_scale"):
             self.train.scale.restore(state["loss_scale"])
+
+    def _changed_meaning(self, state: dict[str, Any]) -> str | None:
+        """What the settings of a run meant when ``state`` was saved, if they mean another thing."""
+        form = self.context.config.losses.rrm
+        if "rrm" in state or form != "code" or "rrm" not in self.stage.losses.active():
+            return None
+        return (
+            f"step {state['step']} was saved when --losses.rrm code divided each level by its own "
+            "size, which is code-normalised now; from here on the levels have the released "
+            "proportions. To train all steps alike start anew with --fresh, and for the old form "
+            "with --losses.rrm code-normalised"
+        )
 
 
 def build_session(

@@ -15,9 +15,7 @@ Source: functional entropy, arXiv:2010.10802; RobustSeg, arXiv:2505.12861v1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
-import torch
 from torch import Tensor
 
 from . import reference
@@ -31,6 +29,7 @@ from .functional_entropy_dispatch import (
 )
 from .reference._precision import without_autocast
 from .reference.fisher import InformationAxis
+from .reference.representation import RegulariserForm, add_levels, check_form
 
 if HAS_TRITON:
     from .functional_entropy_value import entropy_forward
@@ -41,8 +40,6 @@ __all__ = [
     "profile_regulariser",
     "representation_regularisation",
 ]
-
-Form = Literal["paper", "code"]
 
 
 @without_autocast
@@ -78,15 +75,16 @@ def representation_regularisation(
     samples: int = 2,
     seed: int | Tensor = 0,
     noise: Sequence[Tensor] | None = None,
-    form: Form = "paper",
+    form: RegulariserForm = "paper",
     normalise: bool = True,
     axis: InformationAxis = "channel",
     sigma_grad: bool = True,
 ) -> Tensor:
     """Representation regularisation, summed over the levels.
 
-        L_rrm = sum_levels fisher_regulariser     (form="paper")
-        L_rrm = sum_levels profile_regulariser    (form="code")
+        L_rrm = sum_levels fisher_regulariser              (form="paper")
+        L_rrm = sum_levels profile_regulariser             (form="code")
+        L_rrm = sum_levels profile_regulariser / (N^2 h)   (form="code-normalised")
 
     Args:
         student_features: per level ``[M, B, C, h, w]``, any float dtype.
@@ -95,12 +93,16 @@ def representation_regularisation(
         seed: key of the noise, an integer, or an int64 tensor of one element that is read when the
             kernels run; levels differ by themselves.
         noise: per level the noise to use instead, ``[S, M, B, C, h, w]`` for the paper form and
-            ``[S, 2, M, B, C, h, w]`` for the code form.
-        form: ``"paper"`` is the information form, ``"code"`` what the released code computes.
+            ``[S, 2, M, B, C, h, w]`` for the code forms.
+        form: ``"paper"`` is the information form, ``"code"`` what the released code computes, and
+            ``"code-normalised"`` the same with each level divided by its own N^2 h, N = C S h w.
         normalise: make the term independent of resolution, channels and noise scale, so that one
-            weight serves every size. Off, the value is the published one of the chosen form.
-        axis: softmax axis of the paper form; the code form's is the image height.
-        sigma_grad: code form only: gradient through the noise scale, as released.
+            weight serves every size: each level of the paper form by its own unit, the sum of the
+            code form by one number, the sum of N^2 h over the levels, so that its levels keep
+            their released proportions. Off, the value is the published one of the chosen form;
+            ``"code-normalised"`` has none.
+        axis: softmax axis of the paper form; the code forms' is the image height.
+        sigma_grad: code forms only: gradient through the noise scale, as released.
 
     Returns:
         A scalar.
@@ -116,8 +118,7 @@ def representation_regularisation(
             f"expected the same number of levels of student, teacher and noise, at least one, got "
             f"{levels}, {len(teacher_features)} and {'none' if noise is None else len(noise)}"
         )
-    if form not in ("paper", "code"):
-        raise ValueError(f'form must be "paper" or "code", got {form!r}')
+    check_form(form, normalise)
     options: dict[str, object] = {"normalise": normalise}
     options |= {"axis": axis} if form == "paper" else {"sigma_grad": sigma_grad}
     regulariser = dispatch_fisher if form == "paper" else dispatch_profile
@@ -129,4 +130,4 @@ def representation_regularisation(
         regulariser(student, teacher, samples, seed, draws, level, options)
         for level, (student, teacher, draws) in enumerate(pairs)
     ]
-    return torch.stack(terms).sum()
+    return add_levels(terms, student_features, samples, form, normalise)

@@ -23,6 +23,7 @@ from .operators import (
 from .reference.fisher import InformationAxis
 from .reference.pooling import Divide
 from .reference.prototypes import Absent, Axis, Form
+from .reference.representation import RegulariserForm
 from .reference.similarity import Ignored, MapAxis
 
 
@@ -210,7 +211,7 @@ class RepresentationRegularisation(nn.Module):
     def __init__(
         self,
         samples: int = 2,
-        form: Form = "paper",
+        form: RegulariserForm = "paper",
         normalise: bool = True,
         axis: InformationAxis = "channel",
         sigma_grad: bool = True,

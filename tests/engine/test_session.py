@@ -38,3 +38,18 @@ def test_the_kernels_of_attention_outlive_a_session(student, tmp_path, kernels):
     # states of earlier versions do not have them
     second.restore(path, {name: value for name, value in state.items() if name != "attention"})
     assert second.train.attention is None
+
+
+@pytest.mark.parametrize("form", ["paper", "code", "code-normalised"])
+def test_a_state_from_before_the_forms_changed_is_said_to_be_one(student, tmp_path, capsys, form):
+    session = student(form)
+    session.save(tmp_path, 3, {}, keep=1)
+    path, state = newest_state(tmp_path, "student")
+    capsys.readouterr()
+    session.restore(path, state)
+    assert capsys.readouterr().err == ""
+    del state["rrm"]
+    session.restore(path, state)
+    said = capsys.readouterr().err
+    assert ("warning: student: step 3 was saved when" in said) == (form == "code")
+    assert ("--losses.rrm code-normalised" in said) == (form == "code")

@@ -241,7 +241,7 @@ def test_functional_entropy_is_homogeneous_and_zero_for_equal_values(factor, dev
 # the levels, and how the operators are registered
 
 
-@pytest.mark.parametrize("form", ["paper", "code"])
+@pytest.mark.parametrize("form", ["paper", "code", "code-normalised"])
 def test_levels_add_up_and_draw_their_own_noise(form, device):
     levels = [[normal(1, 1, 2, 3, 2, seed=i, device=device)] * 2 for i in (1, 2)]
     student, teacher = ([x.clone().requires_grad_() for x in side] for side in levels)
@@ -307,7 +307,7 @@ def test_float64_and_the_cpu_are_left_to_the_reference():
     teacher = [normal(1, 2, 3, 4, 2, seed=1).double()]
     with _launch._in_mode("auto"):
         for x, t in ((student, teacher), ([student[0].float()], [teacher[0].float()])):
-            for form in ("paper", "code"):
+            for form in ("paper", "code", "code-normalised"):
                 got = representation_regularisation(x, t, seed=torch.tensor([5]), form=form)
                 wanted = reference.representation_regularisation(x, t, seed=5, form=form)
                 assert torch.equal(got, wanted)

@@ -124,7 +124,23 @@ def make_levels(seed=0):
 FORMS = {"paper": reference.fisher_regulariser, "code": reference.profile_regulariser}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("normalise", [True, False], ids=["one-number", "released"])
+def test_code_form_keeps_the_released_proportions_of_the_levels(normalise):
+    student, teacher = make_levels()
+    noise = [normal(3, 2, *x.shape, seed=20 + i) for i, x in enumerate(student)]
+    wanted = sum(map(published_total, student, teacher, noise))
+    if normalise:
+        wanted = wanted / sum((3 * x[0, 0].numel()) ** 2 * x.shape[3] for x in student)
+    got = reference.representation_regularisation(
+        student, teacher, samples=3, noise=noise, form="code", normalise=normalise
+    )
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=0)
+    grads = (torch.autograd.grad(value, student) for value in (got, wanted))
+    for grad, wanted_grad in zip(*grads, strict=True):
+        assert relative(grad, wanted_grad) < 1e-10
+
+
+@pytest.mark.parametrize("form", ["paper", "code-normalised"])
 def test_levels_add_up_and_draw_their_own_noise(form):
     student, teacher = make_levels()
     got = reference.representation_regularisation(student, teacher, seed=9, form=form, samples=3)
@@ -133,7 +149,8 @@ def test_levels_add_up_and_draw_their_own_noise(form):
         shape = x.shape if form == "paper" else (2, *x.shape)
         key = reference.fold_key(9, level)
         noise.append(torch.stack([reference.keyed_noise(shape, x, key, s) for s in range(3)]))
-        terms.append(FORMS[form](x, t, samples=3, noise=noise[-1], normalise=True))
+        regulariser = FORMS["paper" if form == "paper" else "code"]
+        terms.append(regulariser(x, t, samples=3, noise=noise[-1], normalise=True))
     torch.testing.assert_close(got, torch.stack(terms).sum())
     given_noise = reference.representation_regularisation(
         student, teacher, noise=noise, form=form, samples=3
@@ -239,8 +256,10 @@ def test_wrong_options_are_named():
     with pytest.raises(ValueError, match="standard deviation"):
         reference.profile_regulariser(student[:, :, :1], teacher[:, :, :1], samples=1)
     levels = make_levels()
-    with pytest.raises(ValueError, match="'both'"):
+    with pytest.raises(ValueError, match="'paper', 'code', 'code-normalised', got 'both'"):
         reference.representation_regularisation(*levels, form="both")
+    with pytest.raises(ValueError, match="always normalised; the released value is 'code'"):
+        reference.representation_regularisation(*levels, form="code-normalised", normalise=False)
     with pytest.raises(ValueError, match="got 3, 2 and none"):
         reference.representation_regularisation(levels[0], levels[1][:2])
     with pytest.raises(ValueError, match="got 3, 3 and 1"):
