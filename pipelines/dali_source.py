@@ -20,8 +20,9 @@ from .corrupt import Corruptor
 from .decode import check_width, resampled, wrong_size
 from .files import SplitFiles
 from .geometry import Geometry
-from .images import check_header, read_bytes
+from .images import check_header
 from .plan import Plan
+from .reading import read_bytes
 from .samples import SampleReader, blank
 from .spec import ModalitySpec
 

@@ -14,7 +14,8 @@ from PIL import Image
 from .arrays import read_array
 from .errors import DataError
 from .geometry import Axis
-from .images import Pixels, decode_image, decode_red, read_bytes
+from .images import Pixels, decode_image, decode_red
+from .reading import read_bytes
 from .spec import ILLEGAL, DatasetSpec, ModalitySpec
 
 Array = NDArray[Any]

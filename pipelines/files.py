@@ -13,6 +13,7 @@ from typing import Literal
 
 from .errors import DataError
 from .layout import case_of, conditions_of, relative_path, sample_in_line, sample_of, wildcard
+from .reading import check_regular
 from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 
 Missing = Literal["error", "zero", "skip"]
@@ -180,6 +181,7 @@ def read_list(spec: DatasetSpec, root: Path, split: str) -> list[str]:
         DataError: the file is missing, has a line of another form, or names a sample twice.
     """
     path = root / spec.split_list.format(split=split)
+    check_regular(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -36,20 +36,6 @@ _DAMAGE = (
 )
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        denied = isinstance(error, PermissionError)
-        remedy = "ask for the right to read it" if denied else "restore it"
-        raise DataError(f"cannot read {path}: {error.strerror}; {remedy}", "missing") from error
-
-
 def check_header(
     data: bytes, path: Path, *, label: bool = False, bits: tuple[int, ...] = (8,)
 ) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from .files import SplitFiles
 from .native import Array
 from .pool import bar, usable_cpus
 from .prefetch import ThreadPrefetcher
+from .reading import read_bytes
 from .samples import FileStore
 from .shards import (
     PackedSample,
@@ -113,7 +114,7 @@ def _decode(files: SplitFiles, index: int) -> _Decoded:
 
 def _with_checksum(path: Path) -> SourceState | None:
     state = source_state(path)
-    return None if state is None else replace(state, crc=zlib.crc32(path.read_bytes()))
+    return None if state is None else replace(state, crc=zlib.crc32(read_bytes(path)))
 
 
 def _write(

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
-from .images import decode_image, read_bytes
+from .images import decode_image
+from .reading import check_regular, read_bytes
 
 POINT_FIELDS = ("x", "y", "z", "intensity", "ring", "timestamp")
 """Columns of a LiDAR file: metres (front, left, up), 0..255, number, seconds."""
@@ -88,6 +89,7 @@ def read_events(path: Path, last_us: int | None = None) -> Events:
             arrays are missing, of different length or of other values.
     """
     h5py = import_h5py()
+    check_regular(path)
     if not path.is_file():
         raise DataError(f"cannot read {path}: no such file; restore it", "missing")
     try:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from .errors import DataError
 from .pool import bar
+from .reading import check_regular
 
 _BLOCK = 1 << 20
 _TIMEOUT_S = 60
@@ -68,6 +69,7 @@ def fetch(url: str, out: Path, sha256: str, progress: bool = True) -> Path:
             f"{sha256!r} is no SHA-256, which has 64 hexadecimal digits; it is published beside "
             "the file, or printed by sha256sum for a copy you trust"
         )
+    check_regular(out)
     if out.exists():
         found = _hash_of(out)
         if found != wanted:
@@ -103,6 +105,7 @@ def unpack(archive: Path, out: Path, progress: bool = True) -> int:
             files of one name, unpacks to a hundred times its size or more than the disk holds, or a
             file of another content is in the way. Nothing is left of it then.
     """
+    check_regular(archive)
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; choose another folder")
     members = _list_members(archive)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..reading import check_regular
 from .calibration import Matrix
 
 _FIELDS = 28
@@ -33,6 +34,7 @@ def read_gnss(path: Path) -> Twist:
     Raises:
         DataError: the file cannot be read or is something else.
     """
+    check_regular(path)
     try:
         values = [int(word) for word in path.read_text(encoding="utf-8").split("\n")[0].split()]
     except (OSError, ValueError) as error:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ..catalogue.muses import PROJECTED, SENSORS
 from ..errors import DataError
-from ..images import check_header, read_bytes
+from ..images import check_header
 from ..pool import bar, each
 from ..raw import import_h5py, read_events, read_points, read_polar
+from ..reading import read_bytes
 from ..spec import unknown_name
 from ..storage import write_whole
 from .calibration import Calibration, read_calibration, read_json
