@@ -177,7 +177,9 @@ def _list_members(archive: Path) -> list[Member]:
             with zipfile.ZipFile(archive) as file:
                 for entry in file.infolist():
                     link = entry.external_attr >> 16 & 0o170000 not in (0, 0o100000, 0o040000)
-                    _accept(archive, found, entry.filename, entry.file_size, entry.is_dir(), link)
+                    name = entry.filename
+                    # is_dir looks for a last character, which an empty name does not have
+                    _accept(archive, found, name, entry.file_size, name.endswith("/"), link)
         else:
             with tarfile.open(archive) as file:
                 for item in file:
@@ -187,6 +189,10 @@ def _list_members(archive: Path) -> list[Member]:
         raise _damaged(archive, error) from None
     if not found:
         raise DataError(f"{archive} holds no file; fetch it again", "damaged")
+    for name in found:
+        above = next((str(p) for p in PurePosixPath(name).parents if str(p) in found), None)
+        if above is not None:
+            raise _unsafe(archive, f"{above!r} is a file, and the folder of {name!r}")
     return list(found.values())
 
 
@@ -196,6 +202,8 @@ def _accept(
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
         raise _unsafe(archive, f"{name!r} would be written outside of the folder")
+    if not path.parts and not folder:
+        raise _unsafe(archive, f"a file has the name {name!r}, which no file can have")
     if strange:
         raise _unsafe(archive, f"{name!r} is a link or device, not a file")
     if not folder:
@@ -245,6 +253,12 @@ def _contents(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 def _refuse_conflicts(staging: Path, out: Path, members: list[Member]) -> None:
     for member in members:
         target = out / member.name
+        above = next((p for p in target.parents if p.exists()), out)
+        if not above.is_dir():
+            raise DataError(
+                f"{above} is there and no folder, as {member.name!r} needs; nothing was unpacked. "
+                "Remove it, or unpack into another folder"
+            )
         if target.exists() and not (
             target.is_file() and filecmp.cmp(staging / member.name, target, shallow=False)
         ):

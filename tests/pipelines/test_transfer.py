@@ -27,7 +27,11 @@ def zipped(path: Path, files: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.mkdir("set")
         for name, content in files.items():
-            archive.writestr(name, content)
+            entry = zipfile.ZipInfo("-")
+            # the constructor takes no empty name
+            entry.filename, entry.compress_type = name, zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w") as file:
+                file.write(content)
     return path
 
 
@@ -97,6 +101,26 @@ def test_links_and_devices_in_tar_are_refused(tmp_path: Path, kind: bytes) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+@pytest.mark.parametrize(
+    ("strange", "reason"),
+    [
+        ("", "a file has the name '', which no file can have"),
+        (".", "a file has the name '.', which no file can have"),
+        ("set/img/b.png/c", "'set/img/b.png' is a file, and the folder of 'set/img/b.png/c'"),
+    ],
+    ids=["empty", "dot", "below a file"],
+)
+def test_names_that_no_file_can_have_are_refused(
+    tmp_path: Path, name: str, strange: str, reason: str
+) -> None:
+    archive = KINDS[name](tmp_path / name, {**CONTENT, strange: b"x"})
+    with pytest.raises(DataError, match=reason) as caught:
+        unpack(archive, tmp_path / "out", progress=False)
+    assert f"{archive}: " in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_links_in_zip_are_refused(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as file:
@@ -147,6 +171,16 @@ def test_files_in_the_way_stay(tmp_path: Path) -> None:
         unpack(archive, tmp_path / "out", progress=False)
     assert str(mine) in str(caught.value)
     assert everything(tmp_path / "out") == {"set/img/b.png": b"mine"}
+
+
+def test_a_file_in_the_place_of_a_folder_stays(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", CONTENT)
+    mine = tmp_path / "out/set/img"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"set/img is there and no folder.*nothing was unpacked"):
+        unpack(archive, tmp_path / "out", progress=False)
+    assert everything(tmp_path / "out") == {"set/img": b"mine"}
 
 
 @pytest.mark.parametrize("name", KINDS)
