@@ -141,7 +141,7 @@ class DatasetSpec:
     """Layout, modalities, label map and classes of one data set.
 
     Raises:
-        ValueError: names or letters repeat, or lengths do not agree.
+        ValueError: names or letters repeat, lengths do not agree, or train ids exceed 8 bits.
     """
 
     name: str
@@ -199,6 +199,11 @@ class DatasetSpec:
             raise ValueError(
                 f"{self.name}: the label table needs 256 entries, got {len(self.label.table)}"
             )
+        if not len(self.classes) <= self.ignore_index <= 255:
+            raise ValueError(
+                f"{self.name}: labels have 8 bits, so the ignore index must lie between the number "
+                f"of classes, {len(self.classes)}, and 255; got {self.ignore_index}"
+            )
         legal = {*range(len(self.classes)), self.ignore_index, ILLEGAL}
         if not legal.issuperset(self.label.table):
             strange = sorted(set(self.label.table) - legal)
@@ -225,7 +230,14 @@ class DatasetSpec:
 
 
 def label_table(train_ids: Mapping[int, int]) -> tuple[int, ...]:
-    """The 256-entry table of ``raw value -> train id``; every value not named is ``ILLEGAL``."""
+    """The 256-entry table of ``raw value -> train id``; every value not named is ``ILLEGAL``.
+
+    Raises:
+        ValueError: a raw value does not fit into 8 bits.
+    """
+    beyond = sorted(set(train_ids) - set(range(256)))
+    if beyond:
+        raise ValueError(f"raw values of labels are 0 to 255, got {beyond}")
     return tuple(train_ids.get(raw, ILLEGAL) for raw in range(256))
 
 

@@ -9,6 +9,7 @@ import pytest
 from fastseg.pipelines import DataError, get_dataset
 from fastseg.pipelines.files import list_split
 from fastseg.pipelines.layout import case_of, conditions_of
+from fastseg.pipelines.spec import label_table
 
 DELIVER = get_dataset("deliver")
 
@@ -43,12 +44,25 @@ def test_misspelt_names_get_the_nearest() -> None:
         ({"modalities": (DELIVER.modalities[0],) * 2}, "names repeat"),
         ({"palette": DELIVER.palette[:3]}, "3 colours for 25"),
         ({"classes": ("a",), "palette": ((0, 0, 0),)}, "not train ids"),
+        # an id of 256 would become 0 in 8 bits, a class of id 255 would be ignored
+        ({"ignore_index": 256}, "labels have 8 bits.*number of classes, 25, and 255; got 256"),
+        ({"ignore_index": -1}, "got -1"),
+        ({"ignore_index": 24}, "got 24"),
+        (
+            {"classes": tuple(map(str, range(256))), "palette": ((0, 0, 0),) * 256},
+            "number of classes, 256, and 255; got 255",
+        ),
     ],
-    ids=["names", "palette", "table"],
+    ids=["names", "palette", "table", "beyond", "negative", "class", "classes"],
 )
 def test_spec_is_checked(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(DELIVER, **change)
+
+
+def test_raw_values_beyond_8_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"0 to 255, got \[-1, 256\]"):
+        label_table({0: 0, 256: 1, -1: 2})
 
 
 def test_split_is_sorted_and_named_by_relative_path(deliver_tree: Path) -> None:
