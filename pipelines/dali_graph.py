@@ -124,7 +124,11 @@ class _Graph:
 
     def _decoded(self, data: Any, dtype: np.dtype[np.generic]) -> Any:
         pixels = self.fn.decoders.image(
-            data, device="cpu", output_type=self.types.RGB, dtype=self._type(dtype)
+            data,
+            device="cpu",
+            output_type=self.types.RGB,
+            dtype=self._type(dtype),
+            adjust_orientation=False,
         )
         skip = self.plan.files.spec.skip_columns
         return pixels[:, skip:] if skip else pixels

@@ -14,7 +14,7 @@ from PIL import Image
 from .arrays import read_array
 from .errors import DataError
 from .geometry import Axis
-from .images import Pixels, decode_image, decode_red
+from .images import Pixels, decode_image, decode_red, refuse_lossy
 from .reading import read_bytes
 from .spec import ILLEGAL, DatasetSpec, ModalitySpec
 
@@ -58,7 +58,8 @@ def decode_label(path: Path, spec: DatasetSpec, mask: Path | None = None) -> Pix
     """A label image as ``[H, W]`` uint8 train ids, ``spec.ignore_index`` where none.
 
     Raises:
-        DataError: as for images, or a raw value that the spec's table does not map.
+        DataError: as for images, a JPEG, or a raw value that the spec's table
+            does not map.
     """
     raw = decode_red(read_bytes(path), path)
     check_width(path, raw.shape[1], spec)
@@ -72,7 +73,9 @@ def decode_label(path: Path, spec: DatasetSpec, mask: Path | None = None) -> Pix
     translated = bytearray(raw.tobytes().translate(train_ids.tobytes()))
     label: Pixels = np.frombuffer(translated, np.uint8).reshape(raw.shape)
     if mask is not None:
-        hidden = decode_image(read_bytes(mask), mask)[:, spec.skip_columns :, 0] > 0
+        data = read_bytes(mask)
+        refuse_lossy(data, mask)
+        hidden = decode_image(data, mask)[:, spec.skip_columns :, 0] > 0
         if hidden.shape != label.shape:
             raise wrong_size(mask, hidden.shape, label.shape)
         label[hidden] = spec.ignore_index

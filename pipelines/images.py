@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from . import png
 from .errors import DataError
 
 Pixels = NDArray[np.uint8]
 Codes = NDArray[Any]
 """uint8 or uint16."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PALETTE = 3
-"""Colour type of a PNG whose pixels are indices."""
+_FORMATS = ("PNG", "JPEG", "MPO")
+"""PIL's names of the formats; MPO is a JPEG that others follow, as some cameras write it."""
+_ORIENTATION = 0x0112
+"""EXIF tag: 1 for as stored, 2 to 8 for mirrored or turned; other values have no meaning."""
 _MODES = {8: ("L", "LA", "RGB", "RGBA", "P"), 16: ("I;16", "I", "RGB", "RGBA")}
 _LOW_BYTES = {"RGB": "RGB;16L", "RGBA": "RGBA;16L"}
 # everything PIL was seen to raise on damaged files
@@ -41,41 +43,59 @@ def check_header(
 ) -> tuple[int, int]:
     """Height and width in pixels, after checking that the format is one we decode exactly.
 
-    Only header and end are looked at. Files of another depth than declared would lose their low
-    byte or be scaled without a word, and the indices of a palette PNG would become colours in some
-    decoders, so both are refused.
+    The pixels are not looked at. What decoders do not agree about is refused: formats other than
+    PNG and JPEG, a PNG whose chunks are out of order, EXIF orientations that turn the image, other
+    depths than declared (they would be scaled or lose their low byte without a word). Labels may
+    be neither JPEG, which changes values, nor palette PNG, whose indices may become colours.
 
     Raises:
-        DataError: not an image, another bit depth, or a palette PNG as label.
+        DataError: not an image, or one of these.
     """
+    header = png.Header(8, 0, b"")
     try:
+        if data.startswith(png.SIGNATURE):
+            header = png.read_header(data)
         with Image.open(io.BytesIO(data)) as image:
-            width, height, mode = image.width, image.height, image.mode
+            width, height, mode, kind = image.width, image.height, image.mode, image.format
+            exif = header.exif or image.info.get("exif", b"")
     except _DAMAGE as error:
         raise damaged(path, len(data), error) from error
-    depth, palette = 8, mode == "P"
-    if data.startswith(_PNG):
-        end = data.rfind(b"IEND")
-        if not 0 <= end <= len(data) - 8:
-            # PIL forgives this once all pixels are read, DALI does not
-            raise damaged(path, len(data), EOFError("the end of the PNG is missing"))
-        depth, palette = data[24], data[25] == _PALETTE
-    if palette and 8 in bits:
-        depth = 8  # indices may have fewer bits, their colours have 8
-    if depth not in bits or mode not in _MODES[depth]:
-        raise _wrong_depth(path, depth, mode, bits)
+    if kind not in _FORMATS:
+        raise DataError(f"{path} is a {kind} file; expected PNG or JPEG. Save it as PNG", "format")
+    if label:
+        refuse_lossy(data, path)
+    palette = header.colour == png.PALETTE
+    # indices may have fewer bits, their colours have 8
+    depth = 8 if palette and 8 in bits else header.depth
+    # PIL gives 16-bit grey with alpha another mode, and cannot decode it
+    strange = depth == 16 and header.colour == png.GREY_ALPHA
+    if depth not in bits or mode not in _MODES[depth] or strange:
+        raise _wrong_depth(path, depth, "LA" if strange else mode, bits, label=label)
     if label and palette:
         raise DataError(
             f"{path} is a palette PNG; expected the class in the grey value or in the red channel "
             "of RGB(A). Save the indices as grey: Image.fromarray(numpy.array(Image.open(path)))",
             "depth",
         )
+    _refuse_turned(path, exif)
     return height, width
 
 
-def decode_image(
-    data: bytes, path: Path, *, label: bool = False, bits: tuple[int, ...] = (8,)
-) -> Codes:
+def refuse_lossy(data: bytes, path: Path) -> None:
+    """Refuse a JPEG where values must be exact.
+
+    Raises:
+        DataError: it is one.
+    """
+    if data.startswith(b"\xff\xd8"):
+        raise DataError(
+            f"{path} is a JPEG, which changes the values of pixels; expected a PNG with class ids "
+            "or a mask. Make it anew from its source: what JPEG has changed cannot be restored",
+            "format",
+        )
+
+
+def decode_image(data: bytes, path: Path, *, bits: tuple[int, ...] = (8,)) -> Codes:
     """Pixels ``[H, W, 3]`` in RGB order: alpha dropped, grey replicated.
 
     uint8 if 8 bits alone are allowed, else uint16, in which 8-bit codes are multiplied by 257.
@@ -83,12 +103,14 @@ def decode_image(
     Raises:
         DataError: damaged, or of a format that ``check_header`` refuses.
     """
-    check_header(data, path, label=label, bits=bits)
+    check_header(data, path, bits=bits)
+    deep = data.startswith(png.SIGNATURE) and data[24] == 16
     try:
+        _check_pixels(data)
         with Image.open(io.BytesIO(data)) as image:
             if bits == (8,):
                 return _rgb(image)
-            if not data.startswith(_PNG) or data[24] != 16:
+            if not deep:
                 return _rgb(image).astype(np.uint16) * 257
             if image.mode not in _LOW_BYTES:
                 grey = np.asarray(image).astype(np.uint16)
@@ -114,6 +136,7 @@ def decode_red(data: bytes, path: Path) -> Pixels:
     """
     check_header(data, path, label=True)
     try:
+        _check_pixels(data)
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.getchannel(0))
     except _DAMAGE as error:
@@ -130,15 +153,43 @@ def damaged(path: Path, size: int, error: BaseException) -> DataError:
     )
 
 
+def _refuse_turned(path: Path, exif: bytes) -> None:
+    if not exif:
+        return
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        orientation = tags.get(_ORIENTATION, 1)
+    except _DAMAGE:  # no viewer can read it either
+        return
+    if orientation in range(2, 9):
+        raise DataError(
+            f"{path} has EXIF orientation {orientation}: viewers turn or mirror it, but not the "
+            "other files of the sample; expected 1 or none. If all files fit as stored, remove the "
+            "tag (exiftool -Orientation= FILE), else turn the pixels (ImageOps.exif_transpose in "
+            "PIL)",
+            "orientation",
+        )
+
+
+def _check_pixels(data: bytes) -> None:
+    if data.startswith(png.SIGNATURE):
+        png.check_pixels(data)
+
+
 def _rgb(image: Image.Image) -> Pixels:
     # convert drops alpha without compositing and copies grey into all channels
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _wrong_depth(path: Path, depth: int, mode: str, bits: tuple[int, ...]) -> DataError:
+def _wrong_depth(
+    path: Path, depth: int, mode: str, bits: tuple[int, ...], *, label: bool
+) -> DataError:
     wanted = " or ".join(f"{b}-bit" for b in bits)
     remedy = (
-        "Convert it to 8 bit with the scaling you want, and save it as PNG"
+        "Convert it to 8 bit without scaling; ids above 255 do not fit, map them to others first"
+        if label
+        else "Convert it to 8 bit with the scaling you want, and save it as PNG"
         if bits == (8,)
         else "Write it anew from its source: what 8 bits have lost cannot be restored"
         if bits == (16,) and depth < 16

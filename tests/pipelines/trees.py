@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,29 @@ from PIL import Image
 # --- files ---------------------------------------------------------------------------------------
 
 
-def png16(pixels: np.ndarray) -> bytes:
-    """A 16-bit grey or RGB PNG, which PIL cannot write."""
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG with its length and checksum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(
+    pixels: np.ndarray,
+    colour: int | None = None,
+    *,
+    before: Sequence[bytes] = (),
+    after: Sequence[bytes] = (),
+    rows: bytes = b"",
+    interlaced: bool = False,
+) -> bytes:
+    """A PNG of 8- or 16-bit pixels, with chunks before and after them, as PIL cannot write it."""
     height, width = pixels.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
+    big_endian = pixels.astype(pixels.dtype.newbyteorder(">"))
+    rows = rows or b"".join(b"\0" + row.tobytes() for row in big_endian)
+    colour = (2 if pixels.ndim == 3 else 0) if colour is None else colour
+    depth = 8 * pixels.itemsize
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    chunks = [chunk(b"IHDR", header), *before, chunk(b"IDAT", zlib.compress(rows)), *after]
+    return b"".join((b"\x89PNG\r\n\x1a\n", *chunks, chunk(b"IEND", b"")))
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -35,7 +49,7 @@ def save(path: Path, pixels: np.ndarray) -> Path:
     elif path.suffix == ".bin":
         path.write_bytes(pixels.astype("<f8").tobytes())
     elif pixels.dtype == np.uint16:
-        path.write_bytes(png16(pixels))
+        path.write_bytes(png(pixels))
     else:
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     return path

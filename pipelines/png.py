@@ -1,0 +1,107 @@
+"""The chunks of a PNG: what decoders disagree about is refused before any of them sees the file."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+"""The first eight bytes of every PNG."""
+PALETTE = 3
+"""Colour type of a PNG whose pixels are indices."""
+GREY_ALPHA = 4
+"""Colour type of a PNG of grey values with alpha."""
+
+_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_HEADER_BYTES = 13
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the chunks before and after the pixels say.
+
+    Attributes:
+        depth: bits per channel, or per index of a palette.
+        colour: colour type, 0 to 6; see ``PALETTE`` and ``GREY_ALPHA``.
+        exif: content of the chunk eXIf, empty if there is none.
+    """
+
+    depth: int
+    colour: int
+    exif: bytes
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a PNG, after checking the order and the checksums of all chunks but IDAT.
+
+    PIL reads on where libpng, and with it DALI, refuses: chunks out of order, twice or of unknown
+    meaning, and wrong checksums behind the pixels.
+
+    Raises:
+        ValueError: a chunk is missing, out of place, cut off, or has a wrong checksum.
+    """
+    header, palette, exif = b"", False, b""
+    before, pixels = b"", False
+    for kind, start, end in _chunks(data):
+        if kind == b"IDAT":
+            if pixels and before != kind:
+                raise ValueError("other chunks lie between those of the pixels")
+            pixels = True
+        else:
+            _check(data, kind, start, end)
+        if (kind == b"IHDR") != (not before):
+            raise ValueError("chunk IHDR is not the first and only one of its kind")
+        if not kind[0] & 0x20 and kind not in _CRITICAL:
+            raise ValueError(f"unknown critical chunk {_shown(kind)}")
+        if kind == b"IHDR":
+            header = data[start:end]
+        elif kind == b"PLTE":
+            if pixels or palette or (end - start) % 3:
+                raise ValueError("chunk PLTE is out of place or cut off")
+            palette = True
+        elif kind == b"eXIf":
+            exif = data[start:end]
+        before = kind
+    if len(header) != _HEADER_BYTES or header[10] or header[11]:
+        raise ValueError("chunk IHDR is not of the standard's form")
+    depth, colour = header[8], header[9]
+    if not pixels or (colour == PALETTE and not palette):
+        raise ValueError(f"chunk {'PLTE' if pixels else 'IDAT'} is missing")
+    return Header(depth, colour, exif)
+
+
+def check_pixels(data: bytes) -> None:
+    """Compare the checksums of the chunks IDAT, which PIL does not look at.
+
+    Raises:
+        ValueError: one is wrong, or a chunk is cut off.
+    """
+    for kind, start, end in _chunks(data):
+        if kind == b"IDAT":
+            _check(data, kind, start, end)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of the content of each chunk, up to and with IEND."""
+    place, kind = len(SIGNATURE), b""
+    while kind != b"IEND":
+        if place + 8 > len(data):
+            raise ValueError("the end of the PNG is missing")
+        length, kind = struct.unpack_from(">I4s", data, place)
+        start, end = place + 8, place + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("the end of the PNG is missing")
+        yield kind, start, end
+        place = end + 4
+
+
+def _check(data: bytes, kind: bytes, start: int, end: int) -> None:
+    stored = int.from_bytes(data[end : end + 4], "big")
+    if zlib.crc32(memoryview(data)[start - 4 : end]) != stored:
+        raise ValueError(f"the checksum of chunk {_shown(kind)} is wrong")
+
+
+def _shown(kind: bytes) -> str:
+    return kind.decode("ascii", "replace")
