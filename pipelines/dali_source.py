@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from . import png
 from .augment import Augmenter, is_photo
 from .corrupt import Corruptor
 from .decode import check_width, resampled, wrong_size
 from .files import SplitFiles
 from .geometry import Geometry
-from .images import check_header
+from .images import check_header, decode_ids
 from .plan import Plan
 from .reading import read_bytes
 from .samples import SampleReader, blank
@@ -190,6 +191,9 @@ class Source:
         path = files.path(index, files.spec.label.file)
         data = read_bytes(path)
         height, width = check_header(data, path, label=True)
+        if png.in_colour(data) and not files.spec.label.red_alone:
+            # the graph reads red alone: comparing channels there would slow grey labels as well
+            decode_ids(data, path, red_alone=False)
         check_width(path, width, files.spec)
         return np.frombuffer(data, np.uint8), (height, width - files.spec.skip_columns)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from .arrays import read_array
 from .errors import DataError
 from .geometry import Axis
-from .images import Pixels, decode_image, decode_red, refuse_lossy
+from .images import Pixels, decode_ids, decode_image, refuse_lossy
 from .reading import read_bytes
 from .spec import ILLEGAL, DatasetSpec, ModalitySpec
 
@@ -58,10 +58,10 @@ def decode_label(path: Path, spec: DatasetSpec, mask: Path | None = None) -> Pix
     """A label image as ``[H, W]`` uint8 train ids, ``spec.ignore_index`` where none.
 
     Raises:
-        DataError: as for images, a JPEG, or a raw value that the spec's table
+        DataError: as for images, painted in colours, a JPEG, or a raw value that the spec's table
             does not map.
     """
-    raw = decode_red(read_bytes(path), path)
+    raw = decode_ids(read_bytes(path), path, red_alone=spec.label.red_alone)
     check_width(path, raw.shape[1], spec)
     raw = np.ascontiguousarray(raw[:, spec.skip_columns :])
     illegal, train_ids = label_tables(spec)

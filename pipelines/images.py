@@ -128,19 +128,38 @@ def decode_image(data: bytes, path: Path, *, bits: tuple[int, ...] = (8,)) -> Co
         raise damaged(path, len(data), error) from error
 
 
-def decode_red(data: bytes, path: Path) -> Pixels:
-    """The red, or only, channel ``[H, W]`` of an 8-bit label image.
+def decode_ids(data: bytes, path: Path, *, red_alone: bool) -> Pixels:
+    """The raw values ``[H, W]`` of an 8-bit label image: its only channel, or the red one.
+
+    Args:
+        data: content of the file.
+        path: for messages.
+        red_alone: whether green and blue may hold something else.
 
     Raises:
-        DataError: damaged, or of a format that ``check_header`` refuses.
+        DataError: damaged, of a format that ``check_header`` refuses, or painted: green or blue
+            differ from red where they must not.
     """
     check_header(data, path, label=True)
     try:
         _check_pixels(data)
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.getchannel(0))
+            if red_alone or image.mode not in ("RGB", "RGBA"):
+                return np.asarray(image.getchannel(0))
+            red, green, blue = (np.asarray(image.getchannel(c)) for c in range(3))
     except _DAMAGE as error:
         raise damaged(path, len(data), error) from error
+    painted = np.argwhere((red != green) | (red != blue))
+    if len(painted):
+        row, col = painted[0]
+        colour = tuple(int(channel[row, col]) for channel in (red, green, blue))
+        raise DataError(
+            f"{path} is painted: red, green and blue differ in {len(painted)} pixels, {colour} at "
+            f"row {row}, column {col} first; expected the class id in all three, or a grey image. "
+            "Map each colour to its id and save the ids as grey, or check --data.dataset",
+            "label",
+        )
+    return red
 
 
 def damaged(path: Path, size: int, error: BaseException) -> DataError:

@@ -72,6 +72,11 @@ def read_header(data: bytes) -> Header:
     return Header(depth, colour, exif)
 
 
+def in_colour(data: bytes) -> bool:
+    """Whether the pixels of a PNG with a sound header are RGB or RGBA."""
+    return data[25] in (2, 6)
+
+
 def check_pixels(data: bytes) -> None:
     """Compare the checksums of the chunks IDAT, which PIL does not look at.
 

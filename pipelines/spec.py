@@ -111,7 +111,7 @@ class ModalitySpec:
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """The label image: raw value in its red (or only) channel, 8 bit."""
+    """The label image: raw value in its only channel, or in red, green and blue alike; 8 bit."""
 
     file: FileSpec
     """The label image."""
@@ -119,6 +119,9 @@ class LabelSpec:
     """Train id for each of the 256 raw values; the ignore index or ``ILLEGAL`` where none."""
     mask: FileSpec | None = None
     """8-bit image; labels are ignored where it is not black."""
+    red_alone: bool = False
+    """Whether the raw value is in red alone, and green and blue hold something else. Otherwise an
+    image whose channels differ is painted in colours, and refused."""
 
     @property
     def files(self) -> tuple[FileSpec, ...]:

@@ -75,6 +75,8 @@ DELIVER = DatasetSpec(
     label=LabelSpec(
         FileSpec("semantic", "semantic"),
         label_table({0: 255, 255: 255, **{raw: raw - 1 for raw in range(1, 26)}}),
+        # as the simulator writes it: green and blue tell instances apart
+        red_alone=True,
     ),
     classes=tuple(name for name, _ in _CLASSES),
     palette=tuple(colour for _, colour in _CLASSES),
