@@ -59,6 +59,8 @@ class Trainer:
             self.config.data, train=True, accumulate=self.config.accumulate, **place
         )
         self.val_loader = build_loader(self.config.data, train=False, **place)
+        for warning in filter(None, (self.loader.warning, self.val_loader.warning)):
+            self._say(f"warning: {warning}")
         # loaders count micro-batches, everything here counts optimizer steps
         self.epoch = self.loader.steps_per_epoch // self.config.accumulate
         self.stop = StopRequest()

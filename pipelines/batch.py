@@ -80,11 +80,13 @@ class Loader(Protocol):
     """What both loaders offer.
 
     ``name`` says which one it is (``"torch"`` or ``"dali"``); ``reason`` why it was chosen;
-    ``fingerprint`` is a hash of the sample ids; ``damage`` knows those that cannot be read.
+    ``warning`` what to say about the data before it is used, or nothing; ``fingerprint`` is a hash
+    of the sample ids; ``damage`` knows those that cannot be read.
     """
 
     name: str
     reason: str
+    warning: str
     fingerprint: str
     num_samples: int
     steps_per_epoch: int

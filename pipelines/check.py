@@ -9,6 +9,7 @@ from functools import partial
 from os.path import lexists
 from pathlib import Path
 
+from .coverage import label_fault, train_ids
 from .decode import Array, decode_modality, wrong_size
 from .errors import DataError
 from .files import Gap, SplitFiles, beside, scan_split
@@ -48,15 +49,20 @@ class SplitReport:
     cases: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     """Samples per size of the label, width x height."""
+    labels: int = 0
+    """Labels that could be read."""
+    train_ids: list[int] = field(default_factory=list)
+    """Those that occur in them, the ignore index among them."""
 
 
 @dataclass(frozen=True)
 class SampleReport:
-    """What there is to say about one sample; ``size`` is empty if its label cannot be read."""
+    """What there is to say about one sample; nothing of its label if that cannot be read."""
 
     faults: list[Finding]
     notes: list[Finding]
     size: str = ""
+    train_ids: tuple[int, ...] = ()
 
 
 @dataclass
@@ -103,12 +109,17 @@ def check_dataset(
         for files in listed:
             look = partial(check_sample, replace(files, sample_ids=()))
             sizes: Counter[str] = Counter()
+            seen: set[int] = set()
             for sample in each(look, files.sample_ids, workers):
                 report.faults += sample.faults
                 report.notes += sample.notes
                 sizes[sample.size] += 1
+                seen.update(sample.train_ids)
                 shown.update()
-            report.splits[files.split].sizes = {size: sizes[size] for size in sorted(sizes) if size}
+            found = report.splits[files.split]
+            found.sizes = {size: sizes[size] for size in sorted(sizes) if size}
+            found.labels, found.train_ids = sum(found.sizes.values()), sorted(seen)
+            _note_labels(spec, files.split, report, asked=files.split in splits)
     for findings in (report.faults, report.notes):  # processes finish in any order
         findings.sort(key=lambda f: (spec.splits.index(f.split) if f.split else -1, f.sample))
     return report
@@ -150,6 +161,7 @@ def check_sample(files: SplitFiles, sample_id: str) -> SampleReport:
         notes.append(Finding("blank", message, files.split, sample_id, part))
 
     label: Pixels | None = None
+    present: list[int] = []
     label_path = files.path(0, files.spec.label.file)
     # a link to nowhere is there for the listing, and a fault for whoever opens it
     if all(lexists(files.path(0, file)) for file in files.spec.label.files):
@@ -158,7 +170,8 @@ def check_sample(files: SplitFiles, sample_id: str) -> SampleReport:
         except DataError as error:
             found("label", error)
         else:
-            if (label == files.spec.ignore_index).all():
+            present = train_ids(label)
+            if present == [files.spec.ignore_index]:
                 note("label", f"{label_path}: every pixel is ignored; nothing is learnt from it")
     for modality in files.modalities:
         paths = files.paths(0, modality.files)
@@ -166,15 +179,16 @@ def check_sample(files: SplitFiles, sample_id: str) -> SampleReport:
             continue
         try:
             image = _read(paths, files.spec, modality)
-            if label is not None and modality.loadable and not modality.any_size:
-                _check_size(paths[0], image, label)
+            one_size = modality.loadable and not modality.any_size
+            if label is not None and one_size and image.shape[1:] != label.shape:
+                raise wrong_size(paths[0], image.shape[1:], label.shape)
         except DataError as error:
             found(modality.name, error)
         else:
             if image.size == 0 or (modality.loadable and (image == image.flat[0]).all()):
                 note(modality.name, f"{paths[0]}: nothing but one value")
     size = "" if label is None else f"{label.shape[1]} x {label.shape[0]}"
-    return SampleReport(faults, notes, size)
+    return SampleReport(faults, notes, size, tuple(present))
 
 
 def _list_splits(
@@ -233,6 +247,19 @@ def _note_gaps(files: SplitFiles, gaps: Sequence[Gap], report: CheckReport, *, a
             report.faults.append(Finding("missing", text, files.split, part=part))
 
 
+def _note_labels(spec: DatasetSpec, split: str, report: CheckReport, *, asked: bool) -> None:
+    """Labels without two classes as a fault.
+
+    It is a note for a test split that was not asked for: test labels are often withheld as void.
+    """
+    found = report.splits[split]
+    text = label_fault(spec, split, found.train_ids, found.labels)
+    if text:
+        withheld = split == "test" and not asked
+        findings = report.notes if withheld else report.faults
+        findings.append(Finding("label", text, split, part="label"))
+
+
 def _count(spec: DatasetSpec, files: SplitFiles, report: CheckReport) -> SplitReport:
     """Samples per condition and case; strange conditions are faults."""
     published = dict(spec.published).get(files.split)
@@ -269,8 +296,3 @@ def _read(paths: tuple[Path, ...], spec: DatasetSpec, modality: ModalitySpec) ->
     if modality.decoder == "events":
         return read_events(paths[0]).t
     return decode_modality(paths, spec, modality)
-
-
-def _check_size(path: Path, image: Array, label: Pixels) -> None:
-    if image.shape[1:] != label.shape:
-        raise wrong_size(path, image.shape[1:], label.shape)

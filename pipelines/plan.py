@@ -11,12 +11,13 @@ from torch import Tensor
 
 from .augment import Looks, draw_looks
 from .config import CorruptionConfig, DataConfig
+from .coverage import label_warning
 from .damage import Damage
 from .errors import DataError
 from .files import SplitFiles
 from .geometry import Geometry, draw, eval_geometry, train_geometry
 from .order import FixedOrder, Order, TrainOrder
-from .samples import Store
+from .samples import FileStore, Store
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Plan:
         order = self.order if self.config.damaged == "skip" else None
         following = order.following if isinstance(order, TrainOrder) else None
         return Damage(self.files, following, self.config.damaged_limit)
+
+    @cached_property
+    def warning(self) -> str:
+        """That the labels have nothing to teach, if so; see ``label_warning``."""
+        return label_warning(self.files, self.store or FileStore(self.files))
 
     def settled(self, step: int) -> Plan:
         """This plan for one step, with the samples that replace those that cannot be read."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fastseg.errors import ConfigError
 from fastseg.pipelines import DataError
@@ -99,3 +100,12 @@ def test_few_samples_train_if_repeated(own, fit):
     with pytest.raises(DataError, match=r"12 training samples are fewer .* --data\.repeat"):
         fit(replace(own, data=data))
     assert fit(replace(own, data=replace(data, repeat=True)))[1]
+
+
+def test_labels_with_nothing_to_teach_are_told_before_training(own, fit, capsys):
+    for path in own.data.root.glob("semantic/*/train/*/*.png"):
+        Image.new("RGB", (64, 64), (0, 0, 142)).save(path)
+    fit(replace(own, stop_after=1))
+    said = capsys.readouterr().err
+    assert said.count("warning: split 'train': every pixel is ignored in all 12 labels") == 1
+    assert "split 'val'" not in said

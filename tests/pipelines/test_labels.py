@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from both import LOADERS, Open
 
 from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.catalogue import DATASETS
-from fastseg.pipelines.check import CheckReport, check_dataset
+from fastseg.pipelines.check import CheckReport, check_dataset, summarise
 from fastseg.pipelines.decode import decode_label
+from fastseg.pipelines.files import list_split
+from fastseg.pipelines.pack import pack_split
 
 MUSES = get_dataset("muses")
 IDS = np.random.default_rng(0).integers(0, 19, trees.FRAME, dtype=np.uint8)
@@ -83,3 +87,66 @@ def test_a_painted_label_is_named_by_loaders_and_check(
     (fault,) = check("muses", muses_tree).faults
     assert str(caught.value) == fault.message
     assert str(path) in fault.message
+
+
+# --- splits with nothing to learn ----------------------------------------------------------------
+
+VOID, CARS = (0, 0, 142, 255), (10, 7, 7, 255)
+
+
+@pytest.mark.parametrize(
+    ("colour", "words"),
+    [(VOID, "every pixel is ignored"), (CARS, "Cars is the only class")],
+    ids=["void", "one class"],
+)
+def test_a_split_without_two_classes_is_a_fault(
+    deliver_tree: Path, colour: tuple[int, ...], words: str
+) -> None:
+    fill(deliver_tree, "train", colour)
+    report = check("deliver", deliver_tree)
+    (fault,) = report.faults
+    assert (fault.kind, fault.split, fault.part) == ("label", "train", "label")
+    for part in (
+        f"split 'train': {words} in all 16 labels",
+        "painted in colours",
+        "--data.dataset",
+    ):
+        assert part in fault.message
+    assert fault.message in summarise(report)
+
+
+def test_withheld_test_labels_are_a_note(deliver_tree: Path) -> None:
+    for folder in ("img", "hha", "event", "lidar", "semantic"):
+        shutil.copytree(deliver_tree / folder / "fog/val", deliver_tree / folder / "fog/test")
+    fill(deliver_tree, "test", VOID)
+    report = check("deliver", deliver_tree)
+    assert report.faults == []
+    assert any("split 'test': every pixel is ignored" in note.message for note in report.notes)
+    assert len(check("deliver", deliver_tree, "test").faults) == 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_loader_warns_of_a_split_without_two_classes(
+    deliver_tree: Path, open_loader: Open, loader: str, packed: bool
+) -> None:
+    fill(deliver_tree, "train", VOID)
+    spec, config = get_dataset("deliver"), config_for(deliver_tree, "deliver", loader)
+    if packed:
+        for split in ("train", "val"):
+            folder = deliver_tree / "packed" / split
+            pack_split(list_split(spec, deliver_tree, split), folder, progress=False)
+        config = replace(config, packed=deliver_tree / "packed")
+    train = open_loader(config, train=True)
+    assert "split 'train': every pixel is ignored in all 16 labels" in train.warning
+    assert open_loader(config, train=False).warning == ""
+
+
+def test_a_label_that_cannot_be_read_does_not_hide_the_others(
+    deliver_tree: Path, open_loader: Open
+) -> None:
+    fill(deliver_tree, "val", CARS)
+    _, second, *_ = sorted(deliver_tree.glob("semantic/*/val/*/*.png"))
+    second.write_bytes(b"")
+    warning = open_loader(config_for(deliver_tree, "deliver", "torch"), train=False).warning
+    assert "Cars is the only class in all 5 labels" in warning
