@@ -10,6 +10,7 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 DALI = 'nvidia-dali-cuda130>=2.4,<3; sys_platform == "linux"'
+TRITON = 'triton>=3.6; sys_platform == "linux"'
 PLOT = "matplotlib>=3.8"
 EVENTS = "h5py>=3.10"
 
@@ -50,20 +51,20 @@ setup(
     ],
     extras_require={
         "dali": [DALI],
-        "triton": ["triton>=3.6"],
+        "triton": [TRITON],
         # event files of MUSES; their compression needs the filters of hdf5plugin
         "muses": [EVENTS, "hdf5plugin>=4.4"],
         "test": [
             DALI,
             EVENTS,
-            "triton>=3.6",
+            TRITON,
             "pytest>=8",
             "pytest-benchmark>=5",
             "hypothesis>=6.100",
             "torchmetrics>=1.4",
             "transformers>=5",
         ],
-        "lint": ["ruff==0.17.5", "mypy>=1.15", "types-tqdm"],
+        "lint": ["ruff==0.17.5", "mypy>=1.15", "types-tqdm", "uv>=0.9"],
     },
     entry_points={
         "console_scripts": [
