@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from fastseg import nvidia_apex
 from fastseg.checkpoint import Identity, read_identity
@@ -30,16 +32,22 @@ class EvaluateConfig:
 
     checkpoint: Path
     """Folder of a run (both networks are scored) or one .safetensors file of it."""
-    root: Path | None = None
+    root: Annotated[Path | None, arg(aliases=["--data.root"])] = None
     """Folder of the data set; default: the one the run was trained on."""
-    split: str | None = None
+    split: Annotated[str | None, arg(aliases=["--data.eval-split"])] = None
     """Split to score; default: the evaluation split of the run."""
-    missing: Literal["drop", "zero"] | None = None
+    missing: Annotated[Literal["drop", "zero"] | None, arg(aliases=["--evaluation.missing"])] = None
     """How a missing modality is treated; default: as in the run."""
-    size: int | None = None
+    size: Annotated[int | None, arg(aliases=["--data.eval-size"])] = None
     """Short side of the images in pixels; default: as in the run."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, arg(aliases=["--data.eval-batch-size"])] = None
     """Samples per step; default: as in the run."""
+    loader: Annotated[Literal["auto", "dali", "torch"] | None, arg(aliases=["--data.loader"])] = (
+        None
+    )
+    """Loader of the files; default: as in the run."""
+    workers: Annotated[int | None, arg(aliases=["--data.workers"])] = None
+    """Processes or threads that load, 0: in line; default: as in the run."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     """Faults to put into the sensors, none by default; such as --corruption.noise high, or
     --corruption.blackout 1 --corruption.modalities event."""
@@ -94,7 +102,9 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
     if beside.is_file():
         config = read_config(beside)
     elif options.root is None:
-        raise CheckpointError(f"there is no config.json beside {first}: name the data with --root")
+        raise CheckpointError(
+            f"there is no config.json beside {first}: name the data with --data.root"
+        )
     else:
         config = _config_of(*read_identity(first))
     data = replace(
@@ -103,6 +113,8 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
         eval_split=options.split or config.data.eval_split,
         eval_size=options.size or config.data.eval_size,
         eval_batch_size=options.batch_size or config.data.eval_batch_size,
+        loader=options.loader or config.data.loader,
+        workers=config.data.workers if options.workers is None else options.workers,
         eval_corruption=options.corruption,
     )
     # the norms of apex and of torch compute the same network

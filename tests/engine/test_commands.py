@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import torch
 from PIL import Image
 
 from fastseg import data, doctor, evaluate, train
+from fastseg.cli import parse
+from fastseg.config import read_config
 from fastseg.kernels import _launch
 from fastseg.pipelines import native
 from fastseg.precision import best_precision
@@ -93,10 +96,26 @@ def test_evaluate_one_file_away_from_its_run(finished, scenes, capsys, tmp_path)
     moved = tmp_path / "student.safetensors"
     shutil.copy(path / "student.safetensors", moved)
     assert evaluate.main(["--checkpoint", str(moved)]) == 2
-    assert "name the data with --root" in capsys.readouterr().err
+    assert "name the data with --data.root" in capsys.readouterr().err
     assert evaluate.main(["--checkpoint", str(moved), "--root", str(scenes)]) == 0
     student = next(line for line in done.stdout.splitlines() if line.startswith("student"))
     assert student.split() in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_evaluate_knows_the_names_of_training(finished):
+    path, _ = finished
+    words = ["--data.root", "elsewhere", "--data.eval-split", "test", "--data.eval-size", "96"]
+    words += ["--data.eval-batch-size", "3", "--data.loader", "torch", "--data.workers", "0"]
+    options = parse(
+        evaluate.EvaluateConfig,
+        args=["--checkpoint", str(path), *words, "--evaluation.missing", "zero"],
+    )
+    before = read_config(path / "config.json")
+    config = evaluate.run_config(options, evaluate.weights_files(path))
+    changes = {"root": Path("elsewhere"), "eval_split": "test", "eval_size": 96}
+    changes |= {"eval_batch_size": 3, "loader": "torch", "workers": 0}
+    assert config.data == replace(before.data, **changes)
+    assert config.evaluation.missing == "zero"
 
 
 def test_running_a_finished_run_again_only_scores_it(finished, scenes, capsys):
