@@ -65,14 +65,18 @@ def examine() -> list[Finding]:
         _triton(device),
         _native(),
         _module("matplotlib", "figures of the report", "pip install matplotlib"),
-        _module("h5py", "event files of MUSES", "needed for MUSES: pip install 'fastseg[muses]'"),
+        _module(
+            "h5py", "event files of MUSES", "needed for MUSES: pip install '.[muses]' in the clone"
+        ),
     ]
 
 
 def _dali(gpu: bool) -> Finding:
     reason = import_error("nvidia.dali")
     if reason:
-        return Finding("DALI", reason, "the torch loader is used; pip install 'fastseg[dali]'")
+        return Finding(
+            "DALI", reason, "the torch loader is used; pip install '.[dali]' in the clone"
+        )
     used = "used by --data.loader auto" if gpu else "used with --data.loader dali (no GPU: torch)"
     return Finding("DALI", _version("nvidia-dali-cuda130"), used)
 

@@ -127,7 +127,7 @@ def choose_loader(config: DataConfig) -> tuple[type[TorchLoader] | type[DaliLoad
         if problem is not None:
             raise DataError(
                 f"--data.loader dali, but DALI cannot be used ({problem}); "
-                "install it with pip install 'fastseg[dali]', or use --data.loader torch"
+                "pip install '.[dali]' in the clone of fastseg, or use --data.loader torch"
             )
         if config.cache:
             raise DataError(

@@ -138,7 +138,7 @@ def import_h5py() -> Any:
     except ImportError as error:
         raise DataError(
             f"event files are HDF5, and h5py cannot be imported ({error}); "
-            "pip install 'fastseg[muses]'"
+            "pip install '.[muses]' in the clone of fastseg"
         ) from error
     with suppress(ImportError):  # plain and gzip-packed files need no filter
         import_module("hdf5plugin")
