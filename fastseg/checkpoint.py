@@ -93,7 +93,7 @@ def read_identity(path: Path) -> tuple[Identity, dict[str, Any]]:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a fastseg weights file ({error or type(error).__name__}); "
-            "foreign checkpoints are read with --model.weights"
+            "foreign checkpoints are read by python -m fastseg.train --model.weights"
         ) from None
 
 

@@ -78,8 +78,9 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY, (
             f"error: out of memory ({_first_line(error)})\n"
-            "Lower --data.batch-size or --data.size, or use --precision bf16. "
-            "The same command then continues from the last checkpoint."
+            "Use --precision bf16. If scores were computed, lower --data.eval-batch-size or "
+            "--data.eval-size, else let python -m fastseg.train have a lower --data.batch-size or "
+            "--data.size. The same command then continues from the last checkpoint."
         )
     if (reason := compile_failure(error)) is not None:
         return BAD_INPUT, (

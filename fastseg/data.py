@@ -54,7 +54,7 @@ class Check(DataSet):
 
     splits: tuple[str, ...] = ()
     """Splits to check; none for all that are there."""
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
     """File for the whole report."""
 
     def run(self) -> int:
@@ -136,7 +136,7 @@ class Pack(DataSet):
     """Folder; none for packed/<dataset> in the root, where training finds it by itself."""
     shard_mib: int = 512
     """Size of a file of arrays in MiB."""
-    missing: Missing = "error"
+    missing: Annotated[Missing, tyro.conf.arg(aliases=["--data.missing"])] = "error"
     """Files that are not there: refuse, pack the samples without those of a modality (zero), or
     leave the samples out (skip), as in training."""
 

@@ -308,8 +308,9 @@ def _incomplete(files: SplitFiles, gaps: Sequence[Gap]) -> DataError:
     return DataError(
         f"{len(gaps)} files of split {files.split!r} are missing ({'; '.join(counts)}):\n"
         + "\n".join(lines)
-        + "\nRestore them, leave the modality out with --data.modalities, feed what is missing as "
-        "zero with --data.missing zero, or train without these samples with --data.missing skip"
+        + "\nRestore them, or let python -m fastseg.train leave the modality out with "
+        "--data.modalities, feed what is missing as zero with --data.missing zero, or leave these "
+        "samples out with --data.missing skip"
         + (f". {files.spec.hint}" if files.spec.hint else ""),
         "missing",
     )

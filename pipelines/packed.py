@@ -154,6 +154,6 @@ class PackedStore:
         return DataError(
             f"{what}; run python -m fastseg.data pack --data.dataset {files.spec.name} "
             f"--data.root {files.root} --splits {files.split} --out {self._folder.parent}, or "
-            "decode the files: --data.no-packed-auto and no --data.packed",
+            "let python -m fastseg.train decode the files: --data.no-packed-auto, no --data.packed",
             kind,
         )

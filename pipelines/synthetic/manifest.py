@@ -32,7 +32,7 @@ def open_folder(config: SyntheticConfig) -> dict[str, Any] | None:
     """
     out = config.out
     if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; give --out a folder")
+        raise DataError(f"{out} is a file; a folder was expected")
     for name in (NAME, STARTED):
         found = _read(out / name)
         if found is not None:
@@ -42,7 +42,7 @@ def open_folder(config: SyntheticConfig) -> dict[str, Any] | None:
     if foreign:
         raise DataError(
             f"{out} already holds {', '.join(foreign)} but no {NAME}: it is not a synthetic set. "
-            "Choose another --out"
+            "Choose another folder"
         )
     out.mkdir(parents=True, exist_ok=True)
     _write(out / STARTED, _header(config))
@@ -92,7 +92,7 @@ def _compare(out: Path, found: dict[str, Any], config: SyntheticConfig) -> None:
     if differing:
         raise DataError(
             f"{out} holds a synthetic set of other settings: {'; '.join(differing)}. "
-            "Choose another --out, ask for the settings that are there, or delete the folder"
+            "Choose another folder, ask for the settings that are there, or delete the folder"
         )
 
 

@@ -1,0 +1,167 @@
+"""Every option that a message, a help text or README.md names is one of the command it is for."""
+
+import ast
+import io
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from fastseg import data, doctor, evaluate, train
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("fastseg", "kernels", "pipelines")
+OPTION = re.compile(r"(?<![\w-])--[a-z]\w*(?:[-.](?:\w+|\{\}))*")
+COMMAND = re.compile(r"python -m (fastseg\.data \w+|fastseg\.\w+)")
+
+TRAIN = {"fastseg.train"}
+SCORE = {"fastseg.evaluate"}
+LOOK = {f"fastseg.data {name}" for name in ("check", "stats", "show", "pack")}
+PREPARE = {"fastseg.data prepare"}
+WRITE = {f"fastseg.data {name}" for name in data.COMMANDS}
+
+PRINTED_BY = {
+    "fastseg/cli.py": TRAIN | SCORE | WRITE,
+    "fastseg/cli.py --preset": TRAIN,
+    "fastseg/cli.py --config": TRAIN,
+    # scoring compiles nothing, and the data commands use no network
+    "fastseg/cli.py --speed.compile": TRAIN,
+    "fastseg/cli.py --precision": TRAIN | SCORE,
+    "fastseg/cli.py --data.eval-batch-size": TRAIN | SCORE,
+    "fastseg/cli.py --data.eval-size": TRAIN | SCORE,
+    "fastseg/checkpoint.py": TRAIN | SCORE,
+    "fastseg/evaluate.py": SCORE,
+    "fastseg/precision.py": TRAIN | SCORE,
+    "fastseg/ranks.py": TRAIN | SCORE,
+    "pipelines/build.py": TRAIN | SCORE,
+    "pipelines/build.py --data.dataset": TRAIN | LOOK,
+    # evaluate takes the cache from the config of its run, which has refused this
+    "pipelines/build.py --data.cache": TRAIN,
+    # evaluate takes data set and modalities from its run
+    "pipelines/catalogue/kitti360.py": TRAIN | LOOK,
+    "pipelines/catalogue/muses.py --data.dataset": TRAIN | LOOK,
+    "pipelines/check.py": {"fastseg.data check"},
+    "pipelines/dali_loader.py": TRAIN | SCORE,
+    "pipelines/decode.py": TRAIN | LOOK,
+    "pipelines/files.py": TRAIN | SCORE | LOOK,
+    "pipelines/pack.py": {"fastseg.data pack"},
+    "pipelines/packed.py": TRAIN | SCORE,
+    "pipelines/plan.py": TRAIN | SCORE,
+    "pipelines/projection/": PREPARE,
+    "pipelines/synthetic/": TRAIN | {"fastseg.data synthetic"},
+}
+"""The commands that print the messages of a file or folder, or those of one option; else train.
+
+An option may also be one of the command that the message names before it.
+"""
+
+FOREIGN = {
+    "--init": "git submodule",
+    "--index-url": "pip",
+    "--no-build-isolation": "pip",
+    "--upgrade": "pip",
+    "--max-restarts": "torchrun",
+    "--nproc-per-node": "torchrun",
+    "--standalone": "torchrun",
+    # scripts of bench/, which is not installed
+    "--commit": "bench/gpu_record.py",
+    "--only": "bench/gpu_record.py",
+}
+"""Options of other programs."""
+
+
+@pytest.fixture(scope="module")
+def accepted():
+    """The options of each command as ``--help`` lists them in one column."""
+    calls = {
+        "fastseg.train": (train.main, ["--help"]),
+        "fastseg.evaluate": (evaluate.main, ["--help"]),
+        "fastseg.doctor": (doctor.main, ["--help"]),
+        **{f"fastseg.data {name}": (data.main, [name, "--help"]) for name in data.COMMANDS},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        found = {name: listed(main, words) for name, (main, words) in calls.items()}
+    # read before the fields of the preset, and described above the list
+    found["fastseg.train"] |= {"--preset", "--config"}
+    assert {"--data.root", "--root"} <= found["fastseg.data check"]
+    return found
+
+
+def listed(main, words):
+    text = io.StringIO()
+    with redirect_stdout(text), pytest.raises(SystemExit):
+        main(words)
+    # two characters of frame, then the option; descriptions are set in deeper
+    lines = [line for line in text.getvalue().splitlines() if re.match("..-", line)]
+    return {option for line in lines for option in OPTION.findall(line)}
+
+
+def texts(source):
+    """Every string of a file, f-strings whole with {} for what is filled in."""
+    parts = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts |= {id(part) for part in ast.walk(node)}
+            yield "".join(v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)
+        elif (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts
+        ):
+            yield node.value
+
+
+def mentions(text):
+    """``(option, the command that was named before it or None)`` for every option in a text."""
+    # the name alone is the definition of an option
+    if OPTION.fullmatch(text):
+        return
+    start, *others = COMMAND.split(text)
+    for command, part in [(None, start), *zip(others[::2], others[1::2], strict=True)]:
+        for option in OPTION.findall(part.replace(".*", ".{}")):
+            yield option, command
+
+
+def refused_by(commands, option, accepted):
+    """The commands without an option of that name; {} stands for any part of it."""
+    pattern = re.compile(re.escape(option).replace(r"\{\}", ".+"))
+    return sorted(c for c in commands if not any(map(pattern.fullmatch, accepted[c])))
+
+
+def printed_by(path, option):
+    keys = (f"{path} {option}", path, *(f"{folder}/" for folder in Path(path).parents))
+    return next((PRINTED_BY[key] for key in map(str, keys) if key in PRINTED_BY), TRAIN)
+
+
+def files():
+    for path in sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py")):
+        # --name is a variable in a style sheet
+        if path.parent.name != "report":
+            yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+
+
+def test_messages_name_options_that_their_commands_have(accepted):
+    wrong = []
+    for path, source in files():
+        for option, command in (pair for text in texts(source) for pair in mentions(text)):
+            missing = refused_by(printed_by(path, option), option, accepted)
+            named = command is not None and not refused_by({command}, option, accepted)
+            if option not in FOREIGN and missing and not named:
+                wrong.append(f"{path}: {option} is no option of {', '.join(missing)}")
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_readme_names_options_that_some_command_has(accepted):
+    wrong = [
+        option
+        for option, _ in mentions((ROOT / "README.md").read_text(encoding="utf-8"))
+        if option not in FOREIGN and len(refused_by(accepted, option, accepted)) == len(accepted)
+    ]
+    assert wrong == []
+
+
+def test_nothing_installs_another_project_of_the_same_name():
+    # the package index has a fastseg of others: the extras are to be had from the clone alone
+    sources = {**dict(files()), "README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+    found = {name for name, text in sources.items() if re.search(r"pip install\W+fastseg\b", text)}
+    assert found == set()
