@@ -22,6 +22,7 @@ from fastseg.models import SegFormer
 from fastseg.pipelines import Batch, ModalitySpec, build_loader
 from fastseg.pipelines.corrupt import describe
 from fastseg.pipelines.display import picture
+from fastseg.pipelines.synthetic import shown_name
 from fastseg.report import (
     Picture,
     RunReport,
@@ -86,9 +87,10 @@ def write_run_report(
     if not context.ranks.is_first:
         return table(context, results)
     spec, full = context.spec, context.subsets[-1].name
+    name = shown_name(spec.name, context.config.data.root)
     write_results(folder / "results.csv", results, spec.classes)
     report = RunReport(
-        title=f"{context.config.name}: {spec.name}, {context.config.model.backbone}",
+        title=f"{context.config.name}: {name}, {context.config.model.backbone}",
         config=to_dict(context.config),
         history=history,
         results=results,

@@ -19,6 +19,7 @@ from .pool import bar, each
 from .raw import read_events, read_points, read_polar
 from .samples import read_label
 from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
+from .synthetic import shown_name
 
 LISTED = 20
 """Findings of a kind that a summary prints."""
@@ -105,7 +106,7 @@ def check_dataset(
             hint = f". {spec.hint}" if spec.hint else ""
             report.faults.append(Finding("missing", f"{root / name} does not exist{hint}"))
     total = sum(map(len, listed))
-    with bar(f"checking {spec.name}", "sample", total, progress) as shown:
+    with bar(f"checking {shown_name(spec.name, root)}", "sample", total, progress) as shown:
         for files in listed:
             look = partial(check_sample, replace(files, sample_ids=()))
             sizes: Counter[str] = Counter()
@@ -127,7 +128,8 @@ def check_dataset(
 
 def summarise(report: CheckReport) -> str:
     """Counts per split and condition, then up to 20 faults and the numbers of all."""
-    lines = [f"{report.dataset} at {report.root}: {', '.join(report.modalities)}"]
+    shown = shown_name(report.dataset, Path(report.root))
+    lines = [f"{shown} at {report.root}: {', '.join(report.modalities)}"]
     for name, split in report.splits.items():
         of = f" of {split.published} published" if split.published else ""
         lines.append(f"  {name}: {split.samples}{of} samples")

@@ -20,6 +20,7 @@ from .files import SplitFiles
 from .pool import bar, each
 from .samples import read_label
 from .spec import ModalitySpec
+from .synthetic import shown_name
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def measure(files: SplitFiles, workers: int = 0, progress: bool = True) -> dict[
     """
     look = partial(measure_sample, replace(files, sample_ids=()))
     samples: list[SampleSums] = []
-    with bar(f"measuring {files.spec.name}", "sample", len(files), progress) as shown:
+    with bar(
+        f"measuring {shown_name(files.spec.name, files.root)}", "sample", len(files), progress
+    ) as shown:
         for sample in each(look, files.sample_ids, workers):
             samples.append(sample)
             shown.update()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,22 @@ from .writer import Record
 NAME: Final = "manifest.json"
 STARTED: Final = "manifest.partial.json"
 """Holds the settings only, from the first frame until the manifest replaces it."""
+DATASET: Final = "fastseg synthetic"
+
+
+def shown_name(name: str, root: Path) -> str:
+    """What people are told a data set is: its spec's name, or that its scenes are synthetic.
+
+    Args:
+        name: name of the spec that ``root`` is read by.
+        root: folder of the data set, whole or still being rendered.
+    """
+    for manifest in (NAME, STARTED):
+        # a file of another origin may have the name, and anything in it
+        with suppress(OSError, DataError):
+            if (_read(root / manifest) or {}).get("dataset") == DATASET:
+                return f"synthetic scenes ({name} layout)"
+    return name
 
 
 def open_folder(config: SyntheticConfig) -> dict[str, Any] | None:
@@ -74,7 +91,7 @@ def close_folder(config: SyntheticConfig, records: dict[Frame, Record]) -> None:
 
 def _header(config: SyntheticConfig) -> dict[str, Any]:
     return {
-        "dataset": "fastseg synthetic",
+        "dataset": DATASET,
         "version": VERSION,
         "profile": config.profile,
         "settings": config.settings(),

@@ -61,6 +61,11 @@ def test_a_run_leaves_everything_it_promises(finished):
         assert word in done.stderr
 
 
+def test_the_report_says_that_the_scenes_are_synthetic(finished):
+    page = (finished[0] / "report.html").read_text()
+    assert "<h1>debug: synthetic scenes (deliver layout), mit_nano</h1>" in page
+
+
 def test_results_have_one_row_per_network_and_subset(finished):
     with (finished[0] / "results.csv").open() as file:
         rows = list(csv.DictReader(file))

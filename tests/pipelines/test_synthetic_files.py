@@ -17,7 +17,7 @@ from PIL import Image
 
 from fastseg import data
 from fastseg.pipelines.errors import DataError
-from fastseg.pipelines.synthetic import PROFILES, SyntheticConfig, generate, profile
+from fastseg.pipelines.synthetic import PROFILES, SyntheticConfig, generate, profile, shown_name
 from fastseg.pipelines.synthetic.writer import array_hash
 
 REPO = Path(__file__).parents[2]
@@ -145,6 +145,23 @@ def test_broken_manifest_is_named(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json is not valid JSON"):
         generate(SyntheticConfig(tmp_path))
+
+
+def test_a_rendered_set_is_called_synthetic_where_people_read_its_name(made, tmp_path, capsys):
+    called = "synthetic scenes (deliver layout)"
+    assert shown_name("deliver", made.out) == called
+    assert data.main(["check", "--data.root", str(made.out), "--workers", "1"]) == 0
+    assert capsys.readouterr().out.startswith(f"{called} at {made.out}: ")
+    # one that is still being rendered has its settings already
+    (tmp_path / "manifest.partial.json").write_bytes((made.out / "manifest.json").read_bytes())
+    assert shown_name("deliver", tmp_path) == called
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[1]", b"{}", b'{"dataset": "ours"}', b"\xff"])
+def test_a_set_of_other_origin_keeps_its_name(tmp_path, content):
+    if content is not None:
+        (tmp_path / "manifest.json").write_bytes(content)
+    assert shown_name("deliver", tmp_path) == "deliver"
 
 
 @pytest.mark.parametrize(
