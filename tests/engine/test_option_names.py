@@ -11,9 +11,10 @@ import pytest
 from fastseg import data, doctor, evaluate, train
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROOMS = ("fastseg", "kernels", "pipelines")
 OPTION = re.compile(r"(?<![\w-])--[a-z]\w*(?:[-.](?:\w+|\{\}))*")
-COMMAND = re.compile(r"python -m (fastseg\.data \w+|fastseg\.\w+)")
+COMMAND = re.compile(r"-m (fastseg\.data \w+|fastseg\.\w+)")
 
 TRAIN = {"fastseg.train"}
 SCORE = {"fastseg.evaluate"}
@@ -125,12 +126,12 @@ def mentions(text):
 def refused_by(commands, option, accepted):
     """The commands without an option of that name; {} stands for any part of it."""
     pattern = re.compile(re.escape(option).replace(r"\{\}", ".+"))
-    return sorted(c for c in commands if not any(map(pattern.fullmatch, accepted[c])))
+    return sorted(c for c in commands if not any(map(pattern.fullmatch, accepted.get(c, ()))))
 
 
 def printed_by(path, option):
     keys = (f"{path} {option}", path, *(f"{folder}/" for folder in Path(path).parents))
-    return next((PRINTED_BY[key] for key in map(str, keys) if key in PRINTED_BY), TRAIN)
+    return next((PRINTED_BY[key] for key in keys if key in PRINTED_BY), TRAIN)
 
 
 def files():
@@ -151,17 +152,25 @@ def test_messages_name_options_that_their_commands_have(accepted):
     assert wrong == [], "\n".join(wrong)
 
 
-def test_readme_names_options_that_some_command_has(accepted):
-    wrong = [
-        option
-        for option, _ in mentions((ROOT / "README.md").read_text(encoding="utf-8"))
-        if option not in FOREIGN and len(refused_by(accepted, option, accepted)) == len(accepted)
-    ]
-    assert wrong == []
+def test_messages_name_commands_that_there_are(accepted):
+    named = {c for _, source in files() for text in texts(source) for c in COMMAND.findall(text)}
+    assert named <= {*accepted, "fastseg.data"}
+
+
+def test_readme_names_options_that_its_commands_have(accepted):
+    wrong = []
+    for line in README.replace("\\\n", " ").splitlines():
+        for option, command in mentions(line):
+            # a table has the options of training and of scoring
+            commands = [command] if command else list(accepted)
+            refused = refused_by(commands, option, accepted)
+            if option not in FOREIGN and len(refused) == len(commands):
+                wrong.append(f"{option} in: {line}")
+    assert wrong == [], "\n".join(wrong)
 
 
 def test_nothing_installs_another_project_of_the_same_name():
     # the package index has a fastseg of others: the extras are to be had from the clone alone
-    sources = {**dict(files()), "README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+    sources = {**dict(files()), "README.md": README}
     found = {name for name, text in sources.items() if re.search(r"pip install\W+fastseg\b", text)}
     assert found == set()
