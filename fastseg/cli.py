@@ -21,6 +21,7 @@ import tyro
 from fastseg.config import TrainConfig, read_config
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.pipelines import DataError
+from fastseg.pipelines.workers import worker_fault
 from fastseg.presets import PRESETS, get_preset
 from fastseg.ranks import OthersFailed, Ranks, join
 from fastseg.regions import compile_failure
@@ -87,6 +88,9 @@ def explain(error: BaseException) -> tuple[int, str | None]:
             f"error: torch.compile failed ({reason})\n"
             "The same command with --speed.compile off goes on from the last checkpoint."
         )
+    # torch raises it wherever the run is when a worker dies
+    if isinstance(error, RuntimeError) and (fault := worker_fault(error)) is not None:
+        return BAD_INPUT, f"error: {fault}"
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return BAD_INPUT, f"error: {explain_os_error(error)}"
     if isinstance(error, KeyboardInterrupt):

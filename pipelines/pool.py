@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from .workers import cannot_start, obey_parent_only, stop_signals_blocked, worker_fault
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,6 +23,8 @@ _CHUNK = 8
 """Items per task: short enough that an interrupt is answered within a second or two."""
 _POOL_FROM = 32
 """With fewer items than this, starting processes costs more than it saves."""
+_IN_LINE = "--workers 1"
+"""The option by which the commands do without processes."""
 
 
 def usable_cpus() -> int:
@@ -43,23 +46,30 @@ def each(
 
     Raises:
         KeyboardInterrupt: after the processes have finished their pieces and ended.
+        DataError: the processes cannot be started, or one of them was killed.
     """
     processes = min(processes or usable_cpus(), len(items) // _CHUNK)
     if processes < 2 or len(items) < _POOL_FROM:
         yield from map(function, items)
         return
     # spawn: a forked child of a process with threads may hang
-    pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
     try:
-        with _interrupts_ignored():
+        pool = ProcessPoolExecutor(
+            processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+        )
+    except OSError as error:
+        raise cannot_start(error, _IN_LINE) from None
+    try:
+        # an interrupt reaches the whole process group; the parent alone answers it
+        with stop_signals_blocked(spawning=True):
             tasks = [
                 pool.submit(_chunk, function, items[i : i + _CHUNK])
                 for i in range(0, len(items), _CHUNK)
             ]
         for task in as_completed(tasks):
             yield from task.result()
+    except BrokenProcessPool as error:
+        raise (worker_fault(error, _IN_LINE) or error) from None
     finally:
         # running pieces end and their files are kept; waiting leaves no process behind
         pool.shutdown(wait=True, cancel_futures=True)
@@ -75,23 +85,8 @@ def _chunk(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
     return [function(item) for item in items]
 
 
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Start children that ignore an interrupt from the keyboard, also while they still import.
-
-    It reaches the whole process group; the parent alone answers it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def _start_worker() -> None:
+    obey_parent_only()
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

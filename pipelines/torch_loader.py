@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import signal
+import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,9 +22,12 @@ from .normalise import Normaliser
 from .plan import Plan
 from .prefetch import ThreadPrefetcher
 from .samples import Sample, SampleReader, render
+from .workers import cannot_start, obey_parent_only, stop_signals_blocked, worker_fault
 
 _PREFETCH = 2
 """Batches that are prepared ahead, per worker."""
+_POLL_S, _PATIENCE_S = 5, 600
+"""Seconds between looks at the workers, and without a batch until they count as stuck."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class RawBatch:
         images = tuple(image.pin_memory() for image in self.images)
         return replace(self, images=images, labels=self.labels.pin_memory())
 
+    def shared(self) -> RawBatch:
+        """The same in memory that other processes can map.
+
+        Raises:
+            RuntimeError: there is too little of it (``/dev/shm``).
+        """
+        for tensor in (*self.images, self.labels):
+            tensor.share_memory_()
+        return self
+
 
 class BatchSource(Dataset[RawBatch | DataError]):
     """Global step to raw batch, in any process or thread and in any order.
@@ -55,20 +68,28 @@ class BatchSource(Dataset[RawBatch | DataError]):
     Args:
         plan: what to make.
         pin: make batches in memory that a GPU can read by itself.
+        share: make batches in memory that other processes can map.
     """
 
-    def __init__(self, plan: Plan, *, pin: bool) -> None:
+    def __init__(self, plan: Plan, *, pin: bool, share: bool = False) -> None:
         self._plan = plan
-        self._pin = pin
+        self._pin, self._share = pin, share
         self._reader = SampleReader(plan.files, plan.store, cache=plan.config.cache)
         self._corrupt = Corruptor(plan.corruption, plan.files, plan.seed)
         self._normalise = Normaliser(plan.files.modalities, "planes")
 
     def __getitem__(self, step: int) -> RawBatch | DataError:
         try:
-            return self._assemble(step)
+            batch = self._assemble(step)
+            # left to torch, this would fail in a thread whose errors reach nobody
+            return batch.shared() if self._share else batch
         except DataError as error:
             return error
+        except RuntimeError as error:
+            fault = worker_fault(error) if self._share else None
+            if fault is None:
+                raise
+            return fault
 
     def _assemble(self, step: int) -> RawBatch:
         files, damage = self._plan.files, self._plan.damage
@@ -136,7 +157,9 @@ class TorchLoader:
         self._pin = torch.cuda.is_available()
         shared = plan.config.cache or plan.store is not None
         self._in_processes = bool(plan.config.workers) and not shared
-        self._source = BatchSource(plan, pin=self._pin and not self._in_processes)
+        self._source = BatchSource(
+            plan, pin=self._pin and not self._in_processes, share=self._in_processes
+        )
         self._finish_images = finisher(plan)
         self._threads: ThreadPrefetcher[int, RawBatch | DataError] | None = None
         self._steps = _Steps()
@@ -177,7 +200,11 @@ class TorchLoader:
         self._workers = self._results = None
 
     def _from_workers(self, steps: range) -> Iterator[tuple[int, RawBatch | DataError]]:
-        """Results of the worker processes, which are started once and kept for later passes."""
+        """Results of the worker processes, which are started once and kept for later passes.
+
+        Raises:
+            DataError: the workers cannot be started, one was killed, or they are stuck.
+        """
         if self._workers is None:
             # garbage that owns threads, such as a pipeline of DALI, would crash in the children
             gc.collect()
@@ -190,11 +217,16 @@ class TorchLoader:
                 persistent_workers=True,
                 worker_init_fn=_start_worker,
                 pin_memory=self._pin,
+                timeout=_POLL_S,
             )
         self._steps.steps = steps
-        self._results = iter(self._workers)
+        try:
+            with stop_signals_blocked():
+                self._results = iter(self._workers)
+        except OSError as error:
+            raise cannot_start(error) from None
         for step in steps:
-            yield step, next(self._results)
+            yield step, _next_of(self._results)
 
     def _finish(
         self, raw: Iterable[tuple[int, RawBatch | DataError]], stream: object
@@ -233,9 +265,34 @@ class _Steps:
         return iter(self.steps)
 
 
+def _next_of(results: Iterator[RawBatch | DataError]) -> RawBatch | DataError:
+    """The next result of worker processes, however they fare.
+
+    Raises:
+        DataError: one of them was killed, or they are stuck.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return next(results)
+        except (RuntimeError, OSError, EOFError) as error:
+            # torch gives up at every look; its iterator can be asked again
+            if not str(error).startswith("DataLoader timed out"):
+                fault = worker_fault(error)
+                if fault is None:
+                    raise
+                raise fault from None
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"the worker processes gave no batch for {_PATIENCE_S} s: the disk of the data "
+                    "set does not answer, or they are stuck. Look at the disk, or load without "
+                    "processes by --data.workers 0; the same command continues",
+                    "memory",
+                ) from None
+
+
 def _start_worker(_worker: int) -> None:
-    """Touch nothing that the fork copied."""
-    # Ctrl-C is the parent's to handle; torch has seen to it that its SIGTERM ends us
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Touch nothing that the fork copied, and leave signals to the parent."""
+    obey_parent_only()
     # collecting objects that own threads of the parent would crash
     gc.freeze()
