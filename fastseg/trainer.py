@@ -17,11 +17,11 @@ from fastseg.evaluation import evaluate_subsets, limited
 from fastseg.fast_paths import not_taken
 from fastseg.forecast import forecast_memory, warm_up
 from fastseg.host import peak_mib
-from fastseg.interrupt import AgreedStop, StopRequest
+from fastseg.interrupt import AgreedStop, StillWaiting, StopRequest
 from fastseg.models import SegFormer, load_encoder_weights
 from fastseg.optim import choose_optimizer
 from fastseg.parallel import copy_size
-from fastseg.pipelines import Batch, build_loader
+from fastseg.pipelines import Batch, DataError, build_loader
 from fastseg.pipelines.device import on_device
 from fastseg.probe import choose_mode
 from fastseg.profiling import StepWatch, open_board
@@ -114,7 +114,7 @@ class Trainer:
         try:
             for step in range(done, session.steps):
                 began = time.perf_counter()
-                batches = [next(stream) for _ in range(self.config.accumulate)]
+                batches = self._next_batches(session, stream, done)
                 waited = time.perf_counter() - began
                 self._report_replaced(batches)
                 watch.before()
@@ -147,6 +147,23 @@ class Trainer:
         count = self.config.accumulate
         stream = self.loader.batches(start * count, stop * count)
         return on_device(stream, self.context.device)
+
+    def _next_batches(self, session: Session, stream: Iterator[Batch], done: int) -> list[Batch]:
+        """The batches of a step; without them, a requested stop saves the ``done`` steps."""
+        try:
+            with self.stop.waiting():
+                return [next(stream) for _ in range(self.config.accumulate)]
+        except StillWaiting:
+            pass
+        if self.ranks.world > 1:
+            # the others are in the next step and cannot save with this process
+            raise DataError(
+                f"{session.name} was asked to stop, and the data of step {done + 1} do not come; "
+                "the same command continues from the last checkpoint"
+            )
+        if done:
+            self._save(session, done)
+        raise Stopped(f"{session.name} stopped while waiting for the data of step {done + 1}")
 
     def _report_replaced(self, batches: Sequence[Batch]) -> None:
         """Count the samples that others have replaced, and say of each why, once per process."""
@@ -298,10 +315,13 @@ class Trainer:
         asked = self._stop_now(self.stop.requested)
         stopping = asked or self._session_steps == self.config.stop_after
         if stopping or done % self.config.save_every == 0:
-            facts = {"fingerprint": self.loader.fingerprint}
-            session.save(self.run.checkpoints, done, facts, self.config.keep_checkpoints)
+            self._save(session, done)
         if stopping:
             raise Stopped(f"{session.name} stopped after step {done} of {session.steps}")
+
+    def _save(self, session: Session, done: int) -> None:
+        facts = {"fingerprint": self.loader.fingerprint}
+        session.save(self.run.checkpoints, done, facts, self.config.keep_checkpoints)
 
     def _newest(self, name: str) -> Saved | None:
         """The newest intact state of a stage; rank 0 looks, so that all take the same."""

@@ -1,4 +1,4 @@
-"""Ctrl-C as a terminal sends it, to every process of a run: who ends, how, and what is left."""
+"""Signals as terminals and schedulers send them, to every process of a run: who ends, and how."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastseg.interrupt import SAME_REQUEST_S
 from fastseg.pipelines.dali_loader import dali_import_error
 
 REPO = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def slowed(module, target, seconds=30):
 class Group:
     """A command in a process group of its own, as a shell starts it."""
 
-    def __init__(self, command, said):
+    def __init__(self, command, said, prepare=None):
         # one thread each: these tests compete with others for the cores
         environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
         self.said = said
@@ -60,6 +61,7 @@ class Group:
                 stdout=subprocess.DEVNULL,
                 stderr=file,
                 start_new_session=True,
+                preexec_fn=prepare,
                 env=environment,
             )
 
@@ -70,8 +72,8 @@ class Group:
             assert self.process.poll() is None, self.said.read_text()
             time.sleep(0.02)
 
-    def interrupt(self):
-        os.killpg(self.process.pid, signal.SIGINT)
+    def interrupt(self, number=signal.SIGINT):
+        os.killpg(self.process.pid, number)
 
     def end(self):
         """Exit code, after which no process of the group may be left."""
@@ -101,8 +103,8 @@ def start(tmp_path):
     """Starts commands whose processes are gone after the test, whatever becomes of it."""
     groups = []
 
-    def run(command):
-        groups.append(Group(command, tmp_path / f"said-{len(groups)}"))
+    def run(command, **options):
+        groups.append(Group(command, tmp_path / f"said-{len(groups)}", **options))
         return groups[-1]
 
     yield run
@@ -134,22 +136,94 @@ def run_to_the_end(start, arguments):
     return again.said.read_text()
 
 
-def test_while_training_the_step_is_saved_and_workers_end(start, scenes, tmp_path):
-    arguments = [*options(scenes, tmp_path), "--stages.teacher.steps", "500"]
+def train_long(start, scenes, out, **more):
+    """A run with two worker processes, once it has logged a step; its options."""
+    arguments = [*options(scenes, out), "--stages.teacher.steps", "500"]
     arguments += ["--log-every", "1", "--evaluation.every", "1000"]
-    run = start(["-m", "fastseg.train", *arguments])
-    metrics = tmp_path / "debug" / "metrics.jsonl"
+    run = start(["-m", "fastseg.train", *arguments], **more)
+    metrics = out / "debug" / "metrics.jsonl"
     while not (metrics.exists() and '"train"' in metrics.read_text()):
         assert run.process.poll() is None, run.said.read_text()
         time.sleep(0.02)
     assert len(run.members()) >= 3  # itself and two workers
-    run.interrupt()
-    assert run.end() == 0
-    assert "run the same command again to continue" in run.said.read_text()
+    return run, arguments
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_while_training_the_step_is_saved_and_workers_end(start, scenes, tmp_path, name):
+    run, arguments = train_long(start, scenes, tmp_path)
+    run.interrupt(signal.Signals[name])
+    run.interrupt(signal.Signals[name])  # as torchrun and a closing terminal repeat it
+    assert run.end() == 0, run.said.read_text()
+    said = run.said.read_text()
+    assert "run the same command again to continue" in said
+    assert "Traceback" not in said
     assert left_over(tmp_path) == []
-    again = start(["-m", "fastseg.train", *arguments, "--stop-after", "1"])
-    assert again.end() == 0
-    assert "continued at step" in again.said.read_text()
+    if name == "SIGINT":
+        again = start(["-m", "fastseg.train", *arguments, "--stop-after", "1"])
+        assert again.end() == 0
+        assert "continued at step" in again.said.read_text()
+
+
+def test_a_run_under_nohup_outlives_its_terminal(start, scenes, tmp_path):
+    def nohup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    run, _ = train_long(start, scenes, tmp_path, prepare=nohup)
+    metrics = tmp_path / "debug" / "metrics.jsonl"
+    before = metrics.read_text().count("\n")
+    run.interrupt(signal.SIGHUP)
+    while metrics.read_text().count("\n") < before + 6:  # more than what workers had prepared
+        assert run.process.poll() is None, run.said.read_text()
+        time.sleep(0.02)
+    run.interrupt(signal.SIGTERM)
+    assert run.end() == 0
+
+
+def test_workers_end_with_a_run_that_is_killed(start, scenes, tmp_path):
+    run, _ = train_long(start, scenes, tmp_path)
+    run.process.kill()
+    assert run.end() == -signal.SIGKILL
+
+
+def test_a_killed_worker_is_one_message(start, scenes, tmp_path):
+    run, _ = train_long(start, scenes, tmp_path)
+    os.kill(max(run.members()), signal.SIGKILL)
+    assert run.end() == 2
+    said = run.said.read_text()
+    assert said.count("error:") == 1
+    assert "a worker process was killed" in said
+    assert "--data.workers 0" in said
+    assert "Traceback" not in said
+
+
+STUCK = """
+import sys, time
+from fastseg import interrupt
+from fastseg.pipelines.torch_loader import BatchSource
+interrupt.DATA_PATIENCE_S = 1.0
+plain = BatchSource._assemble
+def stuck(self, step):
+    if step == 2:
+        print("MARK", file=sys.stderr, flush=True)
+        time.sleep(1000)
+    return plain(self, step)
+BatchSource._assemble = stuck
+from fastseg import train
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_while_waiting_for_data_that_do_not_come_the_steps_done_are_saved(start, scenes, tmp_path):
+    run = start(["-c", STUCK, *options(scenes, tmp_path)])
+    run.wait_for("MARK")
+    while not (tmp_path / "debug" / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    time.sleep(1)  # for the two steps that have their data
+    run.interrupt(signal.SIGTERM)
+    assert run.end() == 0, run.said.read_text()
+    assert "stopped while waiting for the data of step 3" in run.said.read_text()
+    assert [p.name for p in (tmp_path / "debug/checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_while_loading_nothing_is_begun(start, scenes, tmp_path):
@@ -198,7 +272,7 @@ def test_the_second_one_ends_at_once(start, scenes, tmp_path):
     run = start([*slowed("fastseg.step", "TrainStep.__call__"), *arguments])
     run.wait_for("MARK")
     run.interrupt()
-    time.sleep(0.5)
+    time.sleep(SAME_REQUEST_S + 0.5)
     assert run.process.poll() is None  # the step is being finished
     began = time.monotonic()
     run.interrupt()
