@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from fastseg import evaluate, train
 
@@ -135,3 +138,37 @@ def test_a_wrong_option_is_said_once(launch):
     codes, _, said = launch([*TRAIN, "--data.siez", "64"]).finish()
     assert codes == [2, 2]
     assert said.count("Unrecognized options:") == 1
+
+
+def test_ranks_whose_torchrun_is_killed_save_and_leave(scenes, tmp_path, environment):
+    long = ["--stages.teacher.steps", "4000", "--evaluation.every", "5000", "--log-every", "1"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *torchrun, *TRAIN, *options(scenes, tmp_path, *long)]
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        launcher = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    try:
+        wait_for_training(tmp_path / "debug", [launcher])
+        launcher.kill()
+        launcher.wait()
+        deadline = time.monotonic() + 60
+        while processes_of(tmp_path):
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.1)
+    finally:
+        for pid in processes_of(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    assert "run the same command again to continue" in said.read_text()
+    (state,) = (tmp_path / "debug" / "checkpoints").iterdir()
+    newest = int(state.name.removeprefix("step-"))
+    assert rows(tmp_path / "debug")[-1]["step"] == newest
+
+
+def processes_of(folder):
+    """Ids of the living processes that a run into a folder has; torchrun gives each a session."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if os.fsencode(folder) in command.read_bytes():
+                found.append(int(command.parent.name))
+    return found
