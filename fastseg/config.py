@@ -273,7 +273,7 @@ def from_dict(kind: type[Any], values: Any, where: str = "config") -> Any:
 def read_config(path: Path) -> TrainConfig:
     """Read the ``config.json`` of a run."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}: give the config.json of a run") from None
     except ValueError as error:

@@ -183,7 +183,7 @@ def read_results(path: Path) -> tuple[list[SubsetResult], tuple[str, ...]]:
         ValueError: there is no such file, or a row is not one of `write_results`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"no results at {path}: give the results.csv of a run") from None
     except UnicodeDecodeError:

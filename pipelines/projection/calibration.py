@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     check_regular(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror}; it is part of the download. Check --root",

@@ -36,7 +36,7 @@ def read_gnss(path: Path) -> Twist:
     """
     check_regular(path)
     try:
-        values = [int(word) for word in path.read_text(encoding="utf-8").split("\n")[0].split()]
+        values = [int(word) for word in path.read_text(encoding="utf-8-sig").split("\n")[0].split()]
     except (OSError, ValueError) as error:
         raise DataError(
             f"cannot read {path}: {error}; restore it, or use --no-motion", "damaged"

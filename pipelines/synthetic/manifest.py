@@ -115,7 +115,7 @@ def _compare(out: Path, found: dict[str, Any], config: SyntheticConfig) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except ValueError as error:
