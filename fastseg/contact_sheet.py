@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastseg.pipelines.decode import decode_modality
 from fastseg.pipelines.display import picture, to_values
 from fastseg.pipelines.files import SplitFiles
+from fastseg.pipelines.names import readable
 from fastseg.pipelines.samples import read_label
 from fastseg.pipelines.synthetic import shown_name
 from fastseg.report.pictures import label_picture, reduced
@@ -53,7 +54,7 @@ def draw_sheet(files: SplitFiles, index: int, longest: int = 512) -> Image.Image
     small, large = ImageFont.load_default(13), ImageFont.load_default(17)
 
     name = shown_name(files.spec.name, files.root)
-    title = f"{name} {files.split}: {files.sample_ids[index]}"
+    title = f"{name} {files.split}: {readable(files.sample_ids[index])}"
     pen.text((_GAP, _HEADING - 14), title, LIGHT["ink"], large, anchor="ls")
     for position, (caption, values, tile) in enumerate(tiles):
         left = _GAP + position % columns * across

@@ -25,6 +25,7 @@ from .decode import resampled
 from .errors import DataError
 from .files import SplitFiles
 from .geometry import Geometry
+from .names import name_bytes
 from .native import Array
 from .order import CORRUPTION, uniforms, words
 from .resample import resize
@@ -279,7 +280,7 @@ def stream_key(
     It has the sample's name, not its number, and so does not depend on what else is in the split;
     a sample that is listed several times has other draws each time.
     """
-    digest = hashlib.sha256(f"{files.sample_ids[index]}\0{modality.name}".encode()).digest()
+    digest = hashlib.sha256(name_bytes(f"{files.sample_ids[index]}\0{modality.name}")).digest()
     name = int.from_bytes(digest[:8], "little")
     return seed, CORRUPTION, config.seed, epoch, name, _copies(files.sample_ids)[index]
 

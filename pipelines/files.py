@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import DataError
+from .folders import matching, refuse_closed
 from .layout import case_of, conditions_of, relative_path, sample_in_line, sample_of, wildcard
+from .names import name_bytes
 from .reading import check_regular
 from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 
@@ -56,7 +60,7 @@ class SplitFiles:
     def fingerprint(self) -> str:
         """SHA-256 over the sample ids and what is absent: changes when files come or go."""
         lines = [*self.sample_ids, *(f"without {name} {i}" for name, i in sorted(self.absent))]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256(name_bytes("\n".join(lines))).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def scan_split(
     """
     chosen = spec.select(modalities)
     _check_names(spec, split, conditions, cases)
-    if not root.is_dir():
+    if not os.path.isdir(root):
+        refuse_closed(root)
         taken = root.exists()
         raise DataError(
             f"no data set at {root}: {'it is a file' if taken else 'the folder does not exist'}. "
@@ -134,9 +139,10 @@ def scan_split(
     parts = {**{m.name: m.files for m in chosen}, "label": spec.label.files}
     found = {file: _samples_with(spec, root, split, file) for fs in parts.values() for file in fs}
     if spec.split_list:
-        candidates = read_list(spec, root, split)
+        candidates = read_list(spec, root, split, set().union(*found.values()))
     else:
-        candidates = sorted(set().union(*found.values()))
+        # by their bytes, which no locale changes
+        candidates = sorted(set().union(*found.values()), key=name_bytes)
     wanted = [
         sample_id
         for sample_id in candidates
@@ -174,8 +180,17 @@ def find_sample(files: SplitFiles, name: str) -> int:
     raise DataError(f"no sample {name!r} in split {files.split!r}; did you mean {example!r}?")
 
 
-def read_list(spec: DatasetSpec, root: Path, split: str) -> list[str]:
+def read_list(spec: DatasetSpec, root: Path, split: str, there: Collection[str] = ()) -> list[str]:
     """Sample ids of a split's list file, in its order.
+
+    The first column of a line names the sample; the whole line does if one of ``there`` has that
+    name, which then has spaces in it. A byte order mark at the start of the file is no part of it.
+
+    Args:
+        spec: the data set's layout.
+        root: folder that holds it.
+        split: one of ``spec.splits``.
+        there: ids of samples that have files.
 
     Raises:
         DataError: the file is missing, has a line of another form, or names a sample twice.
@@ -183,19 +198,23 @@ def read_list(spec: DatasetSpec, root: Path, split: str) -> list[str]:
     path = root / spec.split_list.format(split=split)
     check_regular(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
+        data = path.read_bytes()
+        reason = "it is not UTF-8 text" if b"\0" in data else ""
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
         raise DataError(
             f"cannot read {path}, the list of split {split!r}: {reason}; it comes with the data "
             "set, one sample per line. Check --data.root, or restore it",
             "missing",
-        ) from error
+        )
+    # names as those of the files are read, whatever the locale
+    lines = os.fsdecode(data.removeprefix(codecs.BOM_UTF8)).split("\n")
     ids: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        sample_id = sample_in_line(spec, line.strip())
+        sample_id = sample_in_line(spec, line.strip(), there)
         if sample_id is None:
             expected = spec.list_line or spec.sample_id
             raise DataError(
@@ -237,10 +256,10 @@ def _has_conditions(spec: DatasetSpec, sample_id: str, wanted: Sequence[str]) ->
 def _samples_with(spec: DatasetSpec, root: Path, split: str, file: FileSpec) -> set[str]:
     """Ids of the samples that have this file."""
     ids = set()
-    for path in root.glob(wildcard(spec, split, file)):
-        sample_id = sample_of(spec, split, file, path.relative_to(root).as_posix())
+    for path in matching(root, wildcard(spec, split, file)):
+        sample_id = sample_of(spec, split, file, path)
         # names that start with a dot are leftovers of archive tools
-        if sample_id is not None and not path.name.startswith("."):
+        if sample_id is not None and not path.rpartition("/")[2].startswith("."):
             ids.add(sample_id)
     return ids
 
@@ -305,6 +324,12 @@ def _incomplete(files: SplitFiles, gaps: Sequence[Gap]) -> DataError:
     lines = [f"  {path}{beside(path)}" for path in paths]
     if len(gaps) > _LISTED:
         lines.append(f"  and {len(gaps) - _LISTED} more")
+    if files.spec.split_list:
+        source = files.root / files.spec.split_list.format(split=files.split)
+        lines.append(
+            f"Samples are those of {source}: up to the first space of each line, or the whole line "
+            "where files have that name."
+        )
     return DataError(
         f"{len(gaps)} files of split {files.split!r} are missing ({'; '.join(counts)}):\n"
         + "\n".join(lines)

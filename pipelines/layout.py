@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 from .errors import DataError
@@ -41,10 +41,18 @@ def wildcard(spec: DatasetSpec, split: str, file: FileSpec) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: fixed.get(m[1], "*"), file.layout or spec.layout)
 
 
-def sample_in_line(spec: DatasetSpec, line: str) -> str | None:
-    """Id of the sample in a line of a list file, up to its first space; None if it has no form."""
-    match = _regex(spec.list_line or spec.sample_id, ()).fullmatch(line.split(" ")[0])
-    return None if match is None else spec.sample_id.format(**match.groupdict())
+def sample_in_line(spec: DatasetSpec, line: str, there: Collection[str] = ()) -> str | None:
+    """Id of the sample in a line of a list file; None if the line has another form.
+
+    It is the first column, or the whole line if that is the name of a sample that is ``there``.
+    """
+    regex = _regex(spec.list_line or spec.sample_id, ())
+    for text in (line, line.split()[0]):
+        match = regex.fullmatch(text)
+        sample_id = None if match is None else spec.sample_id.format(**match.groupdict())
+        if text == line.split()[0] or sample_id in there:
+            return sample_id
+    return None
 
 
 def conditions_of(spec: DatasetSpec, sample_id: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from .errors import DataError
 from .files import SplitFiles
+from .names import local, portable
 from .spec import DatasetSpec, ModalitySpec
 
 _FORMAT = 1
@@ -80,6 +81,8 @@ class Shard:
     def to_json(self) -> bytes:
         """The file's content, with a checksum of itself."""
         content = {"format": _FORMAT, **asdict(self)}
+        for sample in content["samples"]:
+            sample["id"] = portable(sample["id"])
         return json.dumps({"sha256": _digest(content), **content}).encode()
 
     @staticmethod
@@ -101,6 +104,7 @@ class Shard:
             PackedSample(
                 **sample
                 | {
+                    "id": local(sample["id"]),
                     "arrays": tuple(Place(**a) if a else None for a in sample["arrays"]),
                     "sources": tuple(SourceState(**s) if s else None for s in sample["sources"]),
                 }

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from ..files import write_whole
+from ..pipelines.names import readable
 from .charts import training_panels, validation_panels
 from .figures import write_figures
 from .gallery import gallery
@@ -26,7 +27,7 @@ def write_report(path: Path, report: RunReport) -> None:
     whole or not at all; the page comes last.
     """
     write_figures(path.parent / "figures", report)
-    write_whole(path, render(report).encode())
+    write_whole(path, readable(render(report)).encode())
 
 
 def render(report: RunReport) -> str:
