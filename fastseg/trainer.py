@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from fastseg import checkpoint, nvidia_apex
 from fastseg.config import digest
 from fastseg.context import RunContext
+from fastseg.data_change import DataFacts, data_facts
 from fastseg.errors import ConfigError
 from fastseg.evaluation import evaluate_subsets, limited
 from fastseg.fast_paths import not_taken
@@ -61,6 +63,8 @@ class Trainer:
         self.val_loader = build_loader(self.config.data, train=False, **place)
         for warning in filter(None, (self.loader.warning, self.val_loader.warning)):
             self._say(f"warning: {warning}")
+        # rank 0 looks at the files for all
+        self._data = DataFacts(**self.ranks.share(lambda: asdict(data_facts(self.loader))))
         # loaders count micro-batches, everything here counts optimizer steps
         self.epoch = self.loader.steps_per_epoch // self.config.accumulate
         self.stop = StopRequest()
@@ -320,8 +324,7 @@ class Trainer:
             raise Stopped(f"{session.name} stopped after step {done} of {session.steps}")
 
     def _save(self, session: Session, done: int) -> None:
-        facts = {"fingerprint": self.loader.fingerprint}
-        session.save(self.run.checkpoints, done, facts, self.config.keep_checkpoints)
+        session.save(self.run.checkpoints, done, asdict(self._data), self.config.keep_checkpoints)
 
     def _newest(self, name: str) -> Saved | None:
         """The newest intact state of a stage; rank 0 looks, so that all take the same."""
@@ -337,9 +340,10 @@ class Trainer:
         step = 0
         if saved is not None:
             path, state = saved
-            if state["fingerprint"] != self.loader.fingerprint:
+            how = self._data.changed(state)
+            if how is not None:
                 change = (
-                    f"the training samples under {self.config.data.root} are not those that "
+                    f"the training samples under {self.config.data.root} {how} that "
                     f"{self.run.path} was started with"
                 )
                 if not self.config.allow_data_change:
@@ -348,6 +352,12 @@ class Trainer:
                         "others with --allow-data-change"
                     )
                 self._say(f"{change}; continuing on the others, as --allow-data-change says")
+            elif self._data.touched(state):
+                self._say(
+                    f"warning: training files under {self.config.data.root} were copied or "
+                    "rewritten since the last state was saved; names and sizes are the same, what "
+                    "is in them is not compared. If it changed, start anew with --fresh"
+                )
             session.restore(path, state)
             step = int(state["step"])
         self.metrics.rewind(session.name, step)

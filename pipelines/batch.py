@@ -12,6 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .damage import Damage
+    from .files import SplitFiles
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,14 @@ class Loader(Protocol):
 
     ``name`` says which one it is (``"torch"`` or ``"dali"``); ``reason`` why it was chosen;
     ``warning`` what to say about the data before it is used, or nothing; ``fingerprint`` is a hash
-    of the sample ids; ``damage`` knows those that cannot be read.
+    of the sample ids; ``damage`` knows those that cannot be read; ``files`` are the samples.
     """
 
     name: str
     reason: str
     warning: str
     fingerprint: str
+    files: SplitFiles
     num_samples: int
     steps_per_epoch: int
     damage: Damage

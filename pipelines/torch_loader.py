@@ -149,6 +149,7 @@ class TorchLoader:
     def __init__(self, plan: Plan, reason: str) -> None:
         self.reason = reason
         self.warning = plan.warning
+        self.files = plan.files
         self.fingerprint = plan.files.fingerprint
         self.num_samples = len(plan.files)
         self.steps_per_epoch = plan.order.steps_per_epoch

@@ -1,6 +1,7 @@
 """Faults of the data under a run: what is told, what is counted, what goes on."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fastseg.data_change import DataFacts
 from fastseg.errors import ConfigError
-from fastseg.pipelines import DataError
+from fastseg.pipelines import DataError, get_dataset
+from fastseg.pipelines.files import list_split
+from fastseg.pipelines.pack import pack_split
 from fastseg.ranks import Ranks
 
 
@@ -109,3 +113,46 @@ def test_labels_with_nothing_to_teach_are_told_before_training(own, fit, capsys)
     said = capsys.readouterr().err
     assert said.count("warning: split 'train': every pixel is ignored in all 12 labels") == 1
     assert "split 'val'" not in said
+
+
+def rewrite(root: Path, more: bytes = b"") -> None:
+    """Write a training file again, with more bytes behind its content."""
+    path = sorted(root.glob("hha/*/train/*/*.png"))[4]
+    before = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes() + more)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_changed_pixels_under_the_same_names_are_noticed(own, fit, capsys, packed):
+    if packed:
+        for split in ("train", "val"):
+            files = list_split(get_dataset("deliver"), own.data.root, split)
+            pack_split(files, own.data.root / "packed/deliver" / split, workers=1, progress=False)
+    assert not fit(replace(own, stop_after=2))[1]
+    rewrite(own.data.root, b"\0" * 8)
+    with pytest.raises(ConfigError, match=r"have files of other sizes than .*--allow-data-change"):
+        fit(own)
+    allowed = replace(own, allow_data_change=True, stop_after=1)
+    assert not fit(allowed)[1]
+    assert not fit(replace(own, stop_after=1))[1]  # the state is of the others now
+    assert "were copied or rewritten" not in capsys.readouterr().err
+
+
+def test_copied_files_are_a_warning(own, fit, capsys):
+    assert not fit(replace(own, stop_after=2))[1]
+    rewrite(own.data.root)
+    assert not fit(replace(own, stop_after=1))[1]
+    assert "warning: training files under" in capsys.readouterr().err
+    assert not fit(replace(own, stop_after=1))[1]
+    assert "warning: training files under" not in capsys.readouterr().err
+
+
+def test_states_that_know_only_names_resume() -> None:
+    facts = DataFacts("names", "sizes", "times")
+    assert facts.changed({"fingerprint": "names"}) is None
+    assert not facts.touched({"fingerprint": "names"})
+    assert facts.changed({"fingerprint": "others"}) == "are not those"
+    old = {"fingerprint": "names", "file_sizes": "sizes", "file_times": "others"}
+    assert facts.changed(old) is None
+    assert facts.touched(old)
