@@ -56,7 +56,7 @@ class RawBatch:
             RuntimeError: there is too little of it (``/dev/shm``).
         """
         for tensor in (*self.images, self.labels):
-            tensor.share_memory_()
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
         return self
 
 
