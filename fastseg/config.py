@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastseg.errors import ConfigError
 from fastseg.fast_paths import SpeedConfig
@@ -20,6 +20,18 @@ from fastseg.models import BACKBONES
 from fastseg.optim import OptimConfig
 from fastseg.parallel import ParallelConfig
 from fastseg.pipelines import DataConfig
+from fastseg.pipelines.settings import (
+    Count,
+    Natural,
+    Range,
+    Seed,
+    as_path,
+    check_fields,
+    field_types,
+    misfit,
+    shown,
+)
+from fastseg.pipelines.synthetic.config import Pixels
 from fastseg.precision import PrecisionChoice
 from fastseg.schedule import Stage
 
@@ -56,6 +68,8 @@ HARMLESS = {
 # these may change as long as their product with the number of processes stays
 BATCH_PARTS = {"data.batch_size", "accumulate"}
 
+_BelowOne = Annotated[float, Range(0, 1, below=True)]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -63,13 +77,13 @@ class ModelConfig:
 
     backbone: str = "mit_b0"
     """Encoder: mit_nano (for a CPU) or mit_b0 to mit_b5."""
-    embed_dim: int = 768
+    embed_dim: Annotated[int, Range(1, 2**16)] = 768
     """Width of the head; the published checkpoints use 768 for every backbone."""
-    dropout: float = 0.1
+    dropout: _BelowOne = 0.1
     """Channel dropout before the classifier."""
-    drop_path: float = 0.1
+    drop_path: _BelowOne = 0.1
     """Stochastic depth of the encoder's last block; it rises linearly from 0."""
-    norm_momentum: float = 0.1
+    norm_momentum: Annotated[float, Range(0, 1, above=True)] = 0.1
     """Share of the newest batch in the head's BatchNorm statistics. With dropped modalities 0.1 (as
     published) remembers little more than the subsets of the last ten steps; 0.01 averages more."""
     checkpointing: bool = False
@@ -81,15 +95,9 @@ class ModelConfig:
     """Encoder weights (ImageNet) for stages that start from the encoder; none: random."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.backbone not in BACKBONES:
             raise ValueError(unknown("backbone", self.backbone, BACKBONES))
-        if self.embed_dim < 1:
-            raise ValueError(f"embed_dim must be at least 1, got {self.embed_dim}")
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.norm_momentum <= 1:
-            raise ValueError(f"norm_momentum must be in (0, 1], got {self.norm_momentum}")
 
 
 @dataclass(frozen=True)
@@ -98,35 +106,32 @@ class EvaluationConfig:
 
     missing: Literal["drop", "zero"] = "drop"
     """A missing modality is left out of the mean (drop) or set to 0 after normalisation (zero)."""
-    every: int = 0
+    every: Natural = 0
     """Validate during training every so many steps; 0: ten times per stage."""
-    samples: int = 0
+    samples: Natural = 0
     """Samples of a validation during training; 0: all. The final table always uses all."""
-    pictures: int = 5
+    pictures: Natural = 5
     """Samples shown in the report."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "samples", "pictures"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class SyntheticData:
     """Make the synthetic data set at data.root before training if it is not there."""
 
-    train: int = 0
+    train: Natural = 0
     """Training frames; 0: never make data."""
-    val: int = 0
+    val: Natural = 0
     """Validation frames."""
-    size: int = 128
+    size: Pixels = 128
     """Height and width in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the scenes (not of the training)."""
 
     def __post_init__(self) -> None:
-        if self.train < 0 or self.val < 0:
-            raise ValueError(f"frame counts must be at least 0, got {self.train} and {self.val}")
+        check_fields(self)
         if self.train > 0 and self.val == 0:
             raise ValueError("give at least one validation frame")
 
@@ -139,17 +144,17 @@ class TrainConfig:
     """Name of the run; its folder is <out>/<name>."""
     out: Path = Path("runs")
     """Folder of all runs."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything: order, augmentation, initial weights, dropout, noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
     precision: PrecisionChoice = "fp32"
     """Arithmetic of the networks; losses are always fp32. fp16 scales the loss. auto: bf16 where
     the device multiplies it faster, else fp32; a run that is continued keeps what it began with."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Micro-batches of data.batch_size per process that make one step; BatchNorm statistics, hard
     pixels and the regulariser's information are those of a micro-batch."""
-    ema: float = 0.0
+    ema: _BelowOne = 0.0
     """Decay of an exponential moving average of the weights, which is then what is scored and
     saved, such as 0.999; 0: none."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -163,17 +168,17 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between two rows of metrics.jsonl."""
-    save_every: int = 500
+    save_every: Count = 500
     """Steps between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Checkpoints kept of the current stage."""
-    max_skipped: int = 20
+    max_skipped: Count = 20
     """Stop after so many steps in a row with a non-finite gradient."""
-    stop_after: int = 0
+    stop_after: Natural = 0
     """Save and stop after so many steps in this session, for queues with a time limit; 0: never."""
-    profile_steps: int = 0
+    profile_steps: Natural = 0
     """Profile so many steps of each stage once it runs evenly; traces go into the run folder."""
     tensorboard: bool = False
     """Write scalars for TensorBoard, too; needs pip install tensorboard."""
@@ -184,22 +189,11 @@ class TrainConfig:
     """Continue a run although training samples have come or gone since it was started."""
 
     def __post_init__(self) -> None:
-        if not self.name or not all(c.isalnum() or c in "-_." for c in self.name):
-            raise ValueError(f"name must consist of letters, digits, - _ and ., got {self.name!r}")
-        if self.name.startswith("."):
-            raise ValueError(f"name must not start with a dot, got {self.name!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-        for name in ("accumulate", "log_every", "save_every", "keep_checkpoints", "max_skipped"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("stop_after", "profile_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_fields(self)
+        _check_name("name", self.name)
         teacher = self.teacher is not None
         for name, stage in self.stages.items():
+            _check_name("the name of a stage", name)
             if stage.needs_teacher() and not teacher:
                 raise ValueError(
                     f"stage {name!r} needs a teacher: put a stage that trains one before it "
@@ -213,12 +207,20 @@ class TrainConfig:
         return self.data.batch_size * self.accumulate * max(1, self.parallel.processes)
 
 
+def _check_name(what: str, name: str) -> None:
+    """Refuse what cannot be part of a file's name."""
+    if not name or not all(c.isalnum() or c in "-_." for c in name):
+        raise ValueError(f"{what} must consist of letters, digits, - _ and ., got {shown(name)}")
+    if name.startswith("."):
+        raise ValueError(f"{what} must not start with a dot, got {shown(name)}")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Message for a name that does not exist, with the nearest one that does."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}"
+    return f"unknown {kind} {shown(name)}: {hint}known are {', '.join(known)}"
 
 
 def to_dict(config: Any) -> Any:
@@ -232,54 +234,85 @@ def to_dict(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def from_dict(kind: type[Any], values: Any, where: str = "config") -> Any:
-    """Inverse of `to_dict`: build ``kind`` and check it.
+def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
+    """Inverse of `to_dict`: build ``kind`` and check it. In paths ``~`` is expanded.
 
     Raises:
-        ConfigError: a field is unknown or its value is out of range; the message names it.
+        ConfigError: a field is unknown, or its value is of another type or out of range; the
+            message names the field, the value and what is expected.
     """
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(values, dict):
-            raise ConfigError(f"{where}: expected an object, got {values!r}")
-        hints = typing.get_type_hints(kind)
-        for name in values:
-            if name not in hints:
-                raise ConfigError(f"{where}: {unknown('field', name, hints)}")
-        parts = {k: from_dict(hints[k], v, f"{where}.{k}") for k, v in values.items()}
-        try:
-            return kind(**parts)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from error
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is dict:
+    if dataclasses.is_dataclass(kind):
+        return _settings(kind, values, where)
+    if origin is dict and isinstance(values, dict):
         return {key: from_dict(args[1], value, f"{where}.{key}") for key, value in values.items()}
-    if origin is tuple:
-        return tuple(from_dict(args[0], value, where) for value in values)
     if origin in (types.UnionType, typing.Union):
         return None if values is None else from_dict(args[0], values, where)
-    if origin is Literal:
-        if values not in args:
-            raise ConfigError(f"{where}: expected one of {', '.join(args)}, got {values!r}")
-        return values
-    if kind is float and isinstance(values, int) and not isinstance(values, bool):
-        return float(values)
-    if kind is Path:
-        return Path(values)
-    if not isinstance(values, kind):
-        raise ConfigError(f"{where}: expected {kind.__name__}, got {values!r}")
-    return values
+    value = tuple(values) if origin is tuple and isinstance(values, list) else values
+    if kind is Path and isinstance(values, str):
+        try:
+            value = as_path(values)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    if expected := misfit(kind, value):
+        raise ConfigError(f"{where}: expected {expected}, got {shown(values)}")
+    return _as_declared(kind, value)
+
+
+def _settings(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected an object, got {shown(values)}")
+    known = field_types(kind)
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{where}: {unknown('field', name, known)}")
+    parts = {name: from_dict(known[name], x, f"{where}.{name}") for name, x in values.items()}
+    try:
+        return kind(**parts)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _as_declared(kind: Any, value: Any) -> Any:
+    """Whole numbers of JSON where a field is a float, as a float."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _as_declared(args[0], value)
+    if origin is tuple:
+        return tuple(_as_declared(args[0], item) for item in value)
+    return float(value) if kind is float else value
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Read the ``config.json`` of a run."""
+    """Read the ``config.json`` of a run.
+
+    Raises:
+        ConfigError: it cannot be read, is not JSON, or holds what `from_dict` refuses.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text, object_pairs_hook=_distinct)
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}: give the config.json of a run") from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; give the config.json of a run"
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deep: give the config.json of a run") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     config: TrainConfig = from_dict(TrainConfig, values, path.name)
     return config
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which the last of two equal keys would win unseen."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+        raise ValueError(f"the field {shown(twice)} occurs twice")
+    return values
 
 
 def digest(config: TrainConfig) -> int:

@@ -23,6 +23,7 @@ from fastseg.pipelines.check import check_dataset, summarise
 from fastseg.pipelines.files import Missing, find_sample, list_split
 from fastseg.pipelines.pack import pack_split
 from fastseg.pipelines.packed import packed_folder
+from fastseg.pipelines.settings import Range, Workers, check_fields
 from fastseg.pipelines.statistics import measure
 
 
@@ -36,12 +37,11 @@ class DataSet:
     """Folder that holds it."""
     modalities: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data.modalities"])] = ()
     """Modalities to look at; none for all that are used unless named."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes; 0 for one per CPU. The result does not depend on it."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 (one per CPU) or more, got {self.workers}")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,11 @@ class Show(DataSet):
     """Split of the sample."""
     sample: str = "0"
     """Id of the sample, such as sun/train/MAP_1_point1/100000, or its number in the split."""
-    longest: int = 512
+    longest: Annotated[int, Range(16, 2**14)] = 512
     """Pixels of a picture's longer side."""
 
     def run(self) -> int:
         """Draw the sheet and write it."""
-        if self.longest < 16:
-            raise ValueError(f"longest must be at least 16 pixels, got {self.longest}")
         spec = get_dataset(self.dataset)
         refuse_raw(spec, self.modalities)
         files = list_split(spec, self.root, self.split, self.modalities)
@@ -134,16 +132,11 @@ class Pack(DataSet):
     """Splits to pack."""
     out: Path | None = None
     """Folder; none for packed/<dataset> in the root, where training finds it by itself."""
-    shard_mib: int = 512
+    shard_mib: Annotated[int, Range(1, 2**20)] = 512
     """Size of a file of arrays in MiB."""
     missing: Annotated[Missing, tyro.conf.arg(aliases=["--data.missing"])] = "error"
     """Files that are not there: refuse, pack the samples without those of a modality (zero), or
     leave the samples out (skip), as in training."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.shard_mib < 1:
-            raise ValueError(f"shard_mib must be at least 1, got {self.shard_mib}")
 
     def run(self) -> int:
         """Pack each split and say how large it is."""

@@ -12,7 +12,10 @@ from fastseg.cli import BAD_INPUT
 from fastseg.pipelines.catalogue.muses import SENSORS
 from fastseg.pipelines.check import LISTED
 from fastseg.pipelines.projection import PrepareConfig, prepare_muses
+from fastseg.pipelines.projection.prepare import PointWidth
+from fastseg.pipelines.settings import Natural, Seed, Workers, check_fields
 from fastseg.pipelines.synthetic import SyntheticConfig, generate, profile
+from fastseg.pipelines.synthetic.config import Pixels
 from fastseg.pipelines.transfer import fetch, unpack
 
 
@@ -71,14 +74,17 @@ class Prepare:
     """Splits to project."""
     motion: bool = True
     """Undo the vehicle's motion between measurement and exposure, for scenes with a GNSS file."""
-    lidar_width: int = 1
+    lidar_width: PointWidth = 1
     """Side of a LiDAR point in pixels; 2 in the enlarged images of the SDK and CAFuser."""
-    radar_width: int = 1
+    radar_width: PointWidth = 1
     """Side of a radar point in pixels; 10 in the enlarged images of the SDK and CAFuser."""
-    event_width: int = 1
+    event_width: PointWidth = 1
     """Side of an event in pixels; 2 in the enlarged images of the SDK, 3 in CAFuser's."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes; 0 for one per CPU. The files do not depend on it."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self) -> int:
         """Project what is not there yet and say what was done."""
@@ -117,20 +123,23 @@ class Synthetic:
     profile: Literal["demo", "tiny", "small", "full"] = "demo"
     """Where size and counts come from unless given: demo 128 px, 600/150/0 frames; tiny 256 px,
     160/40/40; small 512 px, 800/200/200; full 1042 px, 3983/2005/1897."""
-    size: int | None = None
+    size: Pixels | None = None
     """Height and width of the images in pixels, 64 to 1042."""
-    train: int | None = None
+    train: Natural | None = None
     """Frames of the training split."""
-    val: int | None = None
+    val: Natural | None = None
     """Frames of the validation split."""
-    test: int | None = None
+    test: Natural | None = None
     """Frames of the test split, whose streets differ on purpose from the other two."""
-    seed: int = 0
+    seed: Seed = 0
     """Changes every frame."""
     lidar: Literal["rich", "grey"] = "rich"
     """LiDAR image: rich = range, reflectivity, height; grey = range in metres as in DELIVER."""
-    workers: int = 0
+    workers: Workers = 0
     """Rendering processes; 0 for one per CPU. The files do not depend on it."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def config(self) -> SyntheticConfig:
         """The settings with the profile filled in."""

@@ -19,6 +19,7 @@ from fastseg.errors import CheckpointError
 from fastseg.host import keep_freed_memory
 from fastseg.pipelines import CorruptionConfig, DataConfig
 from fastseg.pipelines.corrupt import describe
+from fastseg.pipelines.settings import Count, Side, Workers, check_fields
 from fastseg.precision import Precision
 from fastseg.ranks import choose_device
 from fastseg.report import write_results
@@ -38,15 +39,15 @@ class EvaluateConfig:
     """Split to score; default: the evaluation split of the run."""
     missing: Annotated[Literal["drop", "zero"] | None, arg(aliases=["--evaluation.missing"])] = None
     """How a missing modality is treated; default: as in the run."""
-    size: Annotated[int | None, arg(aliases=["--data.eval-size"])] = None
+    size: Annotated[Side | None, arg(aliases=["--data.eval-size"])] = None
     """Short side of the images in pixels; default: as in the run."""
-    batch_size: Annotated[int | None, arg(aliases=["--data.eval-batch-size"])] = None
+    batch_size: Annotated[Count | None, arg(aliases=["--data.eval-batch-size"])] = None
     """Samples per step; default: as in the run."""
     loader: Annotated[Literal["auto", "dali", "torch"] | None, arg(aliases=["--data.loader"])] = (
         None
     )
     """Loader of the files; default: as in the run."""
-    workers: Annotated[int | None, arg(aliases=["--data.workers"])] = None
+    workers: Annotated[Workers | None, arg(aliases=["--data.workers"])] = None
     """Processes or threads that load, 0: in line; default: as in the run."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     """Faults to put into the sensors, none by default; such as --corruption.noise high, or
@@ -57,6 +58,9 @@ class EvaluateConfig:
     """Arithmetic; default: as in the run."""
     out: Path | None = None
     """Also write the scores to this CSV file (layout of results.csv)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @command

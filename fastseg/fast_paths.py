@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from fastseg.kernels._launch import HAS_TRITON, runs_on, why_broken
+from fastseg.pipelines.settings import check_fields
 
 Switch = Literal["auto", "on", "off"]
 
@@ -30,6 +31,9 @@ class SpeedConfig:
     attention: Literal["auto", "torch"] = "auto"
     """Kernel of the attention: auto times torch's at the network's shapes on a GPU, torch leaves
     the choice to torch."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from fastseg import kernels
 from fastseg.draws import Draws
 from fastseg.models import SegFormerOutput
+from fastseg.pipelines.settings import Fraction, Range, check_fields
 from fastseg.schedule import Stage
 
 
@@ -18,9 +19,9 @@ from fastseg.schedule import Stage
 class LossOptions:
     """Forms of the loss terms, where paper and released code differ or leave a choice."""
 
-    ohem_threshold: float = 0.7
+    ohem_threshold: Fraction = 0.7
     """Pixels whose true class has a probability below this are hard."""
-    ohem_min_kept: float = 1 / 16
+    ohem_min_kept: Fraction = 1 / 16
     """At least this share of the labelled pixels is kept."""
     hpdm: Literal["paper", "code"] = "paper"
     """paper: class means, permuted modalities, absent classes masked; code: as released."""
@@ -29,15 +30,11 @@ class LossOptions:
     rrm: Literal["paper", "code", "code-normalised"] = "paper"
     """paper: Fisher information of perturbed features; code: as released (height softmax), the sum
     of the levels divided by one number; code-normalised: each level divided by its own size."""
-    rrm_samples: int = 10
+    rrm_samples: Annotated[int, Range(1, 1024)] = 10
     """Noise samples of the regulariser."""
 
     def __post_init__(self) -> None:
-        for name in ("ohem_threshold", "ohem_min_kept"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.rrm_samples < 1:
-            raise ValueError(f"rrm_samples must be at least 1, got {self.rrm_samples}")
+        check_fields(self)
 
 
 def stage_losses(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from fastseg import nvidia_apex
 from fastseg.nvidia_apex import ApexOptimizer
+from fastseg.pipelines.settings import NotNegative, Positive, Range, check_fields
 from fastseg.precision import LossScale
 from fastseg.ranks import Ranks
 from fastseg.shards import local_part
@@ -19,6 +20,7 @@ from fastseg.shards import local_part
 Optimizer = torch.optim.AdamW | ApexOptimizer
 
 _TIMED_STEPS = 20
+_Decay = Annotated[float, Range(0, 1, below=True)]
 
 
 @dataclass(frozen=True)
@@ -28,27 +30,19 @@ class OptimConfig:
     kind: Literal["auto", "adamw", "apex_adam", "apex_lamb"] = "auto"
     """adamw: torch's fused AdamW; apex_adam: NVIDIA apex's, the same formula; apex_lamb: LAMB of
     apex, another method for large batches; auto: the faster Adam, which without apex is torch's."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay of tensors with more than one dimension; others have none."""
-    beta1: float = 0.9
+    beta1: _Decay = 0.9
     """Decay of the mean of the gradients."""
-    beta2: float = 0.999
+    beta2: _Decay = 0.999
     """Decay of the mean of their squares."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """Added to the root of the second moment."""
-    max_norm: float = 0.0
+    max_norm: NotNegative = 0.0
     """Clip the global gradient norm to this value; 0 does not clip (as published)."""
 
     def __post_init__(self) -> None:
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.eps <= 0:
-            raise ValueError(f"eps must be above 0, got {self.eps}")
-        if self.max_norm < 0:
-            raise ValueError(f"max_norm must be at least 0, got {self.max_norm}")
+        check_fields(self)
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, kind: str = "adamw") -> Optimizer:

@@ -12,7 +12,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from fastseg.batch_norm import synchronise_batch_norm
 from fastseg.errors import ConfigError
 from fastseg.models import SegFormer
+from fastseg.pipelines.settings import Natural, Range, check_fields
 from fastseg.precision import reduced_dtype
 from fastseg.ranks import Ranks
 
@@ -44,21 +45,18 @@ class ParallelConfig:
     """fsdp_root: FSDP2 as one group without resharding; replicate: a copy each (DDP); hsdp: cut
     inside a node, copied across nodes; fsdp_blocks: FSDP2 block by block, for networks that fill
     the memory; auto: measure a few steps of each and take the fastest."""
-    shard_size: int = 0
+    shard_size: Natural = 0
     """Processes that share one copy with hsdp; 0: those of one node."""
-    check_steps: int = 100
+    check_steps: Natural = 100
     """First steps of a session in which the processes compare what they are about to train."""
-    timeout: float = 10.0
+    # a backend counts in 64-bit nanoseconds
+    timeout: Annotated[float, Range(0, 1e6, above=True)] = 10.0
     """Minutes after which a collective that some process does not join ends the run."""
-    processes: int = 0
+    processes: Natural = 0
     """Processes the run was last started with; written by the run itself, 0: one."""
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "check_steps", "processes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.timeout <= 0:
-            raise ValueError(f"timeout must be above 0 minutes, got {self.timeout}")
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+
+from fastseg.pipelines.settings import Fraction, Natural, NotNegative, Positive, Range, check_fields
+
+_MOST_EPOCHS = 10**6
 
 
 @dataclass(frozen=True)
 class LossWeights:
     """Weight of every loss term; a term of weight 0 is not computed."""
 
-    ohem: float = 1.0
+    ohem: NotNegative = 1.0
     """Cross-entropy on hard pixels (OHEM) against the labels."""
-    logit: float = 0.0
+    logit: NotNegative = 0.0
     """Logit distillation: KL(teacher || student), mean over batch, classes and pixels."""
-    hpdm: float = 0.0
+    hpdm: NotNegative = 0.0
     """Hybrid prototype distillation (HPDM) over the four levels."""
-    rrm: float = 0.0
+    rrm: NotNegative = 0.0
     """Representation regularisation (RRM) by functional entropy."""
 
     def __post_init__(self) -> None:
-        for name, weight in self.active().items():
-            if not math.isfinite(weight) or weight < 0:
-                raise ValueError(f"loss weight {name} must be finite and at least 0, got {weight}")
+        check_fields(self)
         if not self.active():
             raise ValueError("all loss weights are 0: give at least one term a positive weight")
 
@@ -51,32 +52,21 @@ class Stage:
     modalities: Literal["full", "drop", "zero"] = "full"
     """What the network sees: all modalities, a random subset, or all with the others zeroed."""
     losses: LossWeights = field(default_factory=LossWeights)
-    epochs: float = 200.0
+    epochs: Annotated[float, Range(0, _MOST_EPOCHS, above=True)] = 200.0
     """Length of the stage in epochs; fractions are allowed."""
-    steps: int = 0
+    steps: Natural = 0
     """Length in steps; overrides epochs when above 0."""
-    lr: float = 6e-5
+    lr: Fraction = 6e-5
     """Learning rate after warm-up."""
-    warmup_epochs: float = 10.0
+    warmup_epochs: Annotated[float, Range(0, _MOST_EPOCHS)] = 10.0
     """Linear warm-up from warmup_ratio * lr, in epochs."""
-    warmup_ratio: float = 0.1
+    warmup_ratio: Annotated[float, Range(0, 1)] = 0.1
     """First learning rate as a share of lr."""
-    power: float = 0.9
+    power: Positive = 0.9
     """Exponent of the polynomial decay after warm-up."""
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0:
-            raise ValueError(f"epochs must be above 0, got {self.epochs}")
-        if self.steps < 0:
-            raise ValueError(f"steps must be at least 0, got {self.steps}")
-        if not 0 < self.lr < 1:
-            raise ValueError(f"lr must be between 0 and 1, got {self.lr}")
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ValueError(f"warmup_ratio must be between 0 and 1, got {self.warmup_ratio}")
-        if self.power <= 0:
-            raise ValueError(f"power must be above 0, got {self.power}")
+        check_fields(self)
         if self.losses.needs_teacher() and self.learns_from == "nobody":
             terms = ", ".join(sorted(set(self.losses.active()) - {"ohem"}))
             raise ValueError(f"the loss terms {terms} need learns_from=teacher")

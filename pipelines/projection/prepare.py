@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from ..catalogue.muses import PROJECTED, SENSORS
 from ..errors import DataError
@@ -14,6 +15,7 @@ from ..images import check_header
 from ..pool import bar, each
 from ..raw import import_h5py, read_events, read_points, read_polar
 from ..reading import read_bytes
+from ..settings import Range, Workers, check_fields
 from ..spec import unknown_name
 from ..storage import write_whole
 from .calibration import Calibration, read_calibration, read_json
@@ -26,7 +28,8 @@ from .sensors import EVENT_WINDOW_US, Motion, event_image, lidar_image, radar_im
 SETTINGS = "projection.json"
 """What the files in the folder were made with."""
 _VERSION = 1
-_WIDEST = 15
+PointWidth = Annotated[int, Range(1, 15)]
+"""Side of a drawn point in pixels."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,16 @@ class PrepareConfig:
     """Splits to project."""
     motion: bool = True
     """Undo the vehicle's motion for scenes with a GNSS file."""
-    width: dict[str, int] = field(default_factory=dict)
+    width: dict[str, PointWidth] = field(default_factory=dict)
     """Side of a point in pixels per sensor; 1 unless given."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes; 0 for one per CPU. The files do not depend on it."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for sensor in (*self.sensors, *self.width):
             if sensor not in SENSORS:
                 raise unknown_name("sensor of muses", sensor, SENSORS)
-        for sensor, width in self.width.items():
-            if not 1 <= width <= _WIDEST:
-                raise ValueError(
-                    f"the width of {sensor} points must be 1 to {_WIDEST}, got {width}"
-                )
 
     @property
     def target(self) -> Path:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+
+from ..settings import Natural, Range, Seed, Workers, check_fields
 
 SPLITS: Final[tuple[str, ...]] = ("train", "val", "test")
+Pixels = Annotated[int, Range(64, 1042)]
+"""Height and width that the scenes are made for."""
 # size, then frames of train, val, test; full has the counts of the published set
 PROFILES: Final[dict[str, tuple[int, int, int, int]]] = {
     "demo": (128, 600, 150, 0),
@@ -22,33 +26,25 @@ class SyntheticConfig:
 
     out: Path
     """Folder of the data set; made if missing, continued if unfinished."""
-    size: int = 128
+    size: Pixels = 128
     """Height and width of the images in pixels, 64 to 1042."""
-    train: int = 600
+    train: Natural = 600
     """Frames of the training split."""
-    val: int = 150
+    val: Natural = 150
     """Frames of the validation split."""
-    test: int = 0
+    test: Natural = 0
     """Frames of the test split, whose streets differ on purpose from the other two."""
-    seed: int = 0
+    seed: Seed = 0
     """Changes every frame."""
     lidar: Literal["rich", "grey"] = "rich"
     """LiDAR image: rich = range, reflectivity, height; grey = range in metres as in DELIVER."""
-    workers: int = 0
+    workers: Workers = 0
     """Rendering processes; 0 for one per CPU. The files do not depend on it."""
 
     def __post_init__(self) -> None:
-        if not 64 <= self.size <= 1042:
-            raise ValueError(f"size must be 64 to 1042 pixels, got {self.size}")
-        for split in SPLITS:
-            if getattr(self, split) < 0:
-                raise ValueError(f"{split} must be 0 or more frames, got {getattr(self, split)}")
+        check_fields(self)
         if not any(self.counts.values()):
             raise ValueError("nothing to render: train, val and test are all 0")
-        if self.lidar not in ("rich", "grey"):
-            raise ValueError(f"lidar must be rich or grey, got {self.lidar!r}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 (one per CPU) or more, got {self.workers}")
 
     @property
     def profile(self) -> str:

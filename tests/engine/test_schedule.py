@@ -90,7 +90,7 @@ def test_impossible_stage_is_refused(change, message):
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_impossible_loss_weight_is_refused(weight):
-    with pytest.raises(ValueError, match="loss weight rrm"):
+    with pytest.raises(ValueError, match="rrm must be at"):
         LossWeights(rrm=weight)
     with pytest.raises(ValueError, match="all loss weights are 0"):
         LossWeights(ohem=0)

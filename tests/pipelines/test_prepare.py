@@ -140,7 +140,7 @@ def test_sensors_and_widths_can_be_chosen(raw_tree: Path) -> None:
     prepare(raw_tree, sensors=("lidar",))
     thin = decode_image(path.read_bytes(), path, bits=(16,))
     assert (wide[..., 2] > 15000).sum() > 4 * (thin[..., 2] > 15000).sum()
-    with pytest.raises(ValueError, match="width of lidar points must be 1 to 15, got 0"):
+    with pytest.raises(ValueError, match=r"width must be .* from 1 to 15, got \{'lidar': 0\}"):
         PrepareConfig(raw_tree, width={"lidar": 0})
     with pytest.raises(DataError, match="did you mean 'lidar'"):
         PrepareConfig(raw_tree, sensors=("lidra",))

@@ -101,11 +101,10 @@ def test_the_command(
     [
         (["--sample", "16"], "has 16 samples, numbered from 0; got 16"),
         (["--sample", "MAP_2_point7/0"], "did you mean 'night/train/MAP_2_point7/00000"),
-        (["--longest", "3"], "longest must be at least 16 pixels, got 3"),
         (["--modalities", "lidra"], "did you mean 'lidar'"),
         (["--dataset", "muses-raw"], "prepare muses --root"),
     ],
-    ids=["number", "name", "size", "modality", "raw"],
+    ids=["number", "name", "modality", "raw"],
 )
 def test_what_cannot_be_shown_is_explained(
     deliver_tree: Path,
@@ -118,3 +117,8 @@ def test_what_cannot_be_shown_is_explained(
     assert data.main(["show", "--root", str(deliver_tree), "--out", str(out), *more]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_sheet_of_no_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="longest must be from 16 to 16384, got 3"):
+        data.Show(root=tmp_path, longest=3)

@@ -167,12 +167,12 @@ def test_a_set_of_other_origin_keeps_its_name(tmp_path, content):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 63}, "64 to 1042 pixels, got 63"),
+        ({"size": 63}, "from 64 to 1042, got 63"),
         ({"size": 1043}, "got 1043"),
-        ({"train": -1}, "train must be 0 or more frames, got -1"),
+        ({"train": -1}, "train must be at least 0, got -1"),
         ({"train": 0, "val": 0}, "nothing to render"),
-        ({"workers": -2}, "workers must be 0"),
-        ({"lidar": "dense"}, "rich or grey, got 'dense'"),
+        ({"workers": -2}, "workers must be from 0 to 1024, got -2"),
+        ({"lidar": "dense"}, "one of rich, grey, got 'dense'"),
     ],
 )
 def test_nonsense_is_refused(changes, message):
