@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 import fastseg
-from fastseg.cli import BAD_INPUT, explain_os_error, print_any_name
+from fastseg.cli import BAD_INPUT, PATHS, explain_os_error, print_any_name
 from fastseg.contact_sheet import draw_sheet
 from fastseg.data_making import Fetch, Prepare, Synthetic, Unpack
 from fastseg.files import write_whole
@@ -172,9 +172,10 @@ def main(args: list[str] | None = None) -> int:
     command: Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
     print_any_name()
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, args=args, prog="python -m fastseg.data", description=__doc__
-        )
+        with PATHS:
+            command = tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, args=args, prog="python -m fastseg.data", description=__doc__
+            )
         return command.run()
     except ValueError as error:  # DataError is one
         print(f"error: {error}", file=sys.stderr)
