@@ -11,7 +11,7 @@ from fastseg.cli import command, parse_config, processes
 from fastseg.config import TrainConfig
 from fastseg.context import RunContext
 from fastseg.host import keep_freed_memory
-from fastseg.pipelines.synthetic import SyntheticConfig, generate
+from fastseg.pipelines.synthetic import SyntheticConfig, foreign_file, generate
 from fastseg.run_folder import RunFolder
 from fastseg.scoring import write_run_report
 from fastseg.telemetry import duration, say
@@ -43,18 +43,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_data(config: TrainConfig) -> None:
-    """Generate the synthetic data set that a preset asks for; does nothing if it is complete."""
-    wanted = config.synthetic
-    if wanted.train:
-        generate(
-            SyntheticConfig(
-                out=config.data.root,
-                size=wanted.size,
-                train=wanted.train,
-                val=wanted.val,
-                seed=wanted.seed,
-            )
+    """Generate the synthetic data set that a preset asks for; does nothing if it is complete.
+
+    Nothing is rendered where another data set is asked for or there: that one is trained on.
+    """
+    wanted, root = config.synthetic, config.data.root
+    if not wanted.train:
+        return
+    # the set has DELIVER's layout, and its variants only read it differently
+    if not config.data.dataset.startswith("deliver"):
+        say(f"no synthetic data: data.dataset is {config.data.dataset}")
+        return
+    if found := foreign_file(root):
+        say(f"no synthetic data: {root} holds other files, such as {found.name}")
+        return
+    generate(
+        SyntheticConfig(
+            out=root, size=wanted.size, train=wanted.train, val=wanted.val, seed=wanted.seed
         )
+    )
 
 
 if __name__ == "__main__":

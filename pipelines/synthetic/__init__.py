@@ -6,6 +6,6 @@ it say nothing about published results.
 
 from .config import PROFILES, SyntheticConfig, profile
 from .generation import generate
-from .manifest import shown_name
+from .manifest import foreign_file, shown_name
 
-__all__ = ["PROFILES", "SyntheticConfig", "generate", "profile", "shown_name"]
+__all__ = ["PROFILES", "SyntheticConfig", "foreign_file", "generate", "profile", "shown_name"]

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError
 from .catalogue import CLASS_ID
 from .config import SPLITS, SyntheticConfig
-from .plan import FOLDERS, Frame
+from .plan import Frame
 from .rng import VERSION
 from .writer import Record
 
@@ -38,6 +38,17 @@ def shown_name(name: str, root: Path) -> str:
     return name
 
 
+def foreign_file(out: Path) -> Path | None:
+    """Something in a folder that is no synthetic set; None if a set may be rendered there.
+
+    A set is known by its manifest, which is there from before the first frame. Hidden files, such
+    as those that a version control system keeps in an empty folder, do not count.
+    """
+    if not out.is_dir() or any(_is_manifest(out / name) for name in (NAME, STARTED)):
+        return None
+    return next((path for path in sorted(out.iterdir()) if not path.name.startswith(".")), None)
+
+
 def open_folder(config: SyntheticConfig) -> dict[str, Any] | None:
     """Claim the folder for these settings, or explain why it cannot be.
 
@@ -50,17 +61,16 @@ def open_folder(config: SyntheticConfig) -> dict[str, Any] | None:
     out = config.out
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; a folder was expected")
-    for name in (NAME, STARTED):
-        found = _read(out / name)
-        if found is not None:
-            _compare(out, found, config)
-            return found if name == NAME else None
-    foreign = [folder for folder in FOLDERS if (out / folder).exists()]
-    if foreign:
+    if found := foreign_file(out):
         raise DataError(
-            f"{out} already holds {', '.join(foreign)} but no {NAME}: it is not a synthetic set. "
-            "Choose another folder"
+            f"{out} holds other files, such as {found.name}, and is not a synthetic set: nothing "
+            "was written. Choose another folder, one that is empty or not there"
         )
+    for name in (NAME, STARTED):
+        manifest = _read(out / name)
+        if manifest is not None:
+            _compare(out, manifest, config)
+            return manifest if name == NAME else None
     out.mkdir(parents=True, exist_ok=True)
     _write(out / STARTED, _header(config))
     return None
@@ -99,7 +109,9 @@ def _header(config: SyntheticConfig) -> dict[str, Any]:
 
 
 def _compare(out: Path, found: dict[str, Any], config: SyntheticConfig) -> None:
-    there = {"version": found.get("version"), **found.get("settings", {})}
+    settings = found.get("settings")
+    there = settings if isinstance(settings, dict) else {}
+    there = {"version": found.get("version"), **there}
     here = {"version": VERSION, **config.settings()}
     differing = [
         f"{name} is {there.get(name)}, asked for {value}"
@@ -113,6 +125,15 @@ def _compare(out: Path, found: dict[str, Any], config: SyntheticConfig) -> None:
         )
 
 
+def _is_manifest(path: Path) -> bool:
+    """Whether a file is ours, or may have been before it was damaged."""
+    try:
+        content = _read(path)
+    except DataError:
+        return True
+    return content is not None and content.get("dataset") == DATASET
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -120,10 +141,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise DataError(
-            f"{path} is not valid JSON ({error}); delete the folder and rerun"
+            f"{path} is not valid JSON ({error}), so that nothing tells whether the folder holds a "
+            "synthetic set: choose another --out, or delete the folder if it holds nothing else"
         ) from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is not a manifest; delete the folder and rerun")
+        raise DataError(f"{path} is not a manifest of a synthetic set; choose another --out")
     return content
 
 

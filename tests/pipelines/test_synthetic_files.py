@@ -129,9 +129,19 @@ def test_other_settings_are_refused_while_unfinished(tmp_path):
 
 
 def test_foreign_folder_is_refused(tmp_path):
-    (tmp_path / "img").mkdir()
-    with pytest.raises(DataError, match="already holds img"):
-        generate(SyntheticConfig(tmp_path, size=64, train=5, val=0))
+    for name, content in (("labels", None), ("manifest.json", '{"dataset": "mine"}')):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).mkdir() if content is None else (out / name).write_text(content)
+        with pytest.raises(DataError, match=f"holds other files, such as {name}.*nothing was writ"):
+            generate(SyntheticConfig(out, size=64, train=5, val=0))
+        assert [p.name for p in out.rglob("*")] == [name]
+
+
+def test_hidden_files_make_no_folder_foreign(tmp_path):
+    (tmp_path / ".gitkeep").touch()
+    generate(SyntheticConfig(tmp_path, size=64, train=1, val=0), progress=False)
+    assert (tmp_path / "manifest.json").is_file()
 
 
 def test_file_as_folder_is_refused(tmp_path):
@@ -204,7 +214,9 @@ def test_command_line(tmp_path, capsys):
     assert "train 5 frames of 64 x 64 px" in capsys.readouterr().out
     assert data.main([*args, "--seed", "3"]) == 2
     assert "seed is 0, asked for 3" in capsys.readouterr().err
-    assert data.main(["synthetic", "--out", str(tmp_path / "b"), "--size", "9"]) == 2
+    with pytest.raises(SystemExit) as stopped:
+        data.main(["synthetic", "--out", str(tmp_path / "b"), "--size", "9"])
+    assert stopped.value.code == 2
     assert "got 9" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
