@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zlib
@@ -35,6 +36,10 @@ from .storage import write_whole
 
 _ALIGNMENT = 64
 """Arrays start at multiples of this many bytes."""
+_NUMBER = "[0-9]" * 5
+"""Pattern of a shard's name without its suffix."""
+_MARK = ".fastseg-pack"
+"""File that tells a folder of shards from one of others."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,11 @@ def pack_split(
         progress: show a bar.
 
     Raises:
-        DataError: a file cannot be decoded, or the disk is too small.
+        DataError: a file cannot be decoded, the disk is too small, or the folder holds other files.
     """
+    _refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.partial"):
+    for leftover in folder.glob(f".{_NUMBER}.bin.partial"):
         leftover.unlink()
     first = _decode(files, 0)
     size = sum(_padded(array.nbytes) for array in first.arrays if array is not None)
@@ -85,6 +91,27 @@ def pack_split(
                 _write(files, part, path, workers, shown.update)
             total += path.with_suffix(".bin").stat().st_size
     return PackReport(len(files), kept, total)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder with files of others, whose names may be those of shards."""
+    if not folder.is_dir() or (folder / _MARK).exists():
+        return
+    found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    # caches of before the mark are known by their JSON files
+    if found and not any(_is_shard(path) for path in folder.glob(f"{_NUMBER}.json")):
+        raise DataError(
+            f"{folder} holds other files, such as {found[0].name}, and is not a decoded cache: "
+            "nothing was written. Choose another --out, or remove the folder"
+        )
+
+
+def _is_shard(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"sha256", "format", "samples"} <= content.keys()
 
 
 def _samples_per_shard(size: int, shard_mib: int) -> int:
@@ -132,6 +159,7 @@ def _write(
                 done()
             file.flush()
             os.fsync(file.fileno())
+        path.with_name(_MARK).touch()
         # without its JSON file the old shard counts no more
         path.unlink(missing_ok=True)
         os.replace(unfinished, arrays)
@@ -206,7 +234,7 @@ def _unchanged(path: Path, before: SourceState | None) -> SourceState | Literal[
 
 def _remove_surplus(folder: Path, count: int) -> None:
     """Delete shards that a run with larger or fewer ones left behind."""
-    for path in folder.glob("[0-9][0-9][0-9][0-9][0-9].json"):
+    for path in folder.glob(f"{_NUMBER}.json"):
         if int(path.stem) >= count:
             path.unlink()
             path.with_suffix(".bin").unlink(missing_ok=True)

@@ -4,7 +4,8 @@ A folder per split holds shards. ``00000.bin`` has the arrays of some samples on
 ``[H, W, 3]`` of each modality in its type, then the label ``[H, W]`` uint8, exactly what the
 decoders give. ``00000.json`` says where they lie, with a checksum per sample, and from which
 files (size, time of change, checksum) and under which reading they were made. A shard counts once
-its JSON file is there, which is written last.
+its JSON file is there, which is written last. The hidden file ``.fastseg-pack`` tells a folder of
+shards from one with files of others.
 """
 
 from __future__ import annotations

@@ -258,7 +258,8 @@ def test_another_reading_needs_another_cache(deliver_tree: Path) -> None:
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
-    return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.iterdir()}
+    files = [p for p in folder.iterdir() if p.name != ".fastseg-pack"]
+    return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in files}
 
 
 def test_many_shards_and_a_second_run(deliver_tree: Path) -> None:
@@ -323,6 +324,27 @@ def test_only_what_changed_is_decoded_again(four_shards: Path) -> None:
     }
     store = PackedStore(files, folder)
     assert (store.image(9, files.modalities[1]) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["00000.bin", "00000.json", "notes.txt"])
+def test_files_of_others_are_not_overwritten(deliver_tree: Path, name: str) -> None:
+    files = list_split(get_dataset("deliver"), deliver_tree, "train")
+    mine = {name: b'{"mine": 1}', ".mine.partial": b"mine"}
+    folder = deliver_tree / "clouds"
+    folder.mkdir()
+    for path, content in mine.items():
+        (folder / path).write_bytes(content)
+    with pytest.raises(DataError, match=f"holds other files, such as {name}.*nothing was written"):
+        pack_split(files, folder, progress=False)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == mine
+
+
+def test_a_cache_from_before_the_mark_is_known(deliver_tree: Path) -> None:
+    files = list_split(get_dataset("deliver"), deliver_tree, "train")
+    folder = deliver_tree / "fast"
+    pack_split(files, folder, progress=False)
+    (folder / ".fastseg-pack").unlink()
+    assert pack_split(files, folder, progress=False).kept == len(files)
 
 
 def test_fewer_samples_leave_no_shards_behind(four_shards: Path) -> None:
