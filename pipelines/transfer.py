@@ -251,21 +251,22 @@ def _contents(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _refuse_conflicts(staging: Path, out: Path, members: list[Member]) -> None:
+    folders = {out / parent for m in members for parent in PurePosixPath(m.name).parents}
+    for folder in sorted(folders):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise _in_the_way(folder, "and is no folder")
     for member in members:
         target = out / member.name
-        above = next((p for p in target.parents if p.exists()), out)
-        if not above.is_dir():
-            raise DataError(
-                f"{above} is there and no folder, as {member.name!r} needs; nothing was unpacked. "
-                "Remove it, or unpack into another folder"
-            )
-        if target.exists() and not (
-            target.is_file() and filecmp.cmp(staging / member.name, target, shallow=False)
-        ):
-            raise DataError(
-                f"{target} is there with another content; nothing was unpacked. Remove it, or "
-                "unpack into another folder"
-            )
+        same = target.is_file() and filecmp.cmp(staging / member.name, target, shallow=False)
+        # also a link that leads nowhere is somebody's
+        if os.path.lexists(target) and not same:
+            raise _in_the_way(target, "with another content")
+
+
+def _in_the_way(path: Path, how: str) -> DataError:
+    return DataError(
+        f"{path} is there {how}; nothing was unpacked. Remove it, or unpack into another folder"
+    )
 
 
 def _damaged(archive: Path, error: Exception) -> Exception:

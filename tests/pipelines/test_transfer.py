@@ -173,14 +173,20 @@ def test_files_in_the_way_stay(tmp_path: Path) -> None:
     assert everything(tmp_path / "out") == {"set/img/b.png": b"mine"}
 
 
-def test_a_file_in_the_place_of_a_folder_stays(tmp_path: Path) -> None:
-    archive = zipped(tmp_path / "a.zip", CONTENT)
-    mine = tmp_path / "out/set/img"
-    mine.parent.mkdir(parents=True)
-    mine.write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"set/img is there and no folder.*nothing was unpacked"):
-        unpack(archive, tmp_path / "out", progress=False)
-    assert everything(tmp_path / "out") == {"set/img": b"mine"}
+def test_files_and_links_in_the_way_of_folders_stay(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "set.zip", {"a.png": b"theirs", "img/b.png": b"theirs"})
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "img").write_bytes(b"mine")
+    with pytest.raises(DataError, match="img is there and is no folder; nothing was unpacked"):
+        unpack(archive, out, progress=False)
+    assert everything(out) == {"img": b"mine"}
+    (out / "img").unlink()
+    (out / "a.png").symlink_to(tmp_path / "on a disk that is not mounted")
+    with pytest.raises(DataError, match=r"a\.png is there with another content"):
+        unpack(archive, out, progress=False)
+    assert (out / "a.png").is_symlink()
+    assert [p.name for p in out.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("name", KINDS)
