@@ -255,13 +255,13 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
     if expected := misfit(kind, value):
-        raise ConfigError(f"{where}: expected {expected}, got {shown(values)}")
+        raise ConfigError(f"{where} must be {expected}, got {shown(values)}")
     return _as_declared(kind, value)
 
 
 def _settings(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected an object, got {shown(values)}")
+        raise ConfigError(f"{where} must be an object, got {shown(values)}")
     known = field_types(kind)
     for name in values:
         if name not in known:

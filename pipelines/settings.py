@@ -93,7 +93,8 @@ def check_fields(settings: Any) -> None:
         ValueError: a value is of another type or out of range; the message names the field, what
             it must be, and the value.
     """
-    for name, kind in field_types(type(settings)).items():
+    owner: Any = type(settings)
+    for name, kind in field_types(owner).items():
         value = getattr(settings, name)
         if expected := misfit(kind, value):
             raise ValueError(f"{name} must be {expected}, got {shown(value)}")

@@ -106,9 +106,9 @@ def test_unknown_preset_suggests_the_nearest():
     ("change", "message"),
     [
         ({"sede": 1}, "unknown field 'sede': did you mean 'seed'"),
-        ({"seed": "x"}, "config.json.seed: expected a whole number, got 'x'"),
-        ({"precision": "fp8"}, "expected one of auto, fp32, bf16"),
-        ({"data": {"size": 33}}, "config.json.data.size: expected a multiple of 32 .*, got 33"),
+        ({"seed": "x"}, "config.json.seed must be a whole number, got 'x'"),
+        ({"precision": "fp8"}, "must be one of auto, fp32, bf16"),
+        ({"data": {"size": 33}}, "config.json.data.size must be a multiple of 32 .*, got 33"),
     ],
 )
 def test_bad_config_file_is_one_message(tmp_path, change, message):
