@@ -23,7 +23,7 @@ _CHUNK = 8
 """Items per task: short enough that an interrupt is answered within a second or two."""
 _POOL_FROM = 32
 """With fewer items than this, starting processes costs more than it saves."""
-_IN_LINE = "--workers 1"
+_IN_LINE = "--workers 1 of python -m fastseg.data"
 """The option by which the commands do without processes."""
 
 

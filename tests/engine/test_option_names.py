@@ -49,6 +49,8 @@ PRINTED_BY = {
     "pipelines/pack.py": {"fastseg.data pack"},
     "pipelines/packed.py": TRAIN | SCORE,
     "pipelines/plan.py": TRAIN | SCORE,
+    # training renders scenes, too; the option's text says whose it is
+    "pipelines/pool.py": {f"fastseg.data {n}" for n in ("check", "stats", "prepare", "synthetic")},
     "pipelines/projection/": PREPARE,
     "pipelines/synthetic/": TRAIN | {"fastseg.data synthetic"},
 }
@@ -65,6 +67,7 @@ FOREIGN = {
     "--max-restarts": "torchrun",
     "--nproc-per-node": "torchrun",
     "--standalone": "torchrun",
+    "--shm-size": "docker run",
     # scripts of bench/, which is not installed
     "--commit": "bench/gpu_record.py",
     "--only": "bench/gpu_record.py",
