@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,8 @@ from fastseg.config import digest
 from fastseg.context import RunContext
 from fastseg.data_change import DataFacts, data_facts
 from fastseg.errors import ConfigError
-from fastseg.evaluation import evaluate_subsets, limited
 from fastseg.fast_paths import not_taken
 from fastseg.forecast import forecast_memory, warm_up
-from fastseg.host import peak_mib
 from fastseg.interrupt import AgreedStop, StillWaiting, StopRequest
 from fastseg.models import SegFormer, load_encoder_weights
 from fastseg.optim import choose_optimizer
@@ -30,9 +27,9 @@ from fastseg.profiling import StepWatch, open_board
 from fastseg.run_folder import RunFolder
 from fastseg.schedule import Stage, derive_seed
 from fastseg.session import Session, build_session
+from fastseg.step_log import StepLog
 from fastseg.telemetry import Meter, MetricsLog, Progress, foretell, say
-
-VALIDATIONS_PER_STAGE = 10
+from fastseg.validation import Validation
 
 
 class Stopped(Exception):
@@ -55,7 +52,7 @@ class Trainer:
             nvidia_apex.require(f"--optim.kind {self.config.optim.kind}", context.device)
         self.run = run
         self.metrics = MetricsLog(run.metrics_file, writes=self.ranks.is_first)
-        self.board = open_board(self.config.tensorboard and self.ranks.is_first, run.path)
+        board = open_board(self.config.tensorboard and self.ranks.is_first, run.path)
         place = {"seed": self.config.seed, "rank": self.ranks.rank, "world": self.ranks.world}
         self.loader = build_loader(
             self.config.data, train=True, accumulate=self.config.accumulate, **place
@@ -71,9 +68,8 @@ class Trainer:
         self._stop_now = AgreedStop(self.ranks)
         self._settings = digest(self.config)
         self._session_steps = 0
-        self._replaced = 0
-        self._seen: Counter[str] = Counter()
-        self._reported: set[str] = set()
+        self.log = StepLog(context, self.loader, self.metrics, board)
+        self.validation = Validation(context, self.val_loader, self.metrics, board)
 
     def fit(self) -> None:
         """Run every stage that is not finished yet.
@@ -120,22 +116,22 @@ class Trainer:
                 began = time.perf_counter()
                 batches = self._next_batches(session, stream, done)
                 waited = time.perf_counter() - began
-                self._report_replaced(batches)
+                self.log.report_replaced(batches)
                 watch.before()
                 if step < checked:
                     self._agree(session, step)
                 values = session.train(step, *batches)
                 if session.average is not None:
                     session.average.update(step, values["skipped"])
-                self._seen.update(self._modalities_of(session, step))
+                self.log.count_modalities(session, step)
                 samples = sum(batch.labels.shape[0] for batch in batches)
                 watch.after(samples, waited)
                 meter.add(values, samples=samples, waited=waited)
                 done = step + 1
                 if done % self.config.log_every == 0 or done == session.steps:
-                    shown |= self._log(session, done, meter.read())
-                if done % self._validation_interval(session) == 0 or done == session.steps:
-                    shown |= self._validate(session, done)
+                    shown |= self.log.write(session, done, meter.read())
+                if self.validation.due(session, done):
+                    shown |= self.validation.run(session, done)
                     meter.restart_clock()
                 progress.show(shown)
                 progress.advance()
@@ -168,14 +164,6 @@ class Trainer:
         if done:
             self._save(session, done)
         raise Stopped(f"{session.name} stopped while waiting for the data of step {done + 1}")
-
-    def _report_replaced(self, batches: Sequence[Batch]) -> None:
-        """Count the samples that others have replaced, and say of each why, once per process."""
-        for reason in (reason for batch in batches for reason in batch.replaced):
-            self._replaced += 1
-            if reason not in self._reported:
-                self._reported.add(reason)
-                say(f"a training sample is skipped, and the next one taken: {reason}")
 
     def _agree(self, session: Session, step: int) -> None:
         """Compare what the processes are about to train: other work on one gives wrong numbers."""
@@ -240,77 +228,6 @@ class Trainer:
         if self.config.model.weights is None:
             return "no --model.weights: the encoder starts from random weights"
         return str(load_encoder_weights(network, self.config.model.weights))
-
-    def _validation_interval(self, session: Session) -> int:
-        return self.config.evaluation.every or max(1, session.steps // VALIDATIONS_PER_STAGE)
-
-    def _log(self, session: Session, done: int, values: dict[str, float]) -> dict[str, str]:
-        if self.config.data.damaged == "skip":
-            values["replaced_samples"] = self._replaced
-            self._replaced = 0
-            # every process holds its own to the limit as it meets them
-            damage = self.loader.damage
-            damage.check(len(self.ranks.union(damage.places())))
-        values = self._over_ranks(values)
-        (values["peak_mib"],) = self.ranks.reduce([peak_mib(self.context.device)], "max")
-        row: dict[str, Any] = {"kind": "train", "stage": session.name, "step": done}
-        row["lr"] = session.optimizer.param_groups[0]["lr"]
-        row |= values
-        row["modality_steps"] = {m.name: self._seen[m.name] for m in self.context.modalities}
-        self._seen.clear()
-        self.metrics.append(row)
-        self.board(row)
-        skipped = int(session.train.skipped_in_row)
-        if skipped >= self.config.max_skipped:
-            raise ConfigError(
-                f"{session.name}: the gradient was not finite in {skipped} steps in a row up to "
-                f"step {done}; the last good state is kept. Lower --stages.{session.name}.lr or a "
-                "loss weight"
-            )
-        return {
-            "loss": f"{values['loss']:.3f}",
-            "images/s": f"{values['images_per_s']:.0f}",
-            "data-wait": f"{100 * values['data_wait']:.0f}%",
-        }
-
-    def _modalities_of(self, session: Session, step: int) -> list[str]:
-        """Names of the modalities that the network sees in a step."""
-        modalities = self.context.modalities
-        return [modalities[i].name for i in session.train.present(step, len(modalities))]
-
-    def _over_ranks(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over the processes; their images/s and replaced samples add up."""
-        means = dict(zip(values, self.ranks.reduce(list(values.values())), strict=True))
-        added = means.keys() & {"images_per_s", "replaced_samples"}
-        return means | {name: means[name] * self.ranks.world for name in added}
-
-    def _validate(self, session: Session, done: int) -> dict[str, str]:
-        """Score the full set and the mean over all subsets; they go into the log and the line."""
-        data, limit = self.config.data, self.config.evaluation.samples
-        # whole batches of one process, so that the samples do not depend on the number of processes
-        samples = -(-limit // data.eval_batch_size) * data.eval_batch_size if limit else None
-        network = session.scored()
-        batches: Iterator[Batch] = self.val_loader.batches()
-        if samples is not None:
-            own = len(range(self.ranks.rank, samples, self.ranks.world))
-            batches = limited(self.val_loader.batches(0, -(-own // data.eval_batch_size)), own)
-        matrices = evaluate_subsets(self.context, network, batches)
-        session.network.train()
-        scores = [matrix.scores() for matrix in matrices.values()]
-        rows = {
-            self.context.subsets[-1].name: (scores[-1].miou_all, scores[-1].miou_present),
-            "Mean": (
-                sum(s.miou_all for s in scores) / len(scores),
-                sum(s.miou_present for s in scores) / len(scores),
-            ),
-        }
-        for subset, (miou_all, miou_present) in rows.items():
-            row: dict[str, Any] = {"kind": "eval", "stage": session.name, "step": done}
-            row |= {"subset": subset, "miou_all": miou_all, "miou_present": miou_present}
-            self.metrics.append(row)
-            self.board(row)
-        full, mean = (100 * miou_all for miou_all, _ in rows.values())
-        return {"mIoU": f"{full:.1f}", "mean": f"{mean:.1f}"}
 
     def _save_if_due(self, session: Session, done: int) -> None:
         if done == session.steps:

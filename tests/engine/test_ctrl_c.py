@@ -242,7 +242,7 @@ def test_while_loading_nothing_is_begun(start, scenes, tmp_path):
 
 def test_while_validating_the_step_is_saved(start, scenes, tmp_path):
     arguments = [*options(scenes, tmp_path), "--evaluation.every", "1"]
-    run = start([*slowed("fastseg.trainer", "evaluate_subsets", 1), *arguments])
+    run = start([*slowed("fastseg.validation", "evaluate_subsets", 1), *arguments])
     run.wait_for("MARK")
     run.interrupt()
     assert run.end() == 0

@@ -1,0 +1,87 @@
+"""The rows of ``metrics.jsonl`` about training, and what of them stands in the progress line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastseg.context import RunContext
+from fastseg.errors import ConfigError
+from fastseg.host import peak_mib
+from fastseg.pipelines import Batch, Loader
+from fastseg.session import Session
+from fastseg.telemetry import MetricsLog, say
+
+
+class StepLog:
+    """Counts what the steps of a stage used, and writes the means of their values.
+
+    Args:
+        context: of the run.
+        loader: of the training batches.
+        metrics: the file of rows.
+        board: also takes each row, see `open_board`.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        loader: Loader,
+        metrics: MetricsLog,
+        board: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.context, self.ranks, self.config = context, context.ranks, context.config
+        self.loader, self.metrics, self.board = loader, metrics, board
+        self._replaced = 0
+        self._seen: Counter[str] = Counter()
+        self._reported: set[str] = set()
+
+    def report_replaced(self, batches: Sequence[Batch]) -> None:
+        """Count the samples that others have replaced, and say of each why, once per process."""
+        for reason in (reason for batch in batches for reason in batch.replaced):
+            self._replaced += 1
+            if reason not in self._reported:
+                self._reported.add(reason)
+                say(f"a training sample is skipped, and the next one taken: {reason}")
+
+    def count_modalities(self, session: Session, step: int) -> None:
+        """Count the modalities that the network sees in a step."""
+        modalities = self.context.modalities
+        self._seen.update(modalities[i].name for i in session.train.present(step, len(modalities)))
+
+    def write(self, session: Session, done: int, values: dict[str, float]) -> dict[str, str]:
+        """Write the row of the steps since the last one; returns what the progress line shows."""
+        if self.config.data.damaged == "skip":
+            values["replaced_samples"] = self._replaced
+            self._replaced = 0
+            # every process holds its own to the limit as it meets them
+            damage = self.loader.damage
+            damage.check(len(self.ranks.union(damage.places())))
+        values = self._over_ranks(values)
+        (values["peak_mib"],) = self.ranks.reduce([peak_mib(self.context.device)], "max")
+        row: dict[str, Any] = {"kind": "train", "stage": session.name, "step": done}
+        row["lr"] = session.optimizer.param_groups[0]["lr"]
+        row |= values
+        row["modality_steps"] = {m.name: self._seen[m.name] for m in self.context.modalities}
+        self._seen.clear()
+        self.metrics.append(row)
+        self.board(row)
+        skipped = int(session.train.skipped_in_row)
+        if skipped >= self.config.max_skipped:
+            raise ConfigError(
+                f"{session.name}: the gradient was not finite in {skipped} steps in a row up to "
+                f"step {done}; the last good state is kept. Lower --stages.{session.name}.lr or a "
+                "loss weight"
+            )
+        return {
+            "loss": f"{values['loss']:.3f}",
+            "images/s": f"{values['images_per_s']:.0f}",
+            "data-wait": f"{100 * values['data_wait']:.0f}%",
+        }
+
+    def _over_ranks(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over the processes; their images/s and replaced samples add up."""
+        means = dict(zip(values, self.ranks.reduce(list(values.values())), strict=True))
+        added = means.keys() & {"images_per_s", "replaced_samples"}
+        return means | {name: means[name] * self.ranks.world for name in added}
