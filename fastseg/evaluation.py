@@ -76,9 +76,12 @@ def evaluate_subsets(
 def limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
     """The first ``samples`` samples of some batches; the last batch may be cut."""
     left = samples
+    if left <= 0:
+        return
     for batch in batches:
-        if left <= 0:
-            return
         count = len(batch.sample_ids)
         yield batch.first(left) if count > left else batch
         left -= count
+        # before the next batch is made, which nobody wants
+        if left <= 0:
+            return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +107,17 @@ def write_run_report(
 
 def take_pictures(context: RunContext, networks: Mapping[str, SegFormer]) -> list[Picture]:
     """Predictions for samples spread evenly over the evaluation split."""
-    config = context.config.data
-    loader = build_loader(config, train=False)
+    # one sample is a batch: a sample's number is that of its step
+    loader = build_loader(replace(context.config.data, eval_batch_size=1), train=False)
     wanted = min(context.config.evaluation.pictures, loader.num_samples)
     # the middle of equal parts of the sorted list: one sample of each condition, about
     chosen = ((np.arange(wanted) + 0.5) * loader.num_samples / max(1, wanted)).astype(int)
     pictures = []
     try:
         for index in chosen.tolist():
-            step, row = divmod(index, config.eval_batch_size)
-            for batch in loader.batches(step, step + 1):
-                pictures.append(_picture(context, networks, batch, row))
+            pictures += [
+                _picture(context, networks, batch) for batch in loader.batches(index, index + 1)
+            ]
     finally:
         loader.close()
     return pictures
@@ -130,10 +131,9 @@ def shown_subsets(subsets: list[Subset]) -> list[Subset]:
     return [full, *singles, *rest]
 
 
-def _picture(
-    context: RunContext, networks: Mapping[str, SegFormer], batch: Batch, row: int
-) -> Picture:
-    images = batch.images[:, row : row + 1].to(context.device)
+def _picture(context: RunContext, networks: Mapping[str, SegFormer], batch: Batch) -> Picture:
+    """The only sample of a batch and what the networks say of it."""
+    images = batch.images.to(context.device)
     predictions = {}
     for name, network in networks.items():
         with torch.no_grad(), context.autocast():
@@ -142,12 +142,12 @@ def _picture(
                 classes = decoder.predict(subset)[0]
                 predictions[name, subset.name] = classes.cpu().numpy()
     return Picture(
-        sample_id=batch.sample_ids[row],
+        sample_id=batch.sample_ids[0],
         images={
             modality.name: displayable(modality, image)
-            for modality, image in zip(context.modalities, batch.images[:, row], strict=True)
+            for modality, image in zip(context.modalities, batch.images[:, 0], strict=True)
         },
-        label=batch.labels[row].to(torch.uint8).numpy(),
+        label=batch.labels[0].to(torch.uint8).numpy(),
         predictions=predictions,
     )
 

@@ -48,7 +48,7 @@ class Validation:
         batches: Iterator[Batch] = self.val_loader.batches()
         if samples is not None:
             own = len(range(self.ranks.rank, samples, self.ranks.world))
-            batches = limited(self.val_loader.batches(0, -(-own // data.eval_batch_size)), own)
+            batches = limited(self.val_loader.batches(), own)
         matrices = evaluate_subsets(self.context, network, batches)
         session.network.train()
         scores = [matrix.scores() for matrix in matrices.values()]

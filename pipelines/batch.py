@@ -102,6 +102,14 @@ class Loader(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Before an evaluation: look at everything that it will read, as far as headers tell.
+
+        Raises:
+            DataError: a file of this process's samples cannot be used.
+        """
+        ...
+
     def close(self) -> None:
         """Release worker processes and threads. Safe to call twice."""
         ...

@@ -14,10 +14,12 @@ from .corrupt import check_corruption
 from .dali_loader import DaliLoader, dali_import_error
 from .errors import DataError
 from .files import SplitFiles, list_split
+from .geometry import eval_geometry
+from .headers import in_threads
 from .order import EvalOrder, Order, TrainOrder
 from .packed import PackedStore, packed_folder
 from .plan import Plan
-from .samples import SampleReader
+from .samples import FileStore, SampleReader, Store
 from .spec import DatasetSpec
 from .torch_loader import TorchLoader
 
@@ -60,20 +62,36 @@ def build_loader(
         reason += f"; {len(files.absent)} missing files of split {split} are fed as zero"
     if files.left_out:
         reason += f"; {files.left_out} samples of split {split} are left out, as files are missing"
-    order: Order
     if train:
         files, times = repeated(files, config, config.batch_size * world * accumulate)
         reason += f"; each sample up to {times} times in a batch" if times > 1 else ""
+    store, note = open_packed(files, config)
+    order: Order
+    if train:
         order = TrainOrder(len(files), config.batch_size, seed, rank, world, accumulate)
     else:
-        order = EvalOrder(len(files), config.eval_batch_size, rank, world)
+        sizes = fed_sizes(files, store, config)
+        order = EvalOrder(len(files), config.eval_batch_size, rank, world, sizes)
     corruption = config.corruption if train else config.eval_corruption
     check_corruption(corruption, files)
-    store, note = open_packed(files, config)
     # nothing but faults is drawn in evaluation: they are the same whatever the run's seed
     plan = Plan(files, config, order, seed if train else 0, train, store)
     plan.damage.first_readable(0, 0, SampleReader(files, store).read)
     return kind(plan, reason + note)
+
+
+def fed_sizes(files: SplitFiles, store: Store | None, config: DataConfig) -> list[tuple[int, int]]:
+    """Height and width that every sample has in an evaluation; none where it does not matter.
+
+    Raises:
+        DataError: a label file cannot be read.
+    """
+    if config.eval_batch_size == 1 or files.spec.resize is not None:
+        return []
+    short = config.eval_size or config.size
+    sizes = in_threads((store or FileStore(files)).size, range(len(files)))
+    geometries = {size: eval_geometry(*size, short) for size in set(sizes)}
+    return [(geometries[size].rows.out, geometries[size].cols.out) for size in sizes]
 
 
 def repeated(files: SplitFiles, config: DataConfig, batch: int) -> tuple[SplitFiles, int]:

@@ -85,6 +85,10 @@ class DaliLoader:
             if stream is self._stream:
                 self.close()
 
+    def check(self) -> None:
+        """See ``Loader`` and ``Plan.check``."""
+        self._plan.check()
+
     def close(self) -> None:
         """Let go of the pipeline and its threads, and with them any stream."""
         # only this object holds the pipeline, so its threads end here and not at some collection

@@ -6,8 +6,10 @@ Only raw Philox words are used, whose values NumPy guarantees across versions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -97,20 +99,38 @@ class TrainOrder:
 
 
 class EvalOrder:
-    """Each sample exactly once, in the order of the list; the last batch may be smaller.
+    """Each sample exactly once, in the order of the list; a batch has samples of one size.
 
-    Process ``rank`` takes every ``world``-th sample, so processes may differ by one step.
+    A batch ends when it is full or the next sample has another size. Process ``rank`` takes every
+    ``world``-th sample, whatever the sizes; processes may differ in their number of batches.
+
+    Args:
+        num_samples: n.
+        batch: samples of a batch at most.
+        rank: this process, from 0.
+        world: number of processes.
+        sizes: height and width of every sample as it is fed; none if all are equal.
     """
 
-    def __init__(self, num_samples: int, batch: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch: int,
+        rank: int = 0,
+        world: int = 1,
+        sizes: Sequence[tuple[int, int]] = (),
+    ) -> None:
         _check_rank(rank, world)
-        self._own = range(rank, num_samples, world)
-        self._batch = batch
-        self.steps_per_epoch = -(-len(self._own) // batch)
+        own = range(rank, num_samples, world)
+        self._batches: list[tuple[int, ...]] = []
+        for _, alike in groupby(own, key=lambda index: sizes[index] if sizes else None):
+            run = tuple(alike)
+            self._batches += [run[i : i + batch] for i in range(0, len(run), batch)]
+        self.steps_per_epoch = len(self._batches)
 
     def at(self, step: int) -> tuple[int, tuple[int, ...]]:
-        """Epoch 0 and the sample indices of batch ``step``."""
-        return 0, tuple(self._own[step * self._batch : (step + 1) * self._batch])
+        """Epoch 0 and the sample indices of batch ``step``; none behind the last."""
+        return 0, self._batches[step] if step < len(self._batches) else ()
 
 
 @dataclass

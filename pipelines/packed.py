@@ -68,6 +68,12 @@ class PackedStore:
         """See ``Store``; read-only."""
         return self._array(index, len(self._positions), np.dtype(np.uint8), 1)[:, :, 0]
 
+    def size(self, index: int) -> tuple[int, int]:
+        """See ``Store``."""
+        place = self._samples[index][1].arrays[len(self._positions)]
+        assert place is not None  # labels are never absent
+        return place.height, place.width
+
     def _array(
         self, index: int, position: int, dtype: np.dtype[np.generic], channels: int
     ) -> Array:

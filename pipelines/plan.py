@@ -16,6 +16,7 @@ from .damage import Damage
 from .errors import DataError
 from .files import SplitFiles
 from .geometry import Geometry, draw, eval_geometry, train_geometry
+from .headers import check_files
 from .order import FixedOrder, Order, TrainOrder
 from .samples import FileStore, Store
 
@@ -77,6 +78,22 @@ class Plan:
         planned = [self.files.sample_ids[index] for index in self.order.at(step)[1]]
         return tuple(str(self.damage.reasons[i]) for i in planned if i in self.damage.reasons)
 
+    def check(self) -> None:
+        """Look at the headers of all files of this process's samples in one epoch.
+
+        The labels of its first batch are decoded. A packed sample was compared with its files when
+        the cache was opened.
+
+        Raises:
+            DataError: a file cannot be used.
+        """
+        store = self.store or FileStore(self.files)
+        if self.store is None:
+            steps = range(self.order.steps_per_epoch)
+            check_files(self.files, [index for step in steps for index in self.order.at(step)[1]])
+        for index in self.order.at(0)[1]:
+            store.label(index)
+
     def sample_ids(self, step: int) -> tuple[str, ...]:
         """Names of the samples at global step ``step``."""
         _, indices = self.order.at(step)
@@ -113,7 +130,7 @@ class Plan:
         Drawn from (seed, epoch, sample index) for training, fixed by the size for evaluation.
 
         Raises:
-            DataError: evaluation images of different shape cannot share a batch.
+            DataError: an evaluation image has changed its shape since its header was read.
         """
         epoch, indices = self.order.at(step)
         config = self.config
@@ -128,7 +145,7 @@ class Plan:
         geometries = [eval_geometry(*size, short) for size in sizes]
         if len({(g.rows.out, g.cols.out) for g in geometries}) > 1:
             raise DataError(
-                "images of different shape meet in one evaluation batch "
-                f"({', '.join(self.sample_ids(step))}); set --data.eval-batch-size 1"
+                f"images of {', '.join(self.sample_ids(step))} have changed their shape since the "
+                "run was started; the same command continues with the new ones"
             )
         return geometries

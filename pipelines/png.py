@@ -16,6 +16,7 @@ GREY_ALPHA = 4
 
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _HEADER_BYTES = 13
+_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,23 @@ def read_header(data: bytes) -> Header:
     return Header(depth, colour, exif)
 
 
+def without_pixels(head: bytes, tail: bytes) -> bytes | None:
+    """A PNG with the header of another and no pixels; None if its ends do not suffice to make it.
+
+    Args:
+        head: first bytes of the other, which must reach its first chunk IDAT.
+        tail: its last bytes, which must end with IEND.
+    """
+    end = tail[-len(_END) :]
+    place = len(SIGNATURE)
+    while place + 8 <= len(head) and end == _END:
+        length, kind = struct.unpack_from(">I4s", head, place)
+        if kind == b"IDAT":
+            return head[:place] + _chunk(kind, b"") + end
+        place += length + 12
+    return None
+
+
 def in_colour(data: bytes) -> bool:
     """Whether the pixels of a PNG with a sound header are RGB or RGBA."""
     return data[25] in (2, 6)
@@ -106,6 +124,11 @@ def _check(data: bytes, kind: bytes, start: int, end: int) -> None:
     stored = int.from_bytes(data[end : end + 4], "big")
     if zlib.crc32(memoryview(data)[start - 4 : end]) != stored:
         raise ValueError(f"the checksum of chunk {_shown(kind)} is wrong")
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    check = zlib.crc32(kind + content)
+    return struct.pack(">I4s", len(content), kind) + content + struct.pack(">I", check)
 
 
 def _shown(kind: bytes) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import DataError
 
@@ -22,15 +25,23 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: it cannot be read, or is a folder, pipe, socket or device.
     """
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            check_regular(path, os.fstat(file.fileno()))
-            return file.read()
-    except OSError as error:
-        check_regular(path)
-        denied = isinstance(error, PermissionError)
-        remedy = "ask for the right to read it" if denied else "restore it"
-        raise DataError(f"cannot read {path}: {error.strerror}; {remedy}", "missing") from error
+    with _opened(path) as file:
+        return file.read()
+
+
+def read_ends(path: Path, head: int, tail: int) -> tuple[bytes, bytes]:
+    """The first ``head`` and the last ``tail`` bytes; of a shorter file all of it, and nothing.
+
+    Raises:
+        DataError: as ``read_bytes``.
+    """
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= head + tail:
+            return file.read(), b""
+        first = file.read(head)
+        file.seek(size - tail)
+        return first, file.read()
 
 
 def check_regular(path: Path, state: os.stat_result | None = None) -> None:
@@ -53,6 +64,19 @@ def check_regular(path: Path, state: os.stat_result | None = None) -> None:
                 f"{path} is a {kind}, expected a file; put the file that belongs here in its place",
                 "special",
             )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            check_regular(path, os.fstat(file.fileno()))
+            yield file
+    except OSError as error:
+        check_regular(path)
+        denied = isinstance(error, PermissionError)
+        remedy = "ask for the right to read it" if denied else "restore it"
+        raise DataError(f"cannot read {path}: {error.strerror}; {remedy}", "missing") from error
 
 
 def _open_at_once(path: str, flags: int) -> int:

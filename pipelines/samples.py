@@ -12,6 +12,7 @@ from .augment import Augmenter, is_photo
 from .decode import Array, decode_label, decode_modality, resampled, wrong_size
 from .files import SplitFiles
 from .geometry import Geometry
+from .headers import label_size
 from .images import Pixels
 from .resample import Resampler, compiled, resize
 from .spec import ModalitySpec
@@ -46,6 +47,10 @@ class Store(Protocol):
         """The label map of a sample, ``[H, W]`` uint8."""
         ...
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the label map of a sample, without decoding it."""
+        ...
+
 
 class FileStore:
     """Decodes the files of the data set."""
@@ -61,6 +66,10 @@ class FileStore:
     def label(self, index: int) -> Pixels:
         """See ``Store`` and ``decode_label``."""
         return read_label(self._files, index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """See ``Store`` and ``label_size``."""
+        return label_size(self._files, index)
 
 
 class SampleReader:

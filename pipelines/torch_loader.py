@@ -193,6 +193,10 @@ class TorchLoader:
             finally:
                 threads.close()
 
+    def check(self) -> None:
+        """See ``Loader`` and ``Plan.check``."""
+        self._plan.check()
+
     def close(self) -> None:
         """End the threads and the worker processes, and with them any stream."""
         self._stream = None

@@ -16,6 +16,10 @@ from both import LOADERS, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import Batch, DataConfig, DataError, Loader, build, build_loader
+from fastseg.pipelines.catalogue import get_dataset
+from fastseg.pipelines.files import list_split
+from fastseg.pipelines.pack import pack_split
+from fastseg.pipelines.packed import packed_folder
 from fastseg.pipelines.prefetch import ThreadPrefetcher
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -290,20 +294,35 @@ def test_too_few_samples_for_a_batch(config: DataConfig) -> None:
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_images_of_two_shapes_cannot_share_an_evaluation_batch(
+@pytest.mark.parametrize("packed", [False, True], ids=["files", "packed"])
+def test_an_evaluation_batch_has_images_of_one_shape(
     config: DataConfig,
     open_loader: Callable[..., Loader],
     add_sample: Callable[..., None],
     name: str,
+    packed: bool,
 ) -> None:
-    add_sample(config.root, "sun", "val", "MAP_9_point1", "000000", side=64)
-    for path in config.root.glob("*/sun/val/*/*.png"):
+    """Whatever the batch size, each sample is what it is alone."""
+    for frame in ("000000", "000001"):
+        add_sample(config.root, "fog", "val", "MAP_3_point0", frame, side=64)
+    for path in config.root.glob("*/fog/val/MAP_3_point0/*.png"):
         Image.fromarray(np.array(Image.open(path))[:32]).save(path)
-    loader = open_loader(replace(config, loader=name), train=False)
-    with pytest.raises(DataError, match=r"different shape.*eval-batch-size 1"):
-        list(loader.batches())
-    alone = open_loader(replace(config, loader=name, eval_batch_size=1), train=False)
-    assert list(alone.batches())[-1].images.shape == (4, 1, 3, 64, 128)
+    if packed:
+        spec = get_dataset("deliver")
+        folder = packed_folder(config.root, spec) / "val"
+        pack_split(list_split(spec, config.root, "val"), folder, workers=1, progress=False)
+    one_by_one = replace(config, loader=name, eval_batch_size=1)
+    alone = list(open_loader(one_by_one, train=False).batches())
+    assert len({batch.images.shape for batch in alone}) == 2
+    loader = open_loader(replace(config, loader=name, eval_batch_size=4), train=False)
+    together = list(loader.batches())
+    assert loader.steps_per_epoch == len(together)
+    assert max(len(batch.sample_ids) for batch in together) > 1
+    rows = [(batch, row) for batch in together for row in range(len(batch.sample_ids))]
+    assert [b.sample_ids[r] for b, r in rows] == [batch.sample_ids[0] for batch in alone]
+    for (batch, row), one in zip(rows, alone, strict=True):
+        assert torch.equal(batch.images[:, row], one.images[:, 0])
+        assert torch.equal(batch.labels[row], one.labels[0])
 
 
 def test_which_loader_is_chosen(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:

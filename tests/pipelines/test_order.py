@@ -74,6 +74,23 @@ def test_evaluation_takes_each_sample_once_in_order(n: int, batch: int, world: i
     assert sorted(seen) == list(range(n))
 
 
+def test_evaluation_batches_have_samples_of_one_size() -> None:
+    sizes = [(32, 64), (32, 64), (64, 64), (64, 64), (64, 64), (32, 64)]
+    order = EvalOrder(6, 2, sizes=sizes)
+    assert [order.at(step)[1] for step in range(order.steps_per_epoch)] == [
+        (0, 1),
+        (2, 3),
+        (4,),
+        (5,),
+    ]
+    # a process looks at its own samples only, and takes the same ones whatever the sizes
+    ranks = [EvalOrder(6, 2, rank, 2, sizes) for rank in range(2)]
+    assert [rank.at(step)[1] for rank in ranks for step in range(3)] == [
+        *[(0,), (2, 4), ()],
+        *[(1,), (3,), (5,)],
+    ]
+
+
 def test_senseless_settings() -> None:
     with pytest.raises(ValueError, match="rank 2 of 2"):
         EvalOrder(5, 1, 2, 2)
