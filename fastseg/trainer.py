@@ -58,6 +58,8 @@ class Trainer:
             self.config.data, train=True, accumulate=self.config.accumulate, **place
         )
         self.val_loader = build_loader(self.config.data, train=False, **place)
+        # a fault that the first validation would meet ends the run before its first step
+        self.val_loader.check()
         for warning in filter(None, (self.loader.warning, self.val_loader.warning)):
             self._say(f"warning: {warning}")
         # rank 0 looks at the files for all

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -156,3 +157,30 @@ def test_states_that_know_only_names_resume() -> None:
     old = {"fingerprint": "names", "file_sizes": "sizes", "file_times": "others"}
     assert facts.changed(old) is None
     assert facts.touched(old)
+
+
+def reshaped(root: Path, parts: str = "*") -> None:
+    """Half the height for files of the last validation sample."""
+    scene = sorted(root.glob("img/*/val/*/*.png"))[-1]
+    frame, place = scene.name.split("_")[0], scene.parent.relative_to(root / "img")
+    for path in root.glob(f"{parts}/{place}/{frame}_*.png"):
+        pixels = np.array(Image.open(path))
+        Image.fromarray(pixels[: len(pixels) // 2]).save(path)
+
+
+def test_a_validation_file_of_another_size_ends_the_run_before_its_first_step(own, fit):
+    reshaped(own.data.root, "hha")
+    with pytest.raises(DataError, match=r"is 64 x 32 pixels, its label is 64 x 64"):
+        fit(own)
+    assert not (own.out / own.name / "checkpoints").exists()
+    assert not (own.out / own.name / "metrics.jsonl").exists()
+
+
+def test_validation_images_of_several_shapes_are_scored(own, fit):
+    reshaped(own.data.root)
+    path, done = fit(own)
+    assert done
+    rows = [json.loads(row) for row in (path / "metrics.jsonl").read_text().splitlines()]
+    assert sum(row["kind"] == "eval" for row in rows) == 4  # two stages, full set and mean
+    limited = replace(own, name="limited", evaluation=replace(own.evaluation, samples=4))
+    assert fit(limited)[1]
