@@ -126,6 +126,15 @@ class Ranks:
         dist.all_gather(rows, own, group=self.control)
         return [row.tolist() for row in rows]
 
+    def gather_floats(self, values: Sequence[float]) -> list[list[float]]:
+        """The numbers of every rank, by rank, exact to the bit."""
+        own = torch.tensor(values, dtype=torch.float64)
+        if self.world == 1:
+            return [own.tolist()]
+        rows = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(rows, own, group=self.control)
+        return [row.tolist() for row in rows]
+
     def union(self, values: Collection[int]) -> set[int]:
         """The integers that any rank has."""
         if self.world == 1:

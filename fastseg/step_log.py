@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastseg.context import RunContext
@@ -11,7 +11,7 @@ from fastseg.errors import ConfigError
 from fastseg.host import peak_mib
 from fastseg.pipelines import Batch, Loader
 from fastseg.session import Session
-from fastseg.telemetry import MetricsLog, say
+from fastseg.telemetry import Meter, MetricsLog, say
 
 
 class StepLog:
@@ -33,9 +33,33 @@ class StepLog:
     ) -> None:
         self.context, self.ranks, self.config = context, context.ranks, context.config
         self.loader, self.metrics, self.board = loader, metrics, board
-        self._replaced = 0
+        self.meter = Meter()
+        self._replaced = 0.0
         self._seen: Counter[str] = Counter()
         self._reported: set[str] = set()
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Begin a stage; of a continued one, ``state`` has what steps without a row have left.
+
+        On another number of processes each takes the mean over those that saved.
+        """
+        self.meter, self._replaced, self._seen = Meter(), 0.0, Counter(state.get("modalities", {}))
+        rows = state.get("meter", [])
+        if not rows:  # nothing is known of steps before: a state of an older version
+            return
+        if len(rows) == self.ranks.world:
+            self._replaced, *numbers = rows[self.ranks.rank]
+        else:
+            counts, *columns = zip(*rows, strict=True)
+            self._replaced = sum(counts) if self.ranks.is_first else 0
+            numbers = [sum(column) / len(rows) for column in columns]
+        self.meter.restore(state["values"], numbers, self.context.device)
+
+    def state(self) -> dict[str, Any]:
+        """What the steps since the last row have left, of all processes; collective."""
+        names, numbers = self.meter.state()
+        meter = self.ranks.gather_floats([self._replaced, *numbers])
+        return {"meter": meter, "values": names, "modalities": dict(self._seen)}
 
     def report_replaced(self, batches: Sequence[Batch]) -> None:
         """Count the samples that others have replaced, and say of each why, once per process."""
@@ -50,8 +74,9 @@ class StepLog:
         modalities = self.context.modalities
         self._seen.update(modalities[i].name for i in session.train.present(step, len(modalities)))
 
-    def write(self, session: Session, done: int, values: dict[str, float]) -> dict[str, str]:
+    def write(self, session: Session, done: int) -> dict[str, str]:
         """Write the row of the steps since the last one; returns what the progress line shows."""
+        values = self.meter.read()
         if self.config.data.damaged == "skip":
             values["replaced_samples"] = self._replaced
             self._replaced = 0

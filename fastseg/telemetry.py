@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,12 @@ class MetricsLog:
         self.path = path
         self._writes = writes
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Write one row."""
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Write rows, all at once."""
         if not self._writes:
             return
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
-        }
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+            file.write("".join(json.dumps(_clean(row)) + "\n" for row in rows))
 
     def rows(self) -> list[dict[str, Any]]:
         """All complete rows; a line cut off by a crash is left out."""
@@ -57,6 +53,13 @@ class MetricsLog:
             return
         kept = [row for row in self.rows() if row["stage"] != stage or row["step"] <= step]
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _clean(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
 
 
 class Meter:
@@ -85,6 +88,20 @@ class Meter:
         self._steps += 1
         self._samples += samples
         self._waited += waited
+
+    def state(self) -> tuple[list[str], list[float]]:
+        """Names of the values, and numbers for `restore`: four counts, then the sums."""
+        sums = [float(total) for total in self._sums.values()]
+        return list(self._sums), [self._steps, self._samples, self._waited, self._trained, *sums]
+
+    def restore(self, names: Sequence[str], numbers: Sequence[float], device: torch.device) -> None:
+        """Go on from what `state` gave; sums stay exact to the bit."""
+        steps, samples, self._waited, self._trained, *sums = numbers
+        self._steps, self._samples = round(steps), round(samples)
+        self._sums = {
+            name: torch.tensor(total, dtype=torch.float32, device=device)
+            for name, total in zip(names, sums, strict=True)
+        }
 
     def read(self) -> dict[str, float]:
         """Means since the last call, with ``images_per_s`` and ``data_wait`` (share of time)."""

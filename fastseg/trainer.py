@@ -28,7 +28,7 @@ from fastseg.run_folder import RunFolder
 from fastseg.schedule import Stage, derive_seed
 from fastseg.session import Session, build_session
 from fastseg.step_log import StepLog
-from fastseg.telemetry import Meter, MetricsLog, Progress, foretell, say
+from fastseg.telemetry import MetricsLog, Progress, foretell, say
 from fastseg.validation import Validation
 
 
@@ -103,17 +103,20 @@ class Trainer:
         saved = self._newest(name)
         session = self._open(index, name, stage, saved)
         done = self._resume(session, saved)
+        self.log.begin(saved[1] if saved else {})
         rehearsed = self._warm_up(session, done)
         checked = done + self.config.parallel.check_steps
         progress = Progress(name, session.steps, done, shown=self.ranks.is_first)
         stream = self._micro_batches(done, session.steps)
-        meter = Meter()
         watch = StepWatch(
             name, self.run.path, self.ranks, self.config.profile_steps,
             expected=session.steps - done, forecast=not rehearsed,
         )  # fmt: skip
         shown: dict[str, str] = {}
         try:
+            if done and self.validation.missing(session, done):
+                shown |= self.validation.run(session, done)
+                self.log.meter.restart_clock()
             for step in range(done, session.steps):
                 began = time.perf_counter()
                 batches = self._next_batches(session, stream, done)
@@ -128,16 +131,21 @@ class Trainer:
                 self.log.count_modalities(session, step)
                 samples = sum(batch.labels.shape[0] for batch in batches)
                 watch.after(samples, waited)
-                meter.add(values, samples=samples, waited=waited)
+                self.log.meter.add(values, samples=samples, waited=waited)
                 done = step + 1
                 if done % self.config.log_every == 0 or done == session.steps:
-                    shown |= self.log.write(session, done, meter.read())
-                if self.validation.due(session, done):
+                    shown |= self.log.write(session, done)
+                validates = self.validation.due(session, done)
+                # a fault or a kill in a validation then loses no step
+                is_saved = validates or done % self.config.save_every == 0
+                if is_saved:
+                    self._save(session, done)
+                if validates:
                     shown |= self.validation.run(session, done)
-                    meter.restart_clock()
+                    self.log.meter.restart_clock()
                 progress.show(shown)
                 progress.advance()
-                self._save_if_due(session, done)
+                self._stop_if_asked(session, done, is_saved)
         finally:
             stream.close()
             progress.close()
@@ -231,19 +239,20 @@ class Trainer:
             return "no --model.weights: the encoder starts from random weights"
         return str(load_encoder_weights(network, self.config.model.weights))
 
-    def _save_if_due(self, session: Session, done: int) -> None:
+    def _save(self, session: Session, done: int) -> None:
+        facts = asdict(self._data) | self.log.state()
+        session.save(self.run.checkpoints, done, facts, self.config.keep_checkpoints)
+
+    def _stop_if_asked(self, session: Session, done: int, is_saved: bool) -> None:
+        """End the session if a signal or ``stop_after`` says so; the end of a stage is passed."""
         if done == session.steps:
             return
         self._session_steps += 1
         asked = self._stop_now(self.stop.requested)
-        stopping = asked or self._session_steps == self.config.stop_after
-        if stopping or done % self.config.save_every == 0:
-            self._save(session, done)
-        if stopping:
+        if asked or self._session_steps == self.config.stop_after:
+            if not is_saved:
+                self._save(session, done)
             raise Stopped(f"{session.name} stopped after step {done} of {session.steps}")
-
-    def _save(self, session: Session, done: int) -> None:
-        session.save(self.run.checkpoints, done, asdict(self._data), self.config.keep_checkpoints)
 
     def _newest(self, name: str) -> Saved | None:
         """The newest intact state of a stage; rank 0 looks, so that all take the same."""

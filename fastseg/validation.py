@@ -39,6 +39,20 @@ class Validation:
         every = self.config.evaluation.every or max(1, session.steps // VALIDATIONS_PER_STAGE)
         return done % every == 0 or done == session.steps
 
+    def missing(self, session: Session, done: int) -> bool:
+        """Whether the scores after ``done`` steps are due, but not in the log; collective.
+
+        A run that was killed while it scored has saved the state, and scores again.
+        """
+
+        def look() -> bool:
+            return not any(
+                (row["kind"], row["stage"], row["step"]) == ("eval", session.name, done)
+                for row in self.metrics.rows()
+            )
+
+        return self.due(session, done) and bool(self.ranks.share(look))
+
     def run(self, session: Session, done: int) -> dict[str, str]:
         """Score the full set and the mean over all subsets; they go into the log and the line."""
         data, limit = self.config.data, self.config.evaluation.samples
@@ -59,10 +73,13 @@ class Validation:
                 sum(s.miou_present for s in scores) / len(scores),
             ),
         }
-        for subset, (miou_all, miou_present) in rows.items():
-            row: dict[str, Any] = {"kind": "eval", "stage": session.name, "step": done}
-            row |= {"subset": subset, "miou_all": miou_all, "miou_present": miou_present}
-            self.metrics.append(row)
+        written: list[dict[str, Any]] = [
+            {"kind": "eval", "stage": session.name, "step": done}
+            | {"subset": subset, "miou_all": miou_all, "miou_present": miou_present}
+            for subset, (miou_all, miou_present) in rows.items()
+        ]
+        self.metrics.append(*written)
+        for row in written:
             self.board(row)
         full, mean = (100 * miou_all for miou_all, _ in rows.values())
         return {"mIoU": f"{full:.1f}", "mean": f"{mean:.1f}"}

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 
@@ -7,9 +8,11 @@ from safetensors.torch import load_file
 
 from fastseg import step as step_module
 from fastseg import trainer as trainer_module
+from fastseg import validation as validation_module
 from fastseg.checkpoint import read_identity
 from fastseg.context import RunContext
 from fastseg.errors import CheckpointError, ConfigError
+from fastseg.pipelines import DataError
 from fastseg.run_folder import RunFolder
 from fastseg.schedule import LossWeights, draw_modalities
 from fastseg.step import TrainStep
@@ -58,6 +61,76 @@ def test_interrupted_and_resumed_is_bitwise_the_same(config, fit, losses, whole,
     assert losses(path) == losses(whole)
     assert differing(weights(path), weights(whole)) == []
     assert not (path / "checkpoints").exists()
+
+
+def rows_of(path):
+    """The rows of a run without what depends on time or memory."""
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    timed = {"images_per_s", "data_wait", "peak_mib"}
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+def test_a_row_of_a_resumed_run_has_the_steps_before_it(config, fit):
+    config = replace(config, log_every=3)
+    whole, _ = fit(replace(config, name="whole"))
+    parts = replace(config, name="parts", stop_after=2)
+    while not fit(parts)[1]:
+        pass
+    assert rows_of(config.out / "parts") == rows_of(whole)
+
+
+def test_a_state_without_the_sums_of_a_row_still_loads(config, fit, whole):
+    parts = replace(config, name="parts", stop_after=2, log_every=3)
+    path, _ = fit(parts)
+    (state,) = path.glob("checkpoints/*/state.json")
+    values = json.loads(state.read_text())
+    for name in ("meter", "values", "modalities"):
+        del values[name]
+    state.write_text(json.dumps(values))
+    manifest = json.loads((state.parent / "MANIFEST.json").read_text())
+    manifest["state.json"] = hashlib.sha256(state.read_bytes()).hexdigest()
+    (state.parent / "MANIFEST.json").write_text(json.dumps(manifest))
+    assert fit(replace(parts, stop_after=0))[1]
+    assert differing(weights(path), weights(whole)) == []
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["within the stage", "at its end"])
+def test_a_fault_in_a_validation_loses_no_step(config, fit, whole, monkeypatch, at):
+    config = replace(config, name="parts", save_every=1000)
+    evaluation = replace(config.evaluation, every=3)
+    config = replace(config, evaluation=evaluation)
+    real, calls = validation_module.evaluate_subsets, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == at:
+            raise DataError("a file is gone")
+        return real(*arguments)
+
+    monkeypatch.setattr(validation_module, "evaluate_subsets", failing)
+    with pytest.raises(DataError, match="a file is gone"):
+        fit(config)
+    monkeypatch.setattr(TrainStep, "__call__", counted := Counted(TrainStep.__call__))
+    path, finished = fit(config)
+    assert finished
+    assert len(counted.steps) == 10 - (3, 5)[at - 1]
+    assert differing(weights(path), weights(whole)) == []
+    scored = [(r["stage"], r["step"]) for r in rows_of(path) if r["kind"] == "eval"]
+    assert scored == [(n, step) for n in NETWORKS for step in (3, 3, 5, 5)]
+
+
+class Counted:
+    """A step function that counts its calls."""
+
+    def __init__(self, real):
+        self.real, self.steps = real, []
+
+    def __get__(self, train, _):
+        def step(number, *batches):
+            self.steps.append(number)
+            return self.real(train, number, *batches)
+
+        return step
 
 
 def test_finished_run_trains_nothing_more(config, fit, whole, monkeypatch):
