@@ -37,6 +37,10 @@ class WeightAverage:
         torch._foreach_mul_(moves, share * (1 - skipped))
         torch._foreach_add_(averages, moves)
 
+    def own(self) -> dict[str, Tensor]:
+        """This process's averages by parameter name; they may be shards."""
+        return dict(self._averages)
+
     def tensors(self) -> dict[str, Tensor]:
         """The full averages by parameter name, on the CPU; collective."""
         return {name: whole(average) for name, average in self._averages.items()}

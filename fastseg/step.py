@@ -11,7 +11,8 @@ far as the terms are means over samples: subset, modality permutations and Batch
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from fastseg.pipelines import Batch
 from fastseg.precision import LossScale, autocast, reduced_dtype
 from fastseg.regions import compile_regions, run_as_written
 from fastseg.schedule import Share, Stage, derive_seed, draw_modalities, learning_rate
+from fastseg.shards import whole
 from fastseg.short_weights import ShortWeights
 
 Values = dict[str, Tensor]
@@ -155,13 +157,30 @@ class TrainStep:
 
     def rehearse(self, batch: Batch, draws: Draws) -> None:
         """Both passes of a step, and nothing learnt: weights and statistics stay as they are."""
-        before = self._statistics()
-        try:
+        with self._nothing_learnt():
             self._passes(batch.images, batch.labels, draws)
-        finally:
-            for buffer, old in zip(self.buffers, before, strict=True):
-                buffer.copy_(old)
-            self.optimizer.zero_grad(set_to_none=True)
+
+    def gradient_norms(self, step: int, *batches: Batch) -> dict[str, float]:
+        """The norm of every parameter's gradient in a step, of which nothing is learnt; collective.
+
+        Waits for the device: it tells why a step was skipped.
+        """
+        count, parallel = len(batches), self.parallel
+        with self._nothing_learnt():
+            for micro, batch in enumerate(batches):
+                share = Share(parallel.rank, parallel.world, micro, count)
+                draws = self.draw(step, *batch.images.shape[:2], share)
+                torch.manual_seed(self._seed(step, "dropout", share.part))
+                if count > 1:
+                    parallel.sync_gradients(micro == count - 1)
+                self._passes(batch.images, batch.labels, draws, count)
+            grads = {name: p.grad for name, p in self.plain.named_parameters()}
+            scale = 1.0 if self.scale is None else float(self.scale.scale)
+            return {
+                name: float(whole(torch.linalg.vector_norm(grad.float()))) / scale
+                for name, grad in grads.items()
+                if grad is not None
+            }
 
     def draw(self, step: int, modalities: int, batch: int, share: Share = Share()) -> Draws:  # noqa: B008
         """Subset, modality permutations, noise key and learning rate of one share of a step."""
@@ -219,6 +238,17 @@ class TrainStep:
         for buffer, old in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(skipped > 0, old, buffer))
         return {**values, "grad_norm": norm, "skipped": skipped}
+
+    @contextmanager
+    def _nothing_learnt(self) -> Iterator[None]:
+        """Passes inside leave weights and statistics as they are, and no gradient."""
+        before = self._statistics()
+        try:
+            yield
+        finally:
+            for buffer, old in zip(self.buffers, before, strict=True):
+                buffer.copy_(old)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _statistics(self) -> list[Tensor]:
         return [buffer.clone() for buffer in self.buffers]

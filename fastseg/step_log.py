@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastseg.context import RunContext
-from fastseg.errors import ConfigError
 from fastseg.host import peak_mib
 from fastseg.pipelines import Batch, Loader
 from fastseg.session import Session
@@ -92,13 +91,6 @@ class StepLog:
         self._seen.clear()
         self.metrics.append(row)
         self.board(row)
-        skipped = int(session.train.skipped_in_row)
-        if skipped >= self.config.max_skipped:
-            raise ConfigError(
-                f"{session.name}: the gradient was not finite in {skipped} steps in a row up to "
-                f"step {done}; the last good state is kept. Lower --stages.{session.name}.lr or a "
-                "loss weight"
-            )
         return {
             "loss": f"{values['loss']:.3f}",
             "images/s": f"{values['images_per_s']:.0f}",

@@ -27,6 +27,7 @@ from fastseg.profiling import StepWatch, open_board
 from fastseg.run_folder import RunFolder
 from fastseg.schedule import Stage, derive_seed
 from fastseg.session import Session, build_session
+from fastseg.skips import SkipWatch
 from fastseg.step_log import StepLog
 from fastseg.telemetry import MetricsLog, Progress, foretell, say
 from fastseg.validation import Validation
@@ -112,6 +113,7 @@ class Trainer:
             name, self.run.path, self.ranks, self.config.profile_steps,
             expected=session.steps - done, forecast=not rehearsed,
         )  # fmt: skip
+        skips = SkipWatch(session, self.run.path)
         shown: dict[str, str] = {}
         try:
             if done and self.validation.missing(session, done):
@@ -119,7 +121,7 @@ class Trainer:
                 self.log.meter.restart_clock()
             for step in range(done, session.steps):
                 began = time.perf_counter()
-                batches = self._next_batches(session, stream, done)
+                batches = self._next_batches(session, stream, done, skips)
                 waited = time.perf_counter() - began
                 self.log.report_replaced(batches)
                 watch.before()
@@ -131,6 +133,7 @@ class Trainer:
                 self.log.count_modalities(session, step)
                 samples = sum(batch.labels.shape[0] for batch in batches)
                 watch.after(samples, waited)
+                skips.after(step, values, batches)
                 self.log.meter.add(values, samples=samples, waited=waited)
                 done = step + 1
                 if done % self.config.log_every == 0 or done == session.steps:
@@ -139,13 +142,15 @@ class Trainer:
                 # a fault or a kill in a validation then loses no step
                 is_saved = validates or done % self.config.save_every == 0
                 if is_saved:
-                    self._save(session, done)
+                    self._save(session, done, skips)
                 if validates:
                     shown |= self.validation.run(session, done)
                     self.log.meter.restart_clock()
+                if skips.total:
+                    shown["skipped"] = str(skips.total)
                 progress.show(shown)
                 progress.advance()
-                self._stop_if_asked(session, done, is_saved)
+                self._stop_if_asked(session, done, None if is_saved else skips)
         finally:
             stream.close()
             progress.close()
@@ -158,7 +163,9 @@ class Trainer:
         stream = self.loader.batches(start * count, stop * count)
         return on_device(stream, self.context.device)
 
-    def _next_batches(self, session: Session, stream: Iterator[Batch], done: int) -> list[Batch]:
+    def _next_batches(
+        self, session: Session, stream: Iterator[Batch], done: int, skips: SkipWatch
+    ) -> list[Batch]:
         """The batches of a step; without them, a requested stop saves the ``done`` steps."""
         try:
             with self.stop.waiting():
@@ -172,7 +179,7 @@ class Trainer:
                 "the same command continues from the last checkpoint"
             )
         if done:
-            self._save(session, done)
+            self._save(session, done, skips)
         raise Stopped(f"{session.name} stopped while waiting for the data of step {done + 1}")
 
     def _agree(self, session: Session, step: int) -> None:
@@ -239,19 +246,24 @@ class Trainer:
             return "no --model.weights: the encoder starts from random weights"
         return str(load_encoder_weights(network, self.config.model.weights))
 
-    def _save(self, session: Session, done: int) -> None:
+    def _save(self, session: Session, done: int, skips: SkipWatch) -> None:
+        # what is of no use never takes the place of a good state
+        skips.check(done)
         facts = asdict(self._data) | self.log.state()
         session.save(self.run.checkpoints, done, facts, self.config.keep_checkpoints)
 
-    def _stop_if_asked(self, session: Session, done: int, is_saved: bool) -> None:
-        """End the session if a signal or ``stop_after`` says so; the end of a stage is passed."""
+    def _stop_if_asked(self, session: Session, done: int, unsaved: SkipWatch | None) -> None:
+        """End the session if a signal or ``stop_after`` says so; the end of a stage is passed.
+
+        Steps that are ``unsaved`` are saved first.
+        """
         if done == session.steps:
             return
         self._session_steps += 1
         asked = self._stop_now(self.stop.requested)
         if asked or self._session_steps == self.config.stop_after:
-            if not is_saved:
-                self._save(session, done)
+            if unsaved is not None:
+                self._save(session, done, unsaved)
             raise Stopped(f"{session.name} stopped after step {done} of {session.steps}")
 
     def _newest(self, name: str) -> Saved | None:
