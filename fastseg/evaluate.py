@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Literal
 
 from tyro.conf import arg
@@ -15,7 +16,7 @@ from fastseg.checkpoint import Identity, read_identity
 from fastseg.cli import command, parse, processes
 from fastseg.config import EvaluationConfig, ModelConfig, TrainConfig, read_config
 from fastseg.context import RunContext
-from fastseg.errors import CheckpointError
+from fastseg.errors import CheckpointError, ConfigError
 from fastseg.host import keep_freed_memory
 from fastseg.pipelines import CorruptionConfig, DataConfig
 from fastseg.pipelines.corrupt import describe
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         EvaluateConfig, prog="python -m fastseg.evaluate", description=__doc__, args=arguments
     )
     keep_freed_memory()
+    if options.out is not None:
+        check_out(options.out)
     files = weights_files(options.checkpoint)
     config = run_config(options, files)
     with processes(config) as ranks:
@@ -79,10 +82,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         networks = {name: context.load_network(path) for name, path in files.items()}
         results = subset_results(context, score_networks(context, networks))
         if ranks.is_first:
+            # a disk that fills up meanwhile must not cost the scores
+            print(table(context, results), flush=True)
             if options.out is not None:
                 write_results(options.out, results, context.spec.classes)
-            print(table(context, results))
     return 0
+
+
+def check_out(path: Path) -> None:
+    """Make the folder of a file that is written at the end, and see that a file can be.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if path.is_dir():
+        raise ConfigError(f"--out {path} is a folder: name a file, such as {path / 'scores.csv'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out {path} cannot be written ({error.strerror}): choose another place"
+        ) from None
 
 
 def weights_files(path: Path) -> dict[str, Path]:
@@ -113,9 +135,9 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
         config = _config_of(*read_identity(first))
     data = replace(
         config.data,
-        root=options.root or config.data.root,
-        eval_split=options.split or config.data.eval_split,
-        eval_size=options.size or config.data.eval_size,
+        root=options.root or where_given(config.data.root, config, first.parent),
+        eval_split=config.data.eval_split if options.split is None else options.split,
+        eval_size=config.data.eval_size if options.size is None else options.size,
         eval_batch_size=options.batch_size or config.data.eval_batch_size,
         loader=options.loader or config.data.loader,
         workers=config.data.workers if options.workers is None else options.workers,
@@ -132,6 +154,22 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
         precision=options.precision or config.precision,
         evaluation=replace(config.evaluation, missing=options.missing or config.evaluation.missing),
     )
+
+
+def where_given(path: Path, config: TrainConfig, run: Path) -> Path:
+    """A relative path of a run's config, as it was meant where the run was started.
+
+    Configs hold absolute paths; older ones do not, and their runs lie in ``<start>/<out>/<name>``.
+    """
+    run, behind = run.resolve(), config.out / config.name
+    if (
+        path.is_absolute()
+        or behind.is_absolute()
+        or run.parts[-len(behind.parts) :] != behind.parts
+    ):
+        return path
+    meant = Path(*run.parts[: -len(behind.parts)]) / path
+    return meant if meant.exists() else path
 
 
 def _config_of(identity: Identity, facts: dict[str, object]) -> TrainConfig:

@@ -147,6 +147,12 @@ class RunFolder:
                 )
         # what only concerns this session is not part of the recipe
         config = replace(self.config, fresh=False, stop_after=0, allow_data_change=False)
+        # a reader of the file may stand elsewhere
+        packed = config.data.packed
+        data = replace(
+            config.data, root=config.data.root.absolute(), packed=packed and packed.absolute()
+        )
+        config = replace(config, data=data)
         write_whole(self.config_file, json.dumps(to_dict(config), indent=2) + "\n")
 
     def _has_learnt(self) -> bool:

@@ -44,6 +44,7 @@ def score_networks(
     loader = build_loader(context.config.data, train=False, rank=ranks.rank, world=ranks.world)
     total = loader.steps_per_epoch
     try:
+        loader.check()
         return {
             name: evaluate_subsets(
                 context,

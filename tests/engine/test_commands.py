@@ -1,6 +1,7 @@
 """The commands as a user meets them: in a process of their own, good input and bad."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastseg import data, doctor, evaluate, train
+from fastseg import data, doctor, evaluate, scoring, train
 from fastseg.cli import parse
 from fastseg.config import read_config
 from fastseg.kernels import _launch
@@ -121,6 +122,70 @@ def test_evaluate_knows_the_names_of_training(finished):
     changes |= {"eval_batch_size": 3, "loader": "torch", "workers": 0}
     assert config.data == replace(before.data, **changes)
     assert config.evaluation.missing == "zero"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--size", "33"], "size must be a multiple of 32 from 32 to 32768, got 33"),
+        (["--size", "0"], "size must be a multiple of 32 from 32 to 32768, got 0"),
+        (["--batch-size", "-1"], "batch_size must be at least 1, got -1"),
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--split", ""], "split must be text that is not empty"),
+        (["--split", "nowhere"], "nowhere"),
+        (["--corruption.blackout", "1", "--corruption.modalities", "radar"], "radar"),
+        (["--out", "{folder}"], "--out {folder} is a folder: name a file"),
+        (["--out", "{file}/scores.csv"], "--out {file}/scores.csv cannot be written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_evaluate_refuses_a_wrong_option_before_it_scores(
+    finished, capsys, tmp_path, monkeypatch, wrong, message
+):
+    def forbidden(*_):
+        raise AssertionError("something was scored")
+
+    monkeypatch.setattr(scoring, "evaluate_subsets", forbidden)
+    (tmp_path / "file").touch()
+    places = {"folder": tmp_path, "file": tmp_path / "file"}
+    arguments = [option.format(**places) for option in wrong]
+    code, text = run(evaluate.main, ["--checkpoint", str(finished[0]), *arguments], capsys)
+    assert code == 2
+    assert "".join(message.format(**places).split()) in "".join(text.split())
+
+
+def test_evaluate_prints_what_cannot_be_written(finished, capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "scores.csv")
+
+    monkeypatch.setattr(evaluate, "write_results", full)
+    arguments = ["--checkpoint", str(finished[0]), "--out", str(tmp_path / "scores.csv")]
+    assert evaluate.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out.strip() == finished[1].stdout.strip()
+    assert "No space left on device" in captured.err
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["absolute", "as given"])
+def test_evaluate_finds_relative_data_from_another_folder(
+    finished, scenes, capsys, tmp_path, monkeypatch, old
+):
+    """Older configs hold the root as it was given."""
+    (tmp_path / "data").symlink_to(scenes)
+    shutil.copytree(finished[0], tmp_path / "runs" / "debug")
+    monkeypatch.chdir(tmp_path)
+    assert train.main(options("data", "runs")) == 0
+    file = tmp_path / "runs" / "debug" / "config.json"
+    written = json.loads(file.read_text())
+    assert written["data"]["root"] == str(tmp_path / "data")
+    if old:
+        written["data"]["root"], written["out"] = "data", "runs"
+        file.write_text(json.dumps(written))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert evaluate.main(["--checkpoint", "../runs/debug"]) == 0
+    assert capsys.readouterr().out.strip() == finished[1].stdout.strip()
 
 
 def test_running_a_finished_run_again_only_scores_it(finished, scenes, capsys):
