@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 import fastseg
 from fastseg.config import to_dict
 from fastseg.context import RunContext
+from fastseg.errors import ConfigError
 from fastseg.evaluation import SubsetDecoder, evaluate_subsets
 from fastseg.metrics import ConfusionMatrix
 from fastseg.models import SegFormer
@@ -104,6 +106,21 @@ def write_run_report(
     )
     write_report(folder / "report.html", report)
     return table(context, results)
+
+
+def check_figures() -> None:
+    """Before a run: see that the figures of its report can be drawn.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ConfigError(
+            f"the report at the end of a run needs matplotlib, which does not import ({error}): "
+            "pip install matplotlib"
+        ) from None
 
 
 def take_pictures(context: RunContext, networks: Mapping[str, SegFormer]) -> list[Picture]:

@@ -13,7 +13,7 @@ from fastseg.context import RunContext
 from fastseg.host import keep_freed_memory
 from fastseg.pipelines.synthetic import SyntheticConfig, foreign_file, generate
 from fastseg.run_folder import RunFolder
-from fastseg.scoring import write_run_report
+from fastseg.scoring import check_figures, write_run_report
 from fastseg.telemetry import duration, say
 from fastseg.trainer import Stopped, Trainer
 
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse_config("python -m fastseg.train", __doc__ or "", arguments)
     began = time.monotonic()
     keep_freed_memory()
+    check_figures()
     with processes(config) as ranks, RunFolder(config, ranks) as run:
         ranks.first(partial(make_data, config))
         context = RunContext(run.config, ranks)

@@ -99,6 +99,25 @@ def test_a_signal_to_one_rank_saves_and_stops_all_and_others_continue(
     assert steps == list(range(1, newest + 5))
 
 
+def test_rows_of_a_resumed_run_are_those_of_one_that_was_not_stopped(scenes, tmp_path, launch):
+    """The sums of a row that a stop cuts are those of each process."""
+    more = ["--log-every", "3", "--parallel.mode", "replicate"]
+    for out, stops in (
+        ("whole", [[]]),
+        ("parts", [["--stop-after", "2"], ["--stop-after", "3"], []]),
+    ):
+        for stop in stops:
+            command = [*TRAIN, *options(scenes, tmp_path / out, *more, *stop)]
+            codes, _, said = launch(command).finish()
+            assert codes == [0, 0], said
+    timed = {"images_per_s", "data_wait", "peak_mib"}
+    whole, parts = (
+        [{k: v for k, v in row.items() if k not in timed} for row in rows(tmp_path / out / "debug")]
+        for out in ("whole", "parts")
+    )
+    assert parts == whole
+
+
 def test_a_rank_with_other_settings_ends_all_with_one_message(scenes, tmp_path, launch):
     command = [*TRAIN, *options(scenes, tmp_path)]
     codes, out, said = launch(command, per_rank=[(1, ["--seed", "5"])]).finish()

@@ -304,6 +304,14 @@ def test_out_of_memory_names_the_settings_that_help(scenes, tmp_path, capsys, mo
         assert part in text
 
 
+def test_a_missing_matplotlib_is_told_before_training(scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, text = run(train.main, options(scenes, tmp_path), capsys)
+    assert code == 2
+    assert "pip install matplotlib" in text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_preset(capsys):
     code, text = run(train.main, ["--preset", "demmo"], capsys)
     assert code == 2
