@@ -94,7 +94,7 @@ class SkipWatch:
         if numbers.is_cuda:
             host = torch.empty(numbers.shape, pin_memory=True)
             numbers = host.copy_(numbers, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         ids = tuple(name for batch in batches for name in batch.sample_ids)
         self._pending.append(_Pending(step + 1, ids, tuple(values), numbers, event))

@@ -169,7 +169,8 @@ class TrainStep:
         with self._nothing_learnt():
             for micro, batch in enumerate(batches):
                 share = Share(parallel.rank, parallel.world, micro, count)
-                draws = self.draw(step, *batch.images.shape[:2], share)
+                modalities, samples = batch.images.shape[:2]
+                draws = self.draw(step, modalities, samples, share)
                 torch.manual_seed(self._seed(step, "dropout", share.part))
                 if count > 1:
                     parallel.sync_gradients(micro == count - 1)
