@@ -12,7 +12,8 @@ from fastseg.run_folder import RunFolder
 
 @pytest.fixture
 def config(tmp_path):
-    return replace(get_preset("demo"), out=tmp_path / "runs")
+    demo = get_preset("demo")
+    return replace(demo, out=tmp_path / "runs", data=replace(demo.data, root=tmp_path / "data"))
 
 
 def test_config_is_written_and_the_run_can_be_entered_again(config):
