@@ -4,30 +4,10 @@ import triton
 import triton.language as tl
 
 from ._prototype_pool_kernels import of_map
+from ._series import exp_terms
 
 # exp(-40) is below the rounding of float32 next to probabilities that add up to one
 _LEAST_LOG = tl.constexpr(-40.0)
-
-
-@triton.jit
-def _exp_terms(r):
-    """``exp(r) - 1`` and ``exp(r) - 1 - r``, without cancellation near zero."""
-    near = tl.abs(r) < 1
-    x = tl.where(near, r, 0.0)
-    # Taylor: the first term left out is below 2^-27 of the sum
-    tail = 1 / 39916800
-    tail = tail * x + 1 / 3628800
-    tail = tail * x + 1 / 362880
-    tail = tail * x + 1 / 40320
-    tail = tail * x + 1 / 5040
-    tail = tail * x + 1 / 720
-    tail = tail * x + 1 / 120
-    tail = tail * x + 1 / 24
-    tail = tail * x + 1 / 6
-    tail = tail * x + 1 / 2
-    growth = tl.exp(r) - 1
-    rest = tl.where(near, x * x * tail, growth - r)
-    return tl.where(near, x + rest, growth), rest
 
 
 @triton.jit
@@ -92,9 +72,9 @@ def _prototype_divergence_fwd_kernel(
             ratio = tl.where(close, apart - shift, log_p - floored)
             ratio = tl.where(takes_part, ratio, 0.0)
             # p and q both add up to one: what is missing is the error of the logarithms
-            growth, _ = _exp_terms(ratio)
+            growth, _ = exp_terms(ratio)
             ratio -= tl.where(takes_part, tl.sum(q * growth, axis=0)[None, :], 0.0)
-            growth, excess = _exp_terms(ratio)
+            growth, excess = exp_terms(ratio)
             value += q * excess
             grad += q * growth
     share = temperature / (size.to(tl.float32) * B)

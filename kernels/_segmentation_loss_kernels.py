@@ -15,6 +15,10 @@ gradient needs the sums of its pixel first, half the memory, and nothing where n
 wanted. Each lane writes the share of its four corners, and a last kernel adds the four cells around
 each logit: no atomics, a fixed order, deterministic.
 
+The loss of a pixel whose true class has most of the probability, and the gradient at that class,
+come from the sum of the other classes' exponentials. As differences of numbers near one they would
+keep few digits of it.
+
 All is in base 2: the corners are scaled by log2(e), or log2(e) / T for the teacher.
 """
 
@@ -27,6 +31,7 @@ import triton.language as tl
 
 from ._dual_cells import corner_offsets, dual_cells, interpolate, load_corners, load_labels
 from ._rounding import rounded_to
+from ._series import exp_terms, log1p_near
 
 _LOG2E = tl.constexpr(math.log2(math.e))
 _LN2 = tl.constexpr(math.log(2))
@@ -103,13 +108,14 @@ def _segmentation_loss_fwd_kernel(
         labels_ptr, sample, i, j, group, batch, K, h, w, ignore_index, FACTOR, ROWS, BLOCK, WIDE
     )
 
-    sum_z = tl.zeros((ROWS, FACTOR, BLOCK), tl.float32)
-    sum_u, sum_t, cross, own = sum_z, sum_z, sum_z, sum_z
+    others = tl.zeros((ROWS, FACTOR, BLOCK), tl.float32)
+    sum_u, sum_t, cross = others, others, others
+    own = tl.full((ROWS, FACTOR, BLOCK), float("-inf"), tl.float32)
     for k in range(K):
         x00, x01, x10, x11 = load_corners(logits_ptr, o00, o01, o10, o11)
         z = interpolate(x00, x01, x10, x11, _LOG2E, lower, right) - shift
         own = tl.where(label == k, z, own)
-        sum_z += tl.exp2(z)
+        others += tl.where(label == k, 0.0, tl.exp2(z))
         logits_ptr += plane
         if HAS_TEACHER:
             x00, x01, x10, x11 = load_corners(teacher_ptr, o00, o01, o10, o11)
@@ -122,9 +128,11 @@ def _segmentation_loss_fwd_kernel(
             cross += q * (t - z)
             teacher_ptr += plane
 
-    log_z = tl.log2(sum_z)
-    loss = (log_z - own) * _LN2
-    loss = tl.where(loss <= 0.0, 0.0, loss)
+    mine = tl.exp2(own)  # zero where there is no class
+    log_z = tl.log2(others + mine)
+    certain = 2.0 * others < mine
+    odds = tl.where(certain, others, 0.0) / tl.where(certain, mine, 1.0)
+    loss = tl.where(certain, log1p_near(odds), (log_z - own) * _LN2)
     valid = label >= 0
     hard = valid & ~(loss <= limit)  # a NaN is hard, so that it shows
     offs, plane = _map_offsets(cell, group, num_cells, FACTOR, ROWS, WIDE)
@@ -176,6 +184,9 @@ def _segmentation_loss_bwd_kernel(
     cutoff = tl.load(selection_ptr)
     weight = tl.where(loss == cutoff, tl.load(selection_ptr + 2), tl.load(selection_ptr + 1))
     weight = tl.where((loss < 0) | (loss < cutoff), 0.0, weight) * tl.load(d_ohem_ptr)
+    # softmax minus one at the true class: exp(-loss) - 1
+    growth, _ = exp_terms(-loss)
+    at_class = weight * growth
     weight_kl = tl.load(d_kl_ptr) * kl_scale
     scale_t = _LOG2E * inverse_t
     cells = num_cells
@@ -187,18 +198,15 @@ def _segmentation_loss_bwd_kernel(
         x00, x01, x10, x11 = load_corners(logits_ptr, o00, o01, o10, o11)
         z = interpolate(x00, x01, x10, x11, _LOG2E, lower, right)
         p = tl.exp2(z - log_z)
+        grad = tl.where(label == k, at_class, weight * p)
         logits_ptr += h * w
         if HAS_TEACHER:
             x00, x01, x10, x11 = load_corners(teacher_ptr, o00, o01, o10, o11)
             q = tl.exp2(interpolate(x00, x01, x10, x11, scale_t, lower, right) - log_t)
             teacher_ptr += h * w
             if TEMPERED:
-                grad = weight * p + weight_kl * (tl.exp2(z * inverse_t - log_u) - q)
-            else:
-                grad = (weight + weight_kl) * p - weight_kl * q
-        else:
-            grad = weight * p
-        grad = tl.where(label == k, grad - weight, grad)
+                p = tl.exp2(z * inverse_t - log_u)
+            grad += weight_kl * (p - q)
         if FACTOR == 1:
             tl.store(corners_ptr + cell, grad)
         else:

@@ -7,22 +7,8 @@ tiny ``exp((t - 1) / temperature)`` is neither zero nor above one.
 import triton
 import triton.language as tl
 
-from ._prototype_divergence_kernel import _exp_terms
 from ._prototype_pool_kernels import of_map, sample_labels
-
-
-@triton.jit
-def _log1p(x):
-    """``log(1 + x)`` without cancellation near zero."""
-    # 2 atanh(s); the first term left out is below 2^-27 of the sum
-    s = x / (2 + x)
-    square = s * s
-    series = 1 / 11
-    series = series * square + 1 / 9
-    series = series * square + 1 / 7
-    series = series * square + 1 / 5
-    series = series * square + 1 / 3
-    return tl.where(tl.abs(x) < 0.5, 2 * (s + s * square * series), tl.log(1 + x))
+from ._series import exp_terms, log1p
 
 
 @triton.jit
@@ -78,7 +64,7 @@ def _similarity_divergence_sum_kernel(
         geometry, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
         label_stride_h, label_stride_w, K, temperature, STRIDED, True, ONE, BLOCK_A, 1
     )  # fmt: skip
-    growth, _ = _exp_terms(apart)
+    growth, _ = exp_terms(apart)
     sums_ptr += 2 * tl.program_id(0)
     tl.store(sums_ptr, tl.sum(tl.sum(weight, axis=1), axis=0))
     tl.store(sums_ptr + 1, tl.sum(tl.sum(weight * growth, axis=1), axis=0))
@@ -101,14 +87,14 @@ def _similarity_divergence_fwd_kernel(
         total = tl.sum(tl.load(ptrs, mask=offs_s < blocks, other=0.0), axis=0)
         moved = tl.sum(tl.load(ptrs + 1, mask=offs_s < blocks, other=0.0), axis=0)
     else:
-        growth, _ = _exp_terms(apart)
+        growth, _ = exp_terms(apart)
         total = tl.sum(weight, axis=0)[None, :]
         moved = tl.sum(weight * growth, axis=0)[None, :]
     # where nothing takes part all weights are zero
     total = tl.where(total > 0, total, 1.0)
     q = weight / total
     # log p - log q: the normalisers differ by the mean growth of the exponentials
-    growth, excess = _exp_terms(apart - _log1p(moved / total))
+    growth, excess = exp_terms(apart - log1p(moved / total))
     share = temperature / B
     if SELECTED:
         share = tl.where(tl.load(selected_ptr + pair) != 0, share, 0.0)

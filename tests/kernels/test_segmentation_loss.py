@@ -166,6 +166,28 @@ def test_few_easy_pixels_give_zero(device):
     assert not grad.any()
 
 
+@pytest.mark.parametrize("with_teacher", [False, True])
+@pytest.mark.parametrize("margin", [4.0, 12.0, 30.0])
+@pytest.mark.parametrize("factor", [1, 4])
+def test_nearly_certain_pixels_keep_their_digits(factor, margin, with_teacher, device):
+    # at 12 the true class lacks 2e-5 of one, which has two digits left in float32
+    logits, _, teacher = make_inputs((1, 5, 3, 4, factor), device)
+    logits[:, 2] += margin
+    labels = torch.full((1, 3 * factor, 4 * factor), 2, device=device)
+    teacher = teacher if with_teacher else None
+    logits.requires_grad_()
+    loss, _ = segmentation_loss(logits, labels, teacher, min_kept=1.0)
+    (grad,) = torch.autograd.grad(loss, logits)
+    x = logits.detach().double().requires_grad_()
+    full = functional.interpolate(x, scale_factor=factor, mode="bilinear")
+    exact = functional.cross_entropy(full, labels)
+    (truth,) = torch.autograd.grad(exact, x)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+    for k in range(5):
+        # float32 holds a logit to 2^-24 of its size, and a probability has that error
+        assert (grad[:, k] - truth[:, k]).norm() < 1e-6 * margin * truth[:, k].norm()
+
+
 def test_strides_do_not_matter_and_are_kept(device):
     logits, labels, teacher = make_inputs((2, 5, 3, 4, 2), device)
     wanted = run(segmentation_loss, logits, labels, teacher)
