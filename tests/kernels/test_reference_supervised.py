@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from properties import given, settings, st
+from torch.nn import functional
 
 from fastseg.kernels import reference
 from fastseg.kernels.reference import supervised
@@ -109,6 +110,25 @@ def test_ignored_pixels_get_no_gradient_and_do_not_count():
         reference.ohem_cross_entropy(logits, other, ignore_index=7),
         reference.ohem_cross_entropy(logits, labels),
     )
+
+
+def test_nearly_certain_pixels_keep_their_digits():
+    # the true class lacks 2e-5 of one, which has two digits left in float32
+    logits, labels = make_inputs(confidence=13.0)
+    x, exact = logits.float().requires_grad_(), logits.float().double().requires_grad_()
+    for y in (x, exact):
+        reference.ohem_cross_entropy(y, labels, min_kept=1.0).backward()
+    place = labels.where(labels != 255, 0)[:, None]
+    at_class, truth = (y.grad.gather(1, place).double() for y in (x, exact))
+    assert truth.any()
+    assert (at_class - truth).norm() < 1e-5 * truth.norm()
+    # the value and what the other classes get are PyTorch's
+    plain = logits.float().requires_grad_()
+    mean = functional.cross_entropy(plain, labels.where(labels != 255, -100))
+    mean.backward()
+    torch.testing.assert_close(reference.ohem_cross_entropy(x, labels, min_kept=1.0), mean)
+    others = torch.ones_like(plain, dtype=torch.bool).scatter(1, place, False)
+    torch.testing.assert_close(x.grad[others], plain.grad[others])
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
