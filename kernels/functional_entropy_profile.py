@@ -164,7 +164,8 @@ def _profile_slope_kernel(
     gamma = tl.load(weights_ptr + image) * first + tl.load(weights_ptr + images + image) * second
     sigma = tl.load(sigma_ptr + image * P + offs_p, mask=offs_p < P, other=0.0)
     # where the channels agree nothing pulls them apart
-    slope = tl.where(sigma == 0.0, 0.0, gamma * S / (rows - 1) / sigma)
+    flat = sigma == 0.0
+    slope = tl.where(flat, 0.0, gamma * S / (rows - 1) / tl.where(flat, 1.0, sigma))
     tl.store(slope_ptr + image * P + offs_p, slope, mask=offs_p < P)
 
 

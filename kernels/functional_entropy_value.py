@@ -34,13 +34,15 @@ def _mean(values_ptr, S, inner, mask, BLOCK: tl.constexpr):
 
 @triton.jit
 def _excess_and_log(value, mean):
-    """``e = f / f' - 1`` and ``log(1 + e)``; a zero counts as the rounding of one."""
+    """``e = f / f' - 1``, ``log(1 + e)``, where a zero counts as the rounding of one, and where."""
     excess = (value - mean) / tl.where(mean < _TINY, _TINY, mean)
-    clamped = tl.where(excess < _EPS - 1.0, _EPS - 1.0, excess)
+    # by a comparison without a quotient: a GPU's -m / m may be more than minus one
+    low = value < _EPS * mean
+    clamped = tl.where(low | (excess < _EPS - 1.0), _EPS - 1.0, excess)
     # the rounding of 1 + e cancels in the quotient
     near = 1.0 + clamped
     quotient = clamped / tl.where(near == 1.0, 1.0, near - 1.0)
-    return excess, tl.where(near == 1.0, clamped, tl.log(near) * quotient)
+    return excess, tl.where(near == 1.0, clamped, tl.log(near) * quotient), low
 
 
 @triton.jit
@@ -52,7 +54,7 @@ def _functional_entropy_fwd_kernel(values_ptr, out_ptr, S, inner, total, BLOCK: 
     entropy = tl.zeros((BLOCK,), dtype=tl.float32)
     for s in range(S):
         value = tl.load(values_ptr + s * inner, mask=mask, other=1.0).to(tl.float32)
-        excess, log = _excess_and_log(value, mean)
+        excess, log, _ = _excess_and_log(value, mean)
         series = excess * (1.0 / 30 - excess * (1.0 / 42 - excess / 56))
         series = excess * (1.0 / 12 - excess * (1.0 / 20 - series))
         series = excess * excess * (0.5 - excess * (1.0 / 6) + series)
@@ -72,9 +74,9 @@ def _functional_entropy_bwd_kernel(
     upstream = tl.load(upstream_ptr + offs, mask=mask, other=0.0) / S
     for s in range(S):
         value = tl.load(values_ptr + place + s * inner, mask=mask, other=1.0).to(tl.float32)
-        excess, log = _excess_and_log(value, mean)
+        _, log, low = _excess_and_log(value, mean)
         # minus infinity is the true slope at zero; this is the slope of the clamped form
-        log -= tl.where(excess < _EPS - 1.0, 1.0, 0.0)
+        log -= tl.where(low, 1.0, 0.0)
         gradient = rounded_to(upstream * log, out_ptr.dtype.element_ty, UP)
         tl.store(out_ptr + place + s * inner, gradient, mask=mask)
 

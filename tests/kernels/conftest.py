@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import gpu_arithmetic
 import pytest
 import torch
 
@@ -22,8 +23,13 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def kernels(device: torch.device) -> Iterator[None]:
-    """The public operators use their kernels, or raise, for the length of the test."""
+def kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The public operators use their kernels, or raise, for the length of the test.
+
+    The interpreter computes with the rounding of a GPU: what passes here passes there.
+    """
+    if _launch.INTERPRET:
+        gpu_arithmetic.emulate(monkeypatch)
     with _launch.force_kernels():
         yield
 
