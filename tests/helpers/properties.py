@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 try:
-    from hypothesis import given, settings
+    from hypothesis import example, given, settings
     from hypothesis import strategies as st
 except ImportError:
 
@@ -25,9 +25,13 @@ except ImportError:
         """A mark in the place of the decorator."""
         return pytest.mark.skip(reason="needs hypothesis")
 
+    def example(**_values: Any) -> Any:  # type: ignore[no-redef]
+        """No decorator at all."""
+        return lambda test: test
+
     def settings(**_options: Any) -> Any:  # type: ignore[no-redef]
         """No decorator at all."""
         return lambda test: test
 
 
-__all__ = ["given", "settings", "st"]
+__all__ = ["example", "given", "settings", "st"]

@@ -51,7 +51,12 @@ def run(divergence, student, *others, **options):
     return value.detach(), torch.autograd.grad(value * 3, student)[0] / 3
 
 
-def check(student, teacher, counts, pairing, slack=1e-6, **options):
+# exp(x) is (4 + |x|) 2^-24 off on a GPU, |x| up to 10 here, above and below the bar of a softmax;
+# quotient and difference add some 2^-24 each
+SLACK = 4e-6
+
+
+def check(student, teacher, counts, pairing, slack=SLACK, **options):
     got = run(prototype_divergence, student, teacher, counts, pairing, **options)
     eager = run(reference.prototype_divergence, student, teacher, counts, pairing, **options)
     truth = run(
@@ -89,8 +94,8 @@ def test_close_prototypes_keep_their_digits(axis, device):
     got, eager, truth = check(near, teacher, counts, pairing, axis=axis)
     for one, plain, exact in zip(got, eager, truth, strict=True):
         error, others = ((x - exact).abs().max() / exact.abs().max() for x in (one, plain))
-        assert error < 1e-6
-        assert error <= others or others < 1e-6
+        assert error < SLACK
+        assert error <= others or others < SLACK
 
 
 @pytest.mark.parametrize("axis", ["class", "channel"])
