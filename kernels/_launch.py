@@ -11,7 +11,7 @@ What an operator file relies on:
 - ``UP``: pass it to kernels as a ``tl.constexpr``. Where it is true, cast bfloat16 to float32 right
   after each load and before ``tl.dot``: the interpreter computes bfloat16 wrongly, without a word.
 - ``on_device_of(tensor)``: a ``with`` block around launches, for processes with several GPUs.
-- ``settle(device)``: what a program calls once, before it relies on kernels: it tries one.
+- ``settle(device)``: what a program calls once, before it relies on kernels: it tries some.
 - ``runs_on(tensor)``: what a public function asks to choose between its kernel and the reference.
 
 ====================  ===================  ============================================
@@ -75,10 +75,11 @@ def why_broken() -> str | None:
 
 
 def settle(device: torch.device) -> None:
-    """Build and launch a kernel on a GPU; where that fails, let the reference serve from now on.
+    """Launch kernels on a GPU as a step does; where that fails the reference serves from now on.
 
     Triton compiles a launcher with the C compiler and the Python headers of the machine when a
-    kernel first runs, and images made for running programs often have neither.
+    kernel first runs, and images made for running programs often have neither. The launch has the
+    nested arguments of a step, which not every version of Triton and driver need be able to pass.
 
     Raises:
         RuntimeError: the mode is ``strict`` and no kernel can be built.

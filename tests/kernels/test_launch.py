@@ -175,10 +175,27 @@ def test_strict_says_that_nothing_can_be_built(no_compiler):
 
 
 @pytest.mark.usefixtures("kernels")
-def test_the_smallest_kernel_is_built_and_launched(device, monkeypatch):
-    from fastseg.kernels import _probe
+def test_what_is_tried_has_the_arguments_of_a_step_and_is_looked_at(device, monkeypatch):
+    from fastseg.kernels import _feature_maps, _probe
 
+    sizes = []
+    plain = _feature_maps.FeatureMaps.geometry_of
+
+    def spy(self, tiles, chunk):
+        fields, programs = plain(self, tiles, chunk)
+        sizes.append(sum(map(len, fields)))
+        return fields, programs
+
+    monkeypatch.setattr(_feature_maps.FeatureMaps, "geometry_of", spy)
     _probe.launch_one(device)
-    monkeypatch.setattr(_probe, "_add_one", {(1,): lambda x: None})
-    with pytest.raises(RuntimeError, match="has written nothing"):
+    # one launch for all of them: ten fields of the four levels of two networks
+    assert sizes == [80]
+
+    def nothing(features, labels, num_classes, twice):
+        means, counts = plain_pool(features, labels, num_classes, twice)
+        return torch.empty_like(means), counts
+
+    plain_pool = _probe.pool_maps
+    monkeypatch.setattr(_probe, "pool_maps", nothing)
+    with pytest.raises(RuntimeError, match="have written wrong numbers, or nothing"):
         _probe.launch_one(device)
