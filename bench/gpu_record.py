@@ -16,9 +16,11 @@ give every row a larger share: the first tests and times what is not compiled, t
     python bench/gpu_record.py --commit HASH --out FOLDER/plain --compile none
     python bench/gpu_record.py --commit HASH --out FOLDER/compiled --compile only
 
-Needs torch, triton, numpy, pytest and pytest-benchmark, and no installation of fastseg. All tests
-run at once and first. What is red is named above the tables and timed last: a row has passed a
-check of its own before it was timed, but it claims nothing and reaches no target. The first
+Needs torch, triton, numpy, pytest and pytest-benchmark, and no installation of fastseg. The first
+thing is one launch with the arguments of a training step; where it fails, the command says so in a
+line and ends. All tests run at once and before the rows. What is red is named above the tables and
+timed last: a row has passed a check of its own before it was timed, but what a red test looks at
+claims nothing and reaches no target. The first
 training step comes first, then the operators, then other steps; what is compiled takes tens of
 seconds for a row and comes last. The tables are written again and again, so that whatever ends the
 command leaves those rows that were done. Beside them are the profiles of the fused operators and of
@@ -40,6 +42,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is not installed
 
@@ -54,6 +58,7 @@ FIRST_STEP = "[stage2-b0-1024px-B2-rrm{}]"  # the setting that matters most
 FIRST, NO_GRAPHS = "the first training step", "--no-graphs"
 # parts of the time at most; what is left over goes to those that follow
 FIRST_PART, OPERATOR_PART, STEPS_PART, COMPILED_STEPS_PART, COMPILED_PART = 8, 2, 6, 5, 3
+TWO_REHEARSALS = 100 * 2**30  # bytes; a published step takes 33 GB, and the tests some
 GRACE = 10  # seconds for the row that runs when the time of an operator ends
 FINE = ("ok", "not run", "left out", "out of memory")
 
@@ -77,6 +82,9 @@ def main() -> int:
     options = parser.parse_args()
     # the tables are written in the last seconds
     end = time.monotonic() + 60 * options.minutes - 15
+    if timing.ON_GPU and (why := gpu_tests.no_launch()):
+        print(f"No kernel of fastseg can be launched here, nothing was measured: {why}")
+        return 2
     if not timing.ON_GPU:
         print("No GPU: static counts and the CPU providers only.", flush=True)
 
@@ -160,6 +168,7 @@ class Session:
     Attributes:
         notes: lines above the tables.
         red: operators whose tests are not green.
+        red_files: tests of whole steps that are not green.
         rows: of operators.
         steps: of whole steps.
     """
@@ -169,6 +178,7 @@ class Session:
     ) -> None:
         self.notes: list[str] = []
         self.red: list[str] = []
+        self.red_files: list[str] = []
         self.rows: list[report.Row] = []
         self.steps: list[step_report.StepRow] = []
         self._scratch, self._out, self._machine = scratch, out, machine
@@ -184,15 +194,23 @@ class Session:
         self.steps = step_report.read_rows(self._steps)
         summary: list[str] = []
         if timing.ON_GPU and self._of_all:
-            summary = targets.lines([row for row in self.rows if row.op not in self.red])
+            sound = [row for row in self.rows if row.op not in self.red]
+            summary = targets.lines(sound, self._machine["device"])
         if self._kernels:
             report.write(self.rows, self._out, self._machine, self.notes, summary)
         if self.steps:
-            lines = [] if STEPS in self.red else targets.step_lines(self.steps)
+            steps = [row for row in self.steps if not self._is_void(row)]
+            copy = targets.copy_of(self.rows)
+            lines = targets.step_lines(steps, self._machine["device"], copy)
             step_report.write(self.steps, self._out, self._machine, self.notes, lines)
             summary = [*summary, *lines]
         self._keep_profiles()
         return summary
+
+    def _is_void(self, row: step_report.StepRow) -> bool:
+        """Whether a red test looks at what the step runs; those of the rivals have none."""
+        mine = row.provider.startswith("fastseg")
+        return mine and any(gpu_tests.concerns(file, row.setting) for file in self.red_files)
 
     def test(self, benches: Sequence[Path], end: float) -> None:
         """Run the tests of all operators; the compilers' caches are filled beside them."""
@@ -212,15 +230,22 @@ class Session:
             if bad:
                 self.red.append(op)
                 said = "; ".join(f"{Path(file).name}: {found[file].said}" for file in bad)
-                self.notes.append(f"The tests of {op} are red: its rows claim nothing. {said}.")
+                rows = "its rows"
+                if op == STEPS:
+                    self.red_files, rows = bad, "the steps that run what they test"
+                self.notes.append(f"The tests of {op} are red: {rows} claim nothing. {said}.")
         self.notes += gpu_tests.skipped_line(found)
         self.write()
 
     def _rehearse(self, steps: Sequence[Path]) -> list[tuple[processes.Process, Path]]:
-        """Begin the first step, plain and compiled, only so that its kernels are compiled."""
+        """Begin the first step, only so that its kernels are compiled.
+
+        Where the memory holds two of them beside the tests, the compiled one begins, too.
+        """
         begun = []
+        roomy = torch.cuda.get_device_properties(0).total_memory > TWO_REHEARSALS
         for path in steps:
-            for number, option in enumerate(("", "-compile")):
+            for number, option in enumerate(("", "-compile") if roomy else ("",)):
                 log = self._scratch / f"rehearsal-{number}.log"
                 command = ["-m", "pytest", str(path), "-k", FIRST_STEP.format(option)]
                 command += ["--seconds", "0", "--benchmark-disable"]

@@ -1,9 +1,10 @@
-"""The tests that benchmarks name, all at once on a GPU, and what they found in a line each."""
+"""A first launch, then the tests that benchmarks name, all at once: what they found in a line."""
 
 from __future__ import annotations
 
 import ast
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from bench import processes
 
 # each of many processes would take all cores for the definitions otherwise
 _FEW_THREADS = {"OMP_NUM_THREADS": "2"}
+_LONGEST = ("engine/test_gpu_step", "test_functional_entropy.py")  # on a GPU
+FIRST_LAUNCH = 90.0  # seconds at most
 _OPTIONS = ("--maxfail=5", "--tb=short", "-rfEs", "-p", "no:cacheprovider")
 
 
@@ -37,6 +40,30 @@ def tests_of(bench: Path) -> list[str]:
             names = ast.literal_eval(statement.value)
             return [f"tests/{name}" if "/" in name else f"tests/kernels/{name}" for name in names]
     return [f"tests/kernels/test_{operator(bench)}.py"]
+
+
+def concerns(file: str, setting: str) -> bool:
+    """Whether a training step of a setting, by its name, runs what a test file tests."""
+    words = setting.split()
+    if "functional_entropy" in file:
+        return "rrm" in words
+    if "distillation" in file or "prototype" in file:
+        return "stage1" not in words
+    return True
+
+
+def no_launch() -> str:
+    """Why kernels with the arguments of a training step cannot be launched; nothing if they can."""
+    program = "import torch; from fastseg.kernels._probe import launch_one as f; f(torch.device(0))"
+    with tempfile.TemporaryFile("w+") as log:
+        process = processes.start(["-c", program], log)
+        if not processes.ended(process, FIRST_LAUNCH):
+            return f"the first launch did not end within {FIRST_LAUNCH:.0f} s"
+        log.seek(0)
+        printed = log.read().strip().splitlines()
+    if process.returncode == 0:
+        return ""
+    return printed[-1] if printed else f"the process ended with code {process.returncode}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +111,8 @@ def outcome(log: str, ended: bool, code: int | None) -> Outcome:
 def run(files: Sequence[str], stop: float, scratch: Path, out: Path) -> dict[str, Outcome]:
     """Run test files side by side until ``stop`` on the clock; all that they print goes to ``out``.
 
+    Those that take longest start first, for the interpreters' starts alone take seconds.
+
     Args:
         files: paths from the root of the checkout.
         stop: of ``time.monotonic()``.
@@ -91,7 +120,7 @@ def run(files: Sequence[str], stop: float, scratch: Path, out: Path) -> dict[str
         out: one file for all of them.
     """
     running = {}
-    for file in files:
+    for file in sorted(files, key=lambda file: not any(name in file for name in _LONGEST)):
         log = (scratch / f"{Path(file).stem}.log").open("w+")
         command = ["-m", "pytest", *_OPTIONS, file]
         running[file] = (processes.start(command, log, _FEW_THREADS), log)

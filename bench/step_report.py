@@ -210,7 +210,9 @@ def main() -> None:
     rows = read_rows(options.rows)
     from bench import targets
 
-    write(rows, options.out, report.machine(), options.note, targets.step_lines(rows))
+    machine = report.machine()
+    lines = targets.step_lines(rows, machine["device"])
+    write(rows, options.out, machine, options.note, lines)
 
 
 if __name__ == "__main__":

@@ -184,16 +184,28 @@ def test_a_row_is_compared_with_the_loops_and_the_best_of_torch():
 
 
 def test_targets_are_shown_beside_what_was_measured():
-    text = "\n".join(targets.lines([*ROWS[:3], row("fused", 0.3)]))
+    text = "\n".join(targets.lines([*ROWS[:3], row("fused", 0.3)], "H200"))
+    assert "on one H200. Times and rates are those of an H200: no copy was measured." in text
     assert "| device time | at most 0.2 ms | 0.3 ms | **missed** |" in text
     assert "| over the published loops | at least 500x | 333x | **missed** |" in text
     assert "| launches | at most 12 | 6 | reached |" in text
     assert "| waits of the host | at most 0 | 0 | reached |" in text
     assert text.count("not measured") == len(targets.TARGETS) - 5
-    assert "| at most 0.2 ms | 0.1 ms | reached |" in "\n".join(targets.lines(ROWS))
+    assert "| at most 0.2 ms | 0.1 ms | reached |" in "\n".join(targets.lines(ROWS, "H200"))
     # other sizes do not count
     small = [dataclasses.replace(r, case="128px") for r in ROWS]
-    assert "reached" not in "\n".join(targets.lines(small))
+    assert "reached" not in "\n".join(targets.lines(small, "H200"))
+
+
+def test_targets_follow_the_bandwidth_of_the_gpu():
+    rows = [dataclasses.replace(r, copy_gb_per_s=3010.0) for r in [*ROWS[:3], row("fused", 0.28)]]
+    text = "\n".join(targets.lines(rows, "NVIDIA H100"))
+    assert "on one NVIDIA H100. " in text
+    assert "times 3010 of 4300 GB/s" in text
+    # 70 % of the bandwidth: 0.2 ms become 0.286, and ratios and counts stay
+    assert "| device time | at most 0.286 ms | 0.28 ms | reached |" in text
+    assert "| launches | at most 12 | 6 | reached |" in text
+    assert "| device time | at most 4 ms |" in text  # the regulariser waits for instructions
 
 
 def test_the_last_line_of_a_row_counts_and_compared_rows_are_together(tmp_path):

@@ -243,16 +243,20 @@ def test_targets_of_steps_are_shown_beside_what_was_measured():
     rows = [row("official", 300.0, "random"), row("best_torch", 30.0, "random")]
     rows += [row("fastseg", 20.0, "random"), row("best_torch compile", 24.0, "random")]
     rows[-1].setting += " compile"
-    text = "\n".join(targets.step_lines(rows, on_gpu=True))
+    text = "\n".join(targets.step_lines(rows, "H200", on_gpu=True))
     assert "| images/s | at least 125 | 100 | **missed** |" in text
     assert "| over the published step | at least 12x | 15x | reached |" in text
     assert "| over the expert's step | at least 1.5x | 1.2x | **missed** |" in text
     assert text.count("not measured") == len(targets.STEP_TARGETS) - 3
+    slower = "\n".join(targets.step_lines(rows, "H100", 3010.0, on_gpu=True))
+    assert "on one H100. " in slower
+    assert "| images/s | at least 87.5 | 100 | reached |" in slower
+    assert "| over the published step | at least 12x | 15x | reached |" in slower
     small = "stage2 b0 256px B2 rrm"
     rows = [row("official", 5.0, setting=small), row("fastseg", 1.0, setting=small)]
     rows = [dataclasses.replace(r, threads=1) for r in rows]
     rows[1].cpu_ms = 2.5
-    text = "\n".join(targets.step_lines(rows, on_gpu=False))
+    text = "\n".join(targets.step_lines(rows, "CPU", on_gpu=False))
     assert text.count("| at least 4x | 5x, of CPU time 4x | reached |") == 1  # in float32
     assert "| at least 1x |  | not measured |" in text
 
@@ -296,6 +300,7 @@ def steps_alone(tmp_path, monkeypatch):
         monkeypatch.setattr(gpu_record.report, "machine", lambda: {"device": "some GPU"})
         monkeypatch.setattr(timing, "ON_GPU", True)
         monkeypatch.setattr(gpu_record, "_time", time_job)
+        monkeypatch.setattr(gpu_record.gpu_tests, "no_launch", lambda: "")
         monkeypatch.setattr(gpu_record.Session, "test", test)
         arguments = ["gpu_record.py", "--only", "train_step", "--out", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", arguments)
