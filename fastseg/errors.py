@@ -1,4 +1,6 @@
-"""The errors a user of the engine may cause."""
+"""The errors a user of the engine may cause, and how their messages list names."""
+
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
@@ -7,3 +9,10 @@ class ConfigError(ValueError):
 
 class CheckpointError(ValueError):
     """A weights file does not fit; the message names the file, the difference and the next step."""
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """The first names, and how many there are beyond them."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -2,7 +2,8 @@
 
 from .mit import BACKBONES, Backbone, MixTransformer, get_backbone
 from .segformer import SegFormer, SegFormerOutput
-from .weights import LoadReport, load_encoder_weights, load_model_weights, read_state_dict
+from .state_dicts import read_state_dict
+from .weights import LoadReport, load_encoder_weights, load_model_weights
 
 __all__ = [
     "BACKBONES",

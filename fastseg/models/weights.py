@@ -10,24 +10,21 @@ memory (from version 5 on) differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from .mit import BACKBONES, MixTransformer
 from .segformer import SegFormer
+from .state_dicts import read_state_dict
 
 # published files carry heads that no model here has: ImageNet classifiers, the unused classifier
 # of AnySeg and RobustSeg, and that of mmseg's decoders
 _UNUSED = re.compile(r"(head|classifier|decode_head\.conv_seg)\.(weight|bias)")
-_PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-# what training scripts put around a state dict, and what wrappers put before every key
-_CONTAINERS = ("state_dict", "model_state_dict", "model")
-_WRAPPERS = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class LoadReport:
     dropped: tuple[str, ...]
 
     def __str__(self) -> str:
-        dropped = f"; dropped {_listed(self.dropped)}" if self.dropped else ""
+        dropped = f"; dropped {listed(self.dropped)}" if self.dropped else ""
         return f"{self.path}: {self.loaded} tensors, {self.layout} layout{dropped}"
 
 
@@ -127,6 +124,12 @@ _TRANSFORMERS_5 = _TRANSFORMERS_HEAD | {
     "norm{s}": "{z}.layer_norm",
     "linear_c{s}.proj": "linear_projections.{z}.proj",
 }
+_IN_EVERY_ENCODER = tuple(
+    f"encoder.patch_embed{level}.{part}.{leaf}"
+    for level in range(1, 5)
+    for part in ("proj", "norm")
+    for leaf in ("weight", "bias")
+)
 _LAYOUTS = (
     _Layout("AnySeg and RobustSeg", "encoder.", "decoder."),
     _Layout("segmentation_models.pytorch", "encoder.", "", _SMP_HEAD),
@@ -144,7 +147,7 @@ def load_model_weights(model: SegFormer, path: str | Path) -> LoadReport:
 
     Args:
         model: written to only if every tensor fits.
-        path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` as saved by torch.
+        path: a safetensors file, or one saved by torch; the content decides, not the name.
 
     Raises:
         CheckpointError: the file is absent, damaged or holds more than tensors, its layout is not
@@ -161,45 +164,6 @@ def load_encoder_weights(model: SegFormer | MixTransformer, path: str | Path) ->
     """
     encoder = model.encoder if isinstance(model, SegFormer) else model
     return _load(encoder, "encoder.", Path(path))
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a file, on the CPU, without containers and wrapper prefixes.
-
-    Pickled objects other than tensors are never loaded, as unpickling them can run any code.
-
-    Raises:
-        CheckpointError: the file is absent, damaged, of an unknown kind or not only tensors.
-    """
-    from safetensors.torch import load_file  # a network without files does not need it
-
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no weights file {path}; check the path")
-    if path.suffix not in (".safetensors", *_PICKLE_SUFFIXES):
-        known = ", ".join((".safetensors", *_PICKLE_SUFFIXES))
-        raise CheckpointError(f"{path}: unknown kind {path.suffix!r}, expected one of {known}")
-    try:
-        if path.suffix == ".safetensors":
-            content: object = load_file(path, device="cpu")
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(
-            f"{path} is damaged or holds pickled objects other than tensors, which are never "
-            "loaded because they can run code; fetch it again, or save its tensors as .safetensors "
-            "where you trust it"
-        ) from error
-    for name in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    items = content.items() if isinstance(content, Mapping) else ()
-    state = {str(key): value for key, value in items if isinstance(value, Tensor)}
-    if not state:
-        raise CheckpointError(f"{path} holds no named tensors; expected a state dict")
-    while prefix := next((w for w in _WRAPPERS if all(k.startswith(w) for k in state)), ""):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
 
 
 def _load(module: nn.Module, room: str, path: Path) -> LoadReport:
@@ -233,7 +197,7 @@ def _load(module: nn.Module, room: str, path: Path) -> LoadReport:
         "not finite": not_finite,
     }
     if any(problems.values()):
-        lines = [f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys]
+        lines = [f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys]
         raise CheckpointError(
             f"{path} ({layout.name} layout) does not fit the model; nothing was loaded\n  "
             + "\n  ".join(lines)
@@ -245,14 +209,19 @@ def _load(module: nn.Module, room: str, path: Path) -> LoadReport:
 
 
 def _detect(state: Mapping[str, Tensor], path: Path) -> _Layout:
-    """The layout whose first encoder tensor is there, and if there are several, its head too."""
-    layouts = [x for x in _LAYOUTS if x.names("encoder.patch_embed1.proj.weight")[0] in state]
-    if not layouts:
+    """The layout with most of the tensors that every encoder has, and if several, its head too.
+
+    Half of them are enough, so that the message about a file can name what it lacks.
+    """
+    found = [sum(x.names(key)[0] in state for key in _IN_EVERY_ENCODER) for x in _LAYOUTS]
+    best = max(found)
+    if 2 * best < len(_IN_EVERY_ENCODER):
         known = ", ".join(dict.fromkeys(x.name for x in _LAYOUTS))
         raise CheckpointError(
-            f"{path}: no Mix Transformer found among {len(state)} tensors: {_listed(state)}; "
+            f"{path}: no Mix Transformer found among {len(state)} tensors: {listed(state)}; "
             f"known layouts: {known}"
         )
+    layouts = [x for x, count in zip(_LAYOUTS, found, strict=True) if count == best]
     return max(layouts, key=lambda x: x.names("decoder.linear_pred.weight")[0] in state)
 
 
@@ -279,10 +248,3 @@ def _describe(state: Mapping[str, Tensor], layout: _Layout) -> str:
 def _kind(x: Tensor) -> str:
     """Shape and, unless it is the usual one, type."""
     return f"{list(x.shape)}" + ("" if x.is_floating_point() else f" {x.dtype}")
-
-
-def _listed(names: Iterable[str], limit: int = 8) -> str:
-    """The first names, and how many there are beyond them."""
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
