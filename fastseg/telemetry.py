@@ -36,23 +36,42 @@ class MetricsLog:
             file.write("".join(json.dumps(_clean(row)) + "\n" for row in rows))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows; a line cut off by a crash is left out."""
-        if not self.path.exists():
-            return []
-        rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-        return rows
+        """All rows; lines that are none, such as one cut off by a crash, are left out."""
+        return [row for row in map(_row, self._lines()) if row is not None]
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drop the rows of ``stage`` behind ``step``: they will be written again."""
+        """Drop the rows of ``stage`` behind ``step``: they will be written again.
+
+        Whole lines that are no rows move to ``<name>.foreign``, with a warning.
+        """
         if not self._writes:
             return
+        foreign = [line for line in self._lines() if _row(line) is None and line.endswith(b"\n")]
+        if foreign:
+            aside = self.path.with_name(f"{self.path.name}.foreign")
+            with aside.open("ab") as file:
+                file.writelines(foreign)
+            say(
+                f"warning: {len(foreign)} lines of {self.path} are no rows of this log and move "
+                f"to {aside.name}, the first: {foreign[0][:80]!r}"
+            )
         kept = [row for row in self.rows() if row["stage"] != stage or row["step"] <= step]
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def _lines(self) -> list[bytes]:
+        return self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row of a line, or None if it is not one that this log has written."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    kinds = {"kind": str, "stage": str, "step": int}
+    if isinstance(row, dict) and all(type(row.get(name)) is kind for name, kind in kinds.items()):
+        return row
+    return None
 
 
 def _clean(row: dict[str, Any]) -> dict[str, Any]:

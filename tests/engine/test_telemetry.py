@@ -16,16 +16,37 @@ def test_rows_are_valid_json_even_with_nan(tmp_path):
 def test_a_torn_last_line_is_left_out(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     assert log.rows() == []
-    log.append({"stage": "teacher", "step": 1})
+    log.append({"kind": "train", "stage": "teacher", "step": 1})
     with log.path.open("a") as file:
         file.write('{"stage": "teach')
-    assert log.rows() == [{"stage": "teacher", "step": 1}]
+    assert log.rows() == [{"kind": "train", "stage": "teacher", "step": 1}]
+
+
+def test_foreign_lines_do_not_stop_a_run_and_are_kept_aside(tmp_path, capsys):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    rows = [{"kind": "train", "stage": "teacher", "step": step} for step in (1, 2)]
+    log.append(rows[0])
+    foreign = [b'{"stage": "\xff"}\n', b"[]\n", b"3\n", b'{"stage": "teacher", "step": "4"}\n']
+    foreign.append(b'{"kind": "train", "stage": "teacher"}\n')
+    with log.path.open("ab") as file:
+        file.writelines(foreign)
+    log.append(rows[1])
+    with log.path.open("ab") as file:
+        file.write(b'{"kind": "tra')
+    assert log.rows() == rows
+    log.rewind("teacher", 1)
+    assert [json.loads(line) for line in log.path.read_text().splitlines()] == rows[:1]
+    assert (tmp_path / "metrics.jsonl.foreign").read_bytes() == b"".join(foreign)
+    said = capsys.readouterr().err
+    assert f"warning: 5 lines of {log.path} are no rows" in said
+    log.rewind("teacher", 1)
+    assert capsys.readouterr().err == ""
 
 
 def test_rewind_drops_what_will_be_written_again(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for stage, step in [("teacher", 10), ("teacher", 20), ("student", 5), ("student", 10)]:
-        log.append({"stage": stage, "step": step})
+        log.append({"kind": "train", "stage": stage, "step": step})
     log.rewind("student", 5)
     assert [(r["stage"], r["step"]) for r in log.rows()] == [
         ("teacher", 10),
