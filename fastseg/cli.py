@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -30,9 +31,12 @@ from fastseg.ranks import OthersFailed, Ranks, join
 from fastseg.regions import compile_failure
 
 BUG, BAD_INPUT, LOST_PEER, OUT_OF_MEMORY, INTERRUPTED = 1, 2, 69, 75, 130
+READER_GONE = 141
+"""What a shell reports of a command whose output nobody reads any more, as in ``... | head``."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
 _REFUSALS = (*_FULL, *_FORBIDDEN)
 """What a system says of a place where nothing can be written."""
 
@@ -57,7 +61,39 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
                 print(message, file=sys.stderr)
             return code
 
+    return while_read(wrapped)
+
+
+def while_read(main: Callable[..., int]) -> Callable[..., int]:
+    """End quietly with `READER_GONE` once nobody reads what a command prints."""
+
+    @wraps(main)
+    def wrapped(*arguments: Any, **options: Any) -> int:
+        try:
+            try:
+                return main(*arguments, **options)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            if not _silence_unread():
+                raise
+            return READER_GONE
+
     return wrapped
+
+
+def _silence_unread() -> bool:
+    """Lead standard output and error nowhere where nobody reads them; whether one was such.
+
+    What is left in their buffers is written without an error as the interpreter ends.
+    """
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    gone = [stream for stream, event in poll.poll(0) if event & select.POLLERR]
+    for stream in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return bool(gone)
 
 
 @contextmanager
@@ -94,7 +130,7 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     # torch raises it wherever the run is when a worker dies
     if isinstance(error, RuntimeError) and (fault := worker_fault(error)) is not None:
         return BAD_INPUT, f"error: {fault}"
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
+    if isinstance(error, OSError) and (error.errno in _REFUSALS or error.filename is not None):
         return BAD_INPUT, f"error: {explain_os_error(error)}"
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
@@ -107,6 +143,8 @@ def explain_os_error(error: OSError) -> str:
         remedy = "make room, or choose another disk with --out; the same command continues"
     elif error.errno in _FORBIDDEN:
         remedy = "choose another place with --out, or ask for the right to use this one"
+    elif error.errno in _IN_THE_WAY:
+        remedy = "move away what stands there, or choose another place"
     else:
         remedy = "check the path"
     return f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}"
@@ -121,6 +159,8 @@ def print_any_name() -> None:
 def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:
     """Exit with the code of the first failure; whoever failed first has said why, or does now."""
     code, message = explain(error)
+    if isinstance(error, BrokenPipeError) and _silence_unread():
+        code, message = READER_GONE, ""
     known: int | None = None
     if isinstance(error, OthersFailed):
         known = error.code
@@ -138,7 +178,7 @@ def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:
     if known is None and ranks.claim_failure(code):
         if message is None:
             traceback.print_exception(error)
-        else:
+        elif message:
             where = f"rank {ranks.rank}: " if ranks.rank else ""
             print(f"{where}{message}", file=sys.stderr)
     sys.stdout.flush()

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 import fastseg
-from fastseg.cli import BAD_INPUT, PATHS, explain_os_error, print_any_name
+from fastseg.cli import BAD_INPUT, PATHS, explain_os_error, print_any_name, while_read
 from fastseg.contact_sheet import draw_sheet
 from fastseg.data_making import Fetch, Prepare, Synthetic, Unpack
 from fastseg.files import write_whole
@@ -167,6 +167,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+@while_read
 def main(args: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
     command: Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
@@ -180,6 +181,8 @@ def main(args: list[str] | None = None) -> int:
     except ValueError as error:  # DataError is one
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(f"error: {explain_os_error(error)}", file=sys.stderr)
         return BAD_INPUT

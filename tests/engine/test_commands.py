@@ -438,3 +438,29 @@ def test_a_full_disk_is_explained_and_leaves_no_partial_file(scenes, tmp_path):
     assert "the same command continues" in said
     assert not list((tmp_path / "debug").rglob("*.partial"))
     assert train.main(arguments) == 0
+
+
+@pytest.mark.parametrize("command", [["fastseg.train", "--help"], ["fastseg.data", "--help"]])
+def test_a_reader_that_leaves_ends_a_command_quietly(command):
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=60)) == ("", 141)
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_message(finished, tmp_path, capsys):
+    code, text = run(evaluate.main, ["--checkpoint", str(tmp_path / ("x" * 300))], capsys)
+    assert code == 2
+    arguments = ["--checkpoint", str(finished[0]), "--out", str(tmp_path)]
+    code, text = run(evaluate.main, arguments, capsys)
+    assert code == 2
+    assert f"error: {tmp_path}: Is a directory; move away what stands there" in text
+
+
+def test_a_run_cannot_write_its_log_into_a_folder(scenes, tmp_path, capsys):
+    log = tmp_path / "debug" / "metrics.jsonl"
+    log.mkdir(parents=True)
+    code, text = run(train.main, options(scenes, tmp_path), capsys)
+    assert code == 2
+    assert f"error: {log}: Is a directory" in text
