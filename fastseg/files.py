@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -35,3 +36,25 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove(path: Path) -> str | None:
+    """Remove a file, a folder or a link (not what it leads to); why not, if that fails."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"{error.filename or path}: {error.strerror or error}"
+    return None
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What writers that were killed have left in a folder and below, links not followed.
+
+    These are files and folders of ``write_whole`` and of training states (``*.partial``), and the
+    temporary files that safetensors puts beside its target (``.tmp`` and six letters).
+    """
+    found = [*folder.rglob("*.partial"), *folder.rglob(".tmp??????")]
+    return [path for path in found if not any(p in found for p in path.parents)]

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from fastseg.config import TrainConfig, changed_fields, read_config, to_dict
 from fastseg.errors import ConfigError
-from fastseg.files import write_whole
+from fastseg.files import remove, unfinished, write_whole
 from fastseg.precision import best_precision
 from fastseg.ranks import Ranks, choose_device
 from fastseg.telemetry import say
@@ -82,6 +82,7 @@ class RunFolder:
         try:
             if self.config.fresh:
                 self._move_aside()
+            self._clear()
             self._claim()
         except BaseException:
             self._release()
@@ -106,13 +107,20 @@ class RunFolder:
             raise ConfigError(f"the run folder {self.path} is read-only; choose another --out")
 
     def _acquire(self) -> None:
-        handle = os.open(self.path.parent / f".{self.path.name}.lock", os.O_RDWR | os.O_CREAT)
+        # of a folder that is reached by several paths there is one lock
+        folder = self.path.resolve()
+        file = folder.with_name(f".{folder.name}.lock")
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(handle)
+            if isinstance(error, BlockingIOError):
+                message = f"another process is writing the run {folder}: wait for it or "
+                raise ConfigError(message + "choose --name") from None
             raise ConfigError(
-                f"another process is writing the run {self.path}: wait for it or choose --name"
+                f"cannot lock {file} ({error.strerror}): choose an --out whose file system has "
+                "locks"
             ) from None
         self._lock = handle
 
@@ -124,11 +132,25 @@ class RunFolder:
     def _move_aside(self) -> None:
         if not any(self.path.iterdir()):
             return
+        # a link stays and leads to the new folder, whose lock is held
+        folder = self.path.resolve()
         number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
+        while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
-        self.path.rename(aside)
-        self.path.mkdir()
+        folder.rename(aside)
+        folder.mkdir()
+
+    def _clear(self) -> None:
+        """Remove what a process that was killed was writing; nobody else writes now."""
+        if self.checkpoints.is_symlink() and not self.checkpoints.is_dir():
+            raise ConfigError(
+                f"{self.checkpoints} is a link to {self.checkpoints.readlink()}, where no folder "
+                "is: make that folder or remove the link"
+            )
+        for folder in (self.path, self.checkpoints):
+            for path in unfinished(folder):
+                if reason := remove(path):
+                    say(f"warning: left by a run that was killed, and cannot be removed: {reason}")
 
     def _claim(self) -> None:
         before = read_config(self.config_file) if self.config_file.exists() else None

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 from dataclasses import replace
 
@@ -82,6 +84,54 @@ def test_two_writers_are_refused(config):
     with RunFolder(config), pytest.raises(ConfigError, match="another process"), RunFolder(config):
         pass
     with RunFolder(config):
+        pass
+
+
+def test_two_paths_to_one_run_have_one_lock(config):
+    with RunFolder(config) as run:
+        (config.out / "other").symlink_to(run.path, target_is_directory=True)
+        with pytest.raises(ConfigError, match="another"), RunFolder(replace(config, name="other")):
+            pass
+    assert (config.out / ".demo.lock").stat().st_mode & 0o111 == 0
+
+
+def test_fresh_leaves_a_linked_run_where_the_link_leads(config, tmp_path):
+    disk = tmp_path / "disk" / "demo"
+    disk.mkdir(parents=True)
+    (disk / "teacher.safetensors").write_text("precious")
+    config.out.mkdir()
+    (config.out / "demo").symlink_to(disk)
+    with RunFolder(replace(config, fresh=True)) as run:
+        assert run.path.is_symlink()
+        assert [p.name for p in disk.iterdir()] == ["config.json"]
+    assert (disk.parent / "demo.old1" / "teacher.safetensors").read_text() == "precious"
+
+
+def test_what_a_killed_process_was_writing_is_removed(config, tmp_path):
+    disk = tmp_path / "disk"
+    with RunFolder(config) as run:
+        (run.path / "figures").mkdir()
+    run.checkpoints.symlink_to(disk)
+    with pytest.raises(ConfigError, match=r"checkpoints is a link to .*where no folder is"):
+        RunFolder(config).__enter__()
+    (disk / "step-00000003.partial").mkdir(parents=True)
+    (disk / "step-00000003.partial" / ".tmpAbC123").write_text("cut off")
+    (disk / "step-00000002").mkdir()
+    for name in (".tmpXyZ789", "teacher.safetensors.partial", "figures/a.png.partial"):
+        (run.path / name).write_text("cut off")
+    (run.path / ".tmp").write_text("notes")
+    with RunFolder(config):
+        left = [p.relative_to(run.path).as_posix() for p in run.path.rglob("*")]
+    assert sorted(left) == [".tmp", "checkpoints", "config.json", "figures"]
+    assert [p.name for p in disk.iterdir()] == ["step-00000002"]
+
+
+def test_a_file_system_without_locks_is_not_called_busy(config, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(ConfigError, match=r"cannot lock .*No locks available"), RunFolder(config):
         pass
 
 
