@@ -1,35 +1,24 @@
-"""Files that survive a crash: weights with an identity, and training states that resume exactly.
+"""Weights files with an identity and a checksum.
 
 Nothing here unpickles: tensors are stored as safetensors, everything else as JSON.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 
-from fastseg.ema import WeightAverage
-from fastseg.errors import CheckpointError
-from fastseg.files import commit, sync
-from fastseg.shards import (
-    load_module_tensors,
-    load_optimizer_tensors,
-    module_tensors,
-    optimizer_tensors,
-)
-
-_MANIFEST = "MANIFEST.json"
+from fastseg.errors import CheckpointError, listed
+from fastseg.files import commit
+from fastseg.shards import module_tensors
+from fastseg.tensor_files import misfits, not_finite, tensors_digest, write_tensors
 
 
 @dataclass(frozen=True)
@@ -61,13 +50,25 @@ def _brief(value: object) -> str:
 
 
 def save_weights(path: Path, module: nn.Module, identity: Identity, facts: dict[str, Any]) -> None:
-    """Write the state dict of ``module`` as safetensors; the file appears whole or not at all."""
+    """Write the state dict of ``module`` as safetensors; the file appears whole or not at all.
+
+    Its metadata hold the identity, the facts and the `tensors_digest` of the tensors.
+
+    Raises:
+        CheckpointError: a tensor is not finite; nothing is written.
+    """
     tensors = module_tensors(module)
+    if bad := not_finite(tensors):
+        raise CheckpointError(
+            f"the {identity.network} has values that are not finite in {listed(bad)}: {path} is "
+            "not written; start anew with --fresh and a lower learning rate"
+        )
     metadata = {"fastseg": json.dumps(asdict(identity)), "facts": json.dumps(facts)}
+    metadata["sha256"] = tensors_digest(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        _write_tensors(tensors, partial, metadata)
+        write_tensors(tensors, partial, metadata)
         commit(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -79,142 +80,128 @@ def read_identity(path: Path) -> tuple[Identity, dict[str, Any]]:
     Raises:
         CheckpointError: there is no such file or it was not written by `save_weights`.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no weights at {path}: give a .safetensors file of a finished stage")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        values = json.loads(metadata["fastseg"])
-        values["classes"], values["modalities"] = (
-            tuple(values["classes"]),
-            tuple(values["modalities"]),
-        )
-        return Identity(**values), json.loads(metadata["facts"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a fastseg weights file ({error or type(error).__name__}); "
-            "foreign checkpoints are read by python -m fastseg.train --model.weights"
-        ) from None
+        metadata = _metadata(path)
+        return _identity(json.loads(metadata["fastseg"])), _facts(json.loads(metadata["facts"]))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(_foreign(path, error)) from None
 
 
-def load_weights(path: Path, module: nn.Module, wanted: Identity) -> dict[str, Any]:
-    """Load a weights file strictly into ``module``; returns the file's facts.
+def fact(path: Path, facts: dict[str, Any], name: str, kind: type) -> Any:
+    """The value of one of the facts of a weights file.
 
     Raises:
-        CheckpointError: the file belongs to other data or another network; every difference is
-            listed.
+        CheckpointError: the fact is missing or is no ``kind``.
     """
-    found, facts = read_identity(path)
-    if differences := found.differences(wanted):
+    value = facts.get(name)
+    if type(value) is not kind:
+        raise CheckpointError(
+            f"{path} does not say the {name} that it was trained with (found {value!r}, expected "
+            f"{kind.__name__}): give a file that a run has written"
+        )
+    return value
+
+
+def stage_of(path: Path, stages: Sequence[str]) -> int:
+    """Position of the stage that wrote a weights file among those of its run.
+
+    Raises:
+        CheckpointError: the file cannot be read, or names none of them.
+    """
+    stage = fact(path, read_identity(path)[1], "stage", str)
+    if stage not in stages:
+        raise CheckpointError(
+            f"{path} was written by a stage {stage!r}, this run has {', '.join(stages)}: move the "
+            "file away, or use another --name"
+        )
+    return stages.index(stage)
+
+
+def load_weights(path: Path, module: nn.Module, wanted: Identity, role: str | None = None) -> bool:
+    """Load a weights file strictly into ``module``, which is written to only if all fits.
+
+    Args:
+        path: written by `save_weights`.
+        module: has the names, shapes and dtypes of the file.
+        wanted: what the weights have to belong to, the network's name aside.
+        role: the network's name that the file has to have; None takes any.
+
+    Returns:
+        Whether the file has a checksum to compare; those of earlier versions have none.
+
+    Raises:
+        CheckpointError: the file belongs to other data or another network (every difference is
+            listed), its tensors do not fit, are not finite or are not those that were written.
+    """
+    found, _ = read_identity(path)
+    differences = found.differences(wanted)
+    if role is not None and found.network != role:
+        differences.insert(0, f"network: {found.network} in the file, {role} wanted")
+    if differences:
         raise CheckpointError(
             f"{path} does not fit this run:\n  "
             + "\n  ".join(differences)
-            + "\nGive the weights of a run with the same data set, modalities and model."
+            + "\nGive the weights of a run with the same data set, modalities and model"
+            + (f", its {role}.safetensors." if role else ".")
         )
-    module.load_state_dict(load_file(path))
-    return facts
+    tensors = load_file(path)
+    checksum = _metadata(path).get("sha256")
+    if checksum is not None and checksum != tensors_digest(tensors):
+        raise CheckpointError(
+            f"{path} is damaged: its tensors are not those that were written; restore it from a "
+            "copy, or remove it and let its stage run again"
+        )
+    problems = misfits(tensors, module.state_dict())
+    if bad := not_finite(tensors):
+        problems.append(f"{len(bad)} not finite: {listed(bad)}")
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit the network; nothing was loaded\n  "
+            + "\n  ".join(problems)
+            + "\nGive a weights file that a run has written."
+        )
+    module.load_state_dict(tensors)
+    return checksum is not None
 
 
-def save_state(
-    folder: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    keep: int,
-    average: WeightAverage | None = None,
-    writes: bool = True,
-) -> Path:
-    """Write a training state to ``folder/step-XXXXXXXX``.
-
-    Everything goes to a temporary folder first, then a manifest of sizes and hashes, then one
-    rename: the state is complete or absent. Older states beyond ``keep`` are removed last.
-
-    The files hold whole tensors, so any number of processes can read what any other wrote. All
-    ranks call; the one with ``writes`` writes.
-    """
-    tensors = {"network": module_tensors(module), "optimizer": optimizer_tensors(optimizer)}
-    if average is not None:
-        tensors["average"] = average.tensors()
-    final = folder / f"step-{state['step']:08d}"
-    if not writes:
-        return final
-    partial = folder / f"{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}: give a .safetensors file of a finished stage")
+    # safetensors reports a file that may not be read without its name
+    path.open("rb").close()
     try:
-        for name, values in tensors.items():
-            _write_tensors(values, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        manifest = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in partial.iterdir():
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        commit(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    for old in sorted(folder.glob("step-????????"))[:-keep]:
-        shutil.rmtree(old)
-    return final
-
-
-def _write_tensors(
-    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """A safetensors file; what the system refuses is an OSError that names it."""
-    try:
-        save_file(tensors, path, metadata)
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
     except SafetensorError as error:
-        code = re.search(r"os error (\d+)|code: (\d+)", str(error))
-        if code is None:
-            raise
-        number = int(code[1] or code[2])
-        raise OSError(number, os.strerror(number), str(path)) from error
+        raise CheckpointError(_foreign(path, error)) from None
 
 
-def newest_state(folder: Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
-    """The newest intact state of a stage, or None. Damaged ones are reported and passed over."""
-    for path in sorted(folder.glob("step-????????"), reverse=True):
-        fault = _fault(path)
-        if fault:
-            print(f"warning: {path} is passed over: {fault}", flush=True)
-            continue
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if state["stage"] == stage:
-            return path, state
-    return None
+def _foreign(path: Path, error: Exception) -> str:
+    why = f"no {error} in its metadata" if isinstance(error, KeyError) else error
+    return (
+        f"{path} is not a fastseg weights file ({why}); "
+        "foreign checkpoints are read by python -m fastseg.train --model.weights"
+    )
 
 
-def load_state(
-    path: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None = None,
-) -> None:
-    """Put a state of `newest_state` back into a network, its optimizer and its average."""
-    load_module_tensors(module, load_file(path / "network.safetensors"))
-    load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
-    if average is not None:
-        average.load(load_file(path / "average.safetensors"))
+def _identity(values: dict[str, Any]) -> Identity:
+    """The identity in a file's metadata; a ValueError or TypeError says what is wrong with it."""
+    names = ("classes", "modalities")
+    for name in names:
+        if not isinstance(values[name], list) or not all(isinstance(x, str) for x in values[name]):
+            raise ValueError(f"{name} is no list of names")
+    identity = Identity(**{**values, **{name: tuple(values[name]) for name in names}})
+    if not isinstance(identity.embed_dim, int):
+        raise ValueError("embed_dim is no integer")
+    for name in ("network", "dataset", "backbone"):
+        if not isinstance(getattr(identity, name), str):
+            raise ValueError(f"{name} is no name")
+    return identity
 
 
-def remove_states(folder: Path) -> None:
-    """Remove all states, for instance once their stage is finished and its weights are written."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _fault(path: Path) -> str | None:
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"its manifest cannot be read ({error})"
-    for name, digest in manifest.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if _digest(path / name) != digest:
-            return f"{name} is damaged"
-    return None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _facts(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"facts are {type(values).__name__}, not an object")
+    return values

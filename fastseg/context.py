@@ -16,6 +16,7 @@ from fastseg.pipelines import get_dataset
 from fastseg.precision import autocast, best_precision
 from fastseg.ranks import Ranks, choose_device
 from fastseg.subsets import all_subsets
+from fastseg.telemetry import say
 
 if TYPE_CHECKING:
     from fastseg.checkpoint import Identity
@@ -73,16 +74,23 @@ class RunContext:
             nvidia_apex.use_layer_norm(network)
         return network
 
-    def load_network(self, path: Path) -> SegFormer:
+    def load_network(self, path: Path, role: str | None = None) -> SegFormer:
         """A finished network in eval mode on the device.
 
+        Args:
+            path: weights that a run has written.
+            role: the name that the network must have there; None takes any.
+
         Raises:
-            CheckpointError: the file is missing or belongs to other data or another model.
+            CheckpointError: the file is missing, damaged, or belongs to other data, another model
+                or another role.
         """
         from fastseg.checkpoint import load_weights  # forecasts and steps need no files
 
         network = self.new_network(seed=0)
-        load_weights(path, network, self.identity("any"))
+        checked = load_weights(path, network, self.identity(role or "any"), role)
+        if not checked and self.ranks.is_first:
+            say(f"note: {path} has no checksum, as an earlier version wrote it: taken as it is")
         return network.to(self.device).eval()
 
     def identity(self, network: str) -> Identity:

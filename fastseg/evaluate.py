@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from fastseg import nvidia_apex
-from fastseg.checkpoint import Identity, read_identity
+from fastseg.checkpoint import fact, read_identity
 from fastseg.cli import command, parse, processes
 from fastseg.config import EvaluationConfig, ModelConfig, TrainConfig, read_config
 from fastseg.context import RunContext
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         context = RunContext(config, ranks)
         if options.corruption.active:
             say(f"sensors are corrupted: {describe(options.corruption)}")
-        networks = {name: context.load_network(path) for name, path in files.items()}
+        networks = {name: context.load_network(path, name) for name, path in files.items()}
         results = subset_results(context, score_networks(context, networks))
         if ranks.is_first:
             # a disk that fills up meanwhile must not cost the scores
@@ -132,7 +132,7 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
             f"there is no config.json beside {first}: name the data with --data.root"
         )
     else:
-        config = _config_of(*read_identity(first))
+        config = _config_of(first)
     data = replace(
         config.data,
         root=options.root or where_given(config.data.root, config, first.parent),
@@ -172,13 +172,14 @@ def where_given(path: Path, config: TrainConfig, run: Path) -> Path:
     return meant if meant.exists() else path
 
 
-def _config_of(identity: Identity, facts: dict[str, object]) -> TrainConfig:
+def _config_of(weights: Path) -> TrainConfig:
     """The part of a run's config that its weights remember."""
+    identity, facts = read_identity(weights)
     return TrainConfig(
         data=DataConfig(
             dataset=identity.dataset,
             modalities=identity.modalities,
-            size=int(str(facts["size"])),
+            size=fact(weights, facts, "size", int),
         ),
         model=ModelConfig(backbone=identity.backbone, embed_dim=identity.embed_dim),
         evaluation=EvaluationConfig(),

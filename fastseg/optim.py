@@ -53,16 +53,22 @@ def build_optimizer(module: nn.Module, config: OptimConfig, kind: str = "adamw")
     Raises:
         ConfigError: apex is asked for and cannot serve.
     """
-    params = [p for p in module.parameters() if p.requires_grad]
+    matrices, vectors = parameter_groups(module)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     options: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.eps}
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True, **options)
-    nvidia_apex.require(f"--optim.kind {kind}", params[0].device)
+    nvidia_apex.require(f"--optim.kind {kind}", (matrices + vectors)[0].device)
     return ApexOptimizer(kind, groups, options)
+
+
+def parameter_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that learn, matrices and kernels first: the order of an optimizer's state."""
+    params = [p for p in module.parameters() if p.requires_grad]
+    return [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
 
 
 def choose_optimizer(

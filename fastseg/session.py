@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastseg import checkpoint
 from fastseg.context import RunContext
 from fastseg.ema import WeightAverage
 from fastseg.fast_paths import SpeedConfig
@@ -17,6 +16,7 @@ from fastseg.pipelines import Loader
 from fastseg.precision import LossScale
 from fastseg.schedule import Stage
 from fastseg.shards import module_tensors
+from fastseg.states import TrainingStates, load_state
 from fastseg.step import TrainStep
 from fastseg.telemetry import say
 
@@ -80,7 +80,7 @@ class Session:
         )
         return what, how
 
-    def save(self, folder: Path, done: int, facts: dict[str, Any], keep: int) -> None:
+    def save(self, states: TrainingStates, done: int, facts: dict[str, Any], keep: int) -> None:
         """Write the training state after ``done`` steps; collective, rank 0 writes."""
         scale = self.train.scale
         state = {
@@ -95,8 +95,8 @@ class Session:
             "attention": self.train.attention,
             **facts,
         }
-        checkpoint.save_state(
-            folder, self.network, self.optimizer, state, keep,
+        states.save(
+            self.network, self.optimizer, state, keep,
             average=self.average, writes=self.context.ranks.is_first,
         )  # fmt: skip
 
@@ -104,7 +104,7 @@ class Session:
         """Inverse of `save`, on any number of processes; each reads the files itself."""
         if self.context.ranks.is_first and (change := self._changed_meaning(state)):
             say(f"warning: {self.name}: {change}")
-        checkpoint.load_state(path, self.network, self.optimizer, self.average)
+        load_state(path, self.network, self.optimizer, self.average)
         self.train.skipped_in_row.fill_(state["skipped_in_row"])
         self.train.attention = state.get("attention")
         if self.train.scale is not None and state.get("loss_scale"):

@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if ranks.is_first:
                 say(f"{stopped}; run the same command again to continue")
             return 0
-        networks = {name: context.load_network(path) for name, path in run.network_files().items()}
+        files = run.network_files()
+        networks = {name: context.load_network(path, name) for name, path in files.items()}
         table = write_run_report(context, networks, trainer.metrics.rows(), run.path)
         if ranks.is_first:
             print(table)

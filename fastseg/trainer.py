@@ -13,7 +13,7 @@ from fastseg import checkpoint, nvidia_apex
 from fastseg.config import digest
 from fastseg.context import RunContext
 from fastseg.data_change import DataFacts, data_facts
-from fastseg.errors import ConfigError
+from fastseg.errors import CheckpointError, ConfigError
 from fastseg.fast_paths import not_taken
 from fastseg.forecast import forecast_memory, warm_up
 from fastseg.interrupt import AgreedStop, StillWaiting, StopRequest
@@ -27,9 +27,12 @@ from fastseg.profiling import StepWatch, open_board
 from fastseg.run_folder import RunFolder
 from fastseg.schedule import Stage, derive_seed
 from fastseg.session import Session, build_session
+from fastseg.shards import module_tensors
 from fastseg.skips import SkipWatch
+from fastseg.states import TrainingStates
 from fastseg.step_log import StepLog
 from fastseg.telemetry import MetricsLog, Progress, foretell, say
+from fastseg.tensor_files import tensors_digest
 from fastseg.validation import Validation
 
 
@@ -53,6 +56,7 @@ class Trainer:
             nvidia_apex.require(f"--optim.kind {self.config.optim.kind}", context.device)
         self.run = run
         self.metrics = MetricsLog(run.metrics_file, writes=self.ranks.is_first)
+        self.states = TrainingStates(run.checkpoints)
         board = open_board(self.config.tensorboard and self.ranks.is_first, run.path)
         place = {"seed": self.config.seed, "rank": self.ranks.rank, "world": self.ranks.world}
         self.loader = build_loader(
@@ -70,6 +74,7 @@ class Trainer:
         self.stop = StopRequest()
         self._stop_now = AgreedStop(self.ranks)
         self._settings = digest(self.config)
+        self._teacher: str | None = None
         self._session_steps = 0
         self.log = StepLog(context, self.loader, self.metrics, board)
         self.validation = Validation(context, self.val_loader, self.metrics, board)
@@ -87,6 +92,8 @@ class Trainer:
                         self._say(f"{name}: skipped, the teacher is {self.config.teacher}")
                     elif not self.ranks.share(partial(self._finished, name, stage)):
                         self._run_stage(index, name, stage)
+            # a process that was killed as it finished a stage may have left its states
+            self.ranks.first(self.states.remove)
         finally:
             self.loader.close()
             self.val_loader.close()
@@ -96,9 +103,8 @@ class Trainer:
         path = self.run.weights_file(stage.trains)
         if not path.exists():
             return False
-        _, facts = checkpoint.read_identity(path)
         order = list(self.config.stages)
-        return order.index(facts["stage"]) >= order.index(name)
+        return checkpoint.stage_of(path, order) >= order.index(name)
 
     def _run_stage(self, index: int, name: str, stage: Stage) -> None:
         saved = self._newest(name)
@@ -203,14 +209,15 @@ class Trainer:
 
         def write() -> None:
             checkpoint.save_weights(path, network, identity, facts)
-            checkpoint.remove_states(self.run.checkpoints)
+            self.states.remove()
 
         self.ranks.first(write)
 
     def _open(self, index: int, name: str, stage: Stage, saved: Saved | None = None) -> Session:
-        teacher = None
+        teacher, self._teacher = None, None
         if stage.needs_teacher():
-            teacher = self.context.load_network(self.run.teacher_file())
+            teacher = self.context.load_network(self.run.teacher_file(), "teacher")
+            self._check_teacher(teacher, saved)
         seed = derive_seed(self.config.seed, index, 0, "weights")
         network = self.context.new_network(seed)
         if stage.start == "teacher" and teacher is not None:
@@ -241,6 +248,16 @@ class Trainer:
             self._say(f"{name}: expects {forecast_memory(self.context, stage, shards)}")
         return session
 
+    def _check_teacher(self, teacher: SegFormer, saved: Saved | None) -> None:
+        """Remember which teacher this stage has; a stage is not continued with another one."""
+        self._teacher = tensors_digest(module_tensors(teacher))
+        before = saved[1].get("teacher") if saved else None
+        if before not in (None, self._teacher):
+            raise CheckpointError(
+                f"{self.run.teacher_file()} is not the teacher that {self.run.path} was learning "
+                "from: put that one back, or start anew with --fresh or another --name"
+            )
+
     def _load_encoder(self, network: SegFormer) -> str:
         if self.config.model.weights is None:
             return "no --model.weights: the encoder starts from random weights"
@@ -249,8 +266,8 @@ class Trainer:
     def _save(self, session: Session, done: int, skips: SkipWatch) -> None:
         # what is of no use never takes the place of a good state
         skips.check(done)
-        facts = asdict(self._data) | self.log.state()
-        session.save(self.run.checkpoints, done, facts, self.config.keep_checkpoints)
+        facts = asdict(self._data) | self.log.state() | {"teacher": self._teacher}
+        session.save(self.states, done, facts, self.config.keep_checkpoints)
 
     def _stop_if_asked(self, session: Session, done: int, unsaved: SkipWatch | None) -> None:
         """End the session if a signal or ``stop_after`` says so; the end of a stage is passed.
@@ -270,7 +287,8 @@ class Trainer:
         """The newest intact state of a stage; rank 0 looks, so that all take the same."""
 
         def find() -> list[Any] | None:
-            found = checkpoint.newest_state(self.run.checkpoints, name)
+            network = partial(self.context.new_network, seed=0)
+            found = self.states.newest(name, network, averaged=self.config.ema > 0)
             return [str(found[0]), found[1]] if found else None
 
         found = self.ranks.share(find)

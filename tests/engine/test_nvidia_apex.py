@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastseg import checkpoint, doctor, nvidia_apex, train
+from fastseg import doctor, nvidia_apex, train
 from fastseg.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.optim import (
@@ -19,6 +19,7 @@ from fastseg.optim import (
     set_learning_rate,
 )
 from fastseg.ranks import Ranks
+from fastseg.states import TrainingStates, load_state
 
 ALONE = Ranks(torch.device("cpu"))
 
@@ -71,9 +72,9 @@ def test_either_adam_continues_the_files_of_the_other(apex, tmp_path, first, sec
     run(*whole, range(8))
     half = make(first)
     run(*half, range(4))
-    checkpoint.save_state(tmp_path, *half, {"stage": "a", "step": 4}, keep=1)
+    TrainingStates(tmp_path).save(*half, {"stage": "a", "step": 4}, keep=1)
     rest = make(second)
-    checkpoint.load_state(tmp_path / "step-00000004", *rest)
+    load_state(tmp_path / "step-00000004", *rest)
     set_learning_rate(rest[1], 1e-2)
     run(*rest, range(4, 8))
     same(rest[0], whole[0], rtol=1e-4, atol=1e-6)

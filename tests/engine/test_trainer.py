@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from fastseg import step as step_module
 from fastseg import trainer as trainer_module
 from fastseg import validation as validation_module
-from fastseg.checkpoint import read_identity
+from fastseg.checkpoint import read_identity, save_weights
 from fastseg.context import RunContext
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.pipelines import CorruptionConfig, DataError
@@ -225,6 +226,40 @@ def test_a_teacher_file_replaces_the_first_stage(config, fit, losses, whole):
     assert {key[0] for key in losses(path)} == {"student"}
     student = {k: v for k, v in losses(whole).items() if k[0] == "student"}
     assert losses(path) == student
+
+
+def test_a_student_is_not_continued_with_another_teacher(config, fit, whole):
+    config = replace(config, name="given", teacher=config.out / "teacher.safetensors")
+    shutil.copy(whole / "teacher.safetensors", config.teacher)
+    fit(replace(config, stop_after=2))
+    identity, facts = read_identity(config.teacher)
+    network = RunContext(config).load_network(config.teacher)
+    network.state_dict()["decoder.linear_pred.bias"][0] += 1
+    save_weights(config.teacher, network, identity, facts)
+    with pytest.raises(CheckpointError, match=r"teacher\.safetensors is not the teacher that"):
+        fit(config)
+    shutil.copy(whole / "teacher.safetensors", config.teacher)
+    path, finished = fit(config)
+    assert finished
+    assert (
+        differing(
+            weights(whole),
+            {"teacher": load_file(config.teacher)}
+            | {"student": load_file(path / "student.safetensors")},
+        )
+        == []
+    )
+
+
+def test_a_student_is_no_teacher(config, fit, whole):
+    with pytest.raises(CheckpointError, match="network: student in the file, teacher wanted"):
+        fit(replace(config, name="given", teacher=whole / "student.safetensors"))
+
+
+def test_states_that_outlive_their_stage_are_removed_at_the_end(config, fit, whole):
+    (whole / "checkpoints" / "step-00000004").mkdir(parents=True)
+    assert fit(replace(config, name="whole")) == (whole, True)
+    assert not (whole / "checkpoints").exists()
 
 
 def test_a_teacher_of_another_model_is_refused(config, fit, whole):
