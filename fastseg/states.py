@@ -232,8 +232,8 @@ def _misfit(path: Path, network: nn.Module, averaged: bool) -> str | None:
     for slot, indices in slots.items():
         if sorted(indices) != sorted(map(str, range(len(order)))):
             return f"{_OPTIMIZER} has {slot} of other parameters than the network"
-        for index, parameter in enumerate(order):
-            if found[f"{index}.{slot}"].shape not in (parameter.shape, torch.Size()):
+        for number, parameter in enumerate(order):
+            if found[f"{number}.{slot}"].shape not in (parameter.shape, torch.Size()):
                 return f"{_OPTIMIZER} has {slot} of another shape than the network"
     return None if slots else f"{_OPTIMIZER} is empty"
 
