@@ -189,7 +189,7 @@ class SkipWatch:
             lines.append(f"The precision is {config.precision}: try --precision {other}")
         if config.data.corruption.active:
             faults = describe(config.data.corruption)
-            lines.append(f"--data.corruption is active ({faults}): try without it")
+            lines.append(f"--data.corruption.* is active ({faults}): try without it")
         lr = self.session.stage.lr
         return [*lines, f"Lower --stages.{name}.lr, which is {lr:g}, or a loss weight"]
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from fastseg import data, doctor, evaluate, scoring, train
-from fastseg.cli import parse
+from fastseg.cli import explain, parse
 from fastseg.config import read_config
 from fastseg.kernels import _launch
 from fastseg.pipelines import native
@@ -455,7 +455,10 @@ def test_a_folder_in_the_place_of_a_file_is_one_message(finished, tmp_path, caps
     arguments = ["--checkpoint", str(finished[0]), "--out", str(tmp_path)]
     code, text = run(evaluate.main, arguments, capsys)
     assert code == 2
-    assert f"error: {tmp_path}: Is a directory; move away what stands there" in text
+    assert f"error: --out {tmp_path} is a folder: name a file" in text
+    code, text = explain(IsADirectoryError(errno.EISDIR, "Is a directory", str(tmp_path)))
+    assert code == 2
+    assert text == f"error: {tmp_path}: Is a directory; move away what stands there"
 
 
 def test_a_run_cannot_write_its_log_into_a_folder(scenes, tmp_path, capsys):

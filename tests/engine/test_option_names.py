@@ -32,6 +32,9 @@ PRINTED_BY = {
     "fastseg/cli.py --data.eval-batch-size": TRAIN | SCORE,
     "fastseg/cli.py --data.eval-size": TRAIN | SCORE,
     "fastseg/checkpoint.py": TRAIN | SCORE,
+    # of writing weights and of stages, which scoring does not
+    "fastseg/checkpoint.py --fresh": TRAIN,
+    "fastseg/checkpoint.py --name": TRAIN,
     "fastseg/evaluate.py": SCORE,
     "fastseg/precision.py": TRAIN | SCORE,
     "fastseg/ranks.py": TRAIN | SCORE,
