@@ -75,8 +75,8 @@ class Draws:
         start = _FIXED + self.modalities
         rows = self.packed[start : start + count]
         # the copy is contiguous: let its axes be in the order of x's memory, which kernels rely on
-        if x.ndim == 5 and (last := x.movedim(2, -1)).is_contiguous():
-            return last.index_select(0, rows).movedim(-1, 2)
+        if x.ndim == 5 and (pixels := x.movedim(2, -1)).is_contiguous():
+            return pixels.index_select(0, rows).movedim(-1, 2)
         return x.index_select(0, rows)
 
 

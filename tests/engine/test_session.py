@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from fastseg.checkpoint import newest_state, save_weights
+from fastseg.checkpoint import save_weights
 from fastseg.context import RunContext
 from fastseg.run_folder import RunFolder
+from fastseg.states import TrainingStates
 from fastseg.trainer import Trainer
 
 KERNELS = {"where": "a GPU", "levels": ["cudnn", None, "flash", "efficient"]}
@@ -27,12 +28,22 @@ def student(config):
     return make
 
 
+def saved(session, folder):
+    """Path and content of a state of this session."""
+    # a state without moments of the optimizer would be passed over
+    for weight in session.network.parameters():
+        weight.grad = weight.new_zeros(weight.shape)
+    session.optimizer.step()
+    states = TrainingStates(folder)
+    session.save(states, 3, {"fingerprint": "of the samples"}, keep=1)
+    return states.newest("student", lambda: session.context.new_network(0))
+
+
 @pytest.mark.parametrize("kernels", [None, KERNELS], ids=["none", "chosen"])
 def test_the_kernels_of_attention_outlive_a_session(student, tmp_path, kernels):
     first, second = student("paper"), student("paper")
     first.train.attention = kernels
-    first.save(tmp_path, 3, {}, keep=1)
-    path, state = newest_state(tmp_path, "student")
+    path, state = saved(first, tmp_path)
     second.restore(path, state)
     assert second.train.attention == kernels
     # states of earlier versions do not have them
@@ -43,8 +54,7 @@ def test_the_kernels_of_attention_outlive_a_session(student, tmp_path, kernels):
 @pytest.mark.parametrize("form", ["paper", "code", "code-normalised"])
 def test_a_state_from_before_the_forms_changed_is_said_to_be_one(student, tmp_path, capsys, form):
     session = student(form)
-    session.save(tmp_path, 3, {}, keep=1)
-    path, state = newest_state(tmp_path, "student")
+    path, state = saved(session, tmp_path)
     capsys.readouterr()
     session.restore(path, state)
     assert capsys.readouterr().err == ""
