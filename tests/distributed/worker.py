@@ -33,6 +33,7 @@ from fastseg.run_folder import RunFolder
 from fastseg.schedule import LossWeights
 from fastseg.session import build_session
 from fastseg.shards import module_tensors, optimizer_tensors
+from fastseg.states import TrainingStates
 from fastseg.trainer import Stopped, Trainer
 
 MODES = ("replicate", "fsdp_root", "fsdp_blocks", "hsdp")
@@ -203,11 +204,11 @@ def resume(record, ranks, alone, out):
     half, rest = range(STEPS // 2), range(STEPS // 2, STEPS)
     wide = open_session(config, ranks, "teacher", "fsdp_root")
     train(wide, ranks, half)
-    wide.save(out / "wide", len(half), {}, keep=1)
+    wide.save(TrainingStates(out / "wide"), len(half), {}, keep=1)
     if ranks.is_first:
         narrow = open_session(config, alone, "teacher")
         train(narrow, alone, half)
-        narrow.save(out / "narrow", len(half), {}, keep=1)
+        narrow.save(TrainingStates(out / "narrow"), len(half), {}, keep=1)
     ranks.share(lambda: None)
     for source in ("wide", "narrow"):
         path = out / source / f"step-{len(half):08d}"
