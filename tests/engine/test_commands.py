@@ -458,7 +458,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_message(finished, tmp_path, caps
     assert f"error: --out {tmp_path} is a folder: name a file" in text
     code, text = explain(IsADirectoryError(errno.EISDIR, "Is a directory", str(tmp_path)))
     assert code == 2
-    assert text == f"error: {tmp_path}: Is a directory; move away what stands there"
+    assert text.startswith(f"error: {tmp_path}: Is a directory; move away what stands there")
 
 
 def test_a_run_cannot_write_its_log_into_a_folder(scenes, tmp_path, capsys):
