@@ -48,10 +48,16 @@ def slowed(module, target, seconds=30):
     return ["-c", code]
 
 
+def as_a_shell_starts_it():
+    """Undo what the tests were started by: nohup ignores SIGHUP, a background job SIGINT."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Group:
     """A command in a process group of its own, as a shell starts it."""
 
-    def __init__(self, command, said, prepare=None):
+    def __init__(self, command, said, prepare=as_a_shell_starts_it):
         # one thread each: these tests compete with others for the cores
         environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
         self.said = said
