@@ -24,6 +24,7 @@ from fastseg.pipelines.settings import (
     Count,
     Natural,
     Range,
+    SceneSide,
     Seed,
     as_path,
     check_fields,
@@ -31,7 +32,6 @@ from fastseg.pipelines.settings import (
     misfit,
     shown,
 )
-from fastseg.pipelines.synthetic.config import Pixels
 from fastseg.precision import PrecisionChoice
 from fastseg.schedule import Stage
 
@@ -125,7 +125,7 @@ class SyntheticData:
     """Training frames; 0: never make data."""
     val: Natural = 0
     """Validation frames."""
-    size: Pixels = 128
+    size: SceneSide = 128
     """Height and width in pixels."""
     seed: Seed = 0
     """Seed of the scenes (not of the training)."""

@@ -13,9 +13,8 @@ from fastseg.pipelines.catalogue.muses import SENSORS
 from fastseg.pipelines.check import LISTED
 from fastseg.pipelines.projection import PrepareConfig, prepare_muses
 from fastseg.pipelines.projection.prepare import PointWidth
-from fastseg.pipelines.settings import Natural, Seed, Workers, check_fields
+from fastseg.pipelines.settings import Natural, SceneSide, Seed, Workers, check_fields
 from fastseg.pipelines.synthetic import SyntheticConfig, generate, profile
-from fastseg.pipelines.synthetic.config import Pixels
 from fastseg.pipelines.transfer import fetch, unpack
 
 
@@ -123,7 +122,7 @@ class Synthetic:
     profile: Literal["demo", "tiny", "small", "full"] = "demo"
     """Where size and counts come from unless given: demo 128 px, 600/150/0 frames; tiny 256 px,
     160/40/40; small 512 px, 800/200/200; full 1042 px, 3983/2005/1897."""
-    size: Pixels | None = None
+    size: SceneSide | None = None
     """Height and width of the images in pixels, 64 to 1042."""
     train: Natural | None = None
     """Frames of the training split."""

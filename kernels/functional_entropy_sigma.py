@@ -113,13 +113,17 @@ def _position_sigma(
     image = tl.program_id(1).to(tl.int64)
     offs_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     x_ptr += image * C * P
+    # sums of differences from the first channel: none where the channels agree, whatever the
+    # rounding of the quotient, and so no spread
+    first = tl.load(x_ptr + offs_p, mask=offs_p < P, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
     for start in range(0, C, BLOCK_C):
         offs_c = start + tl.arange(0, BLOCK_C)
         mask = (offs_c < C)[:, None] & (offs_p < P)[None, :]
         ptrs = x_ptr + offs_c[:, None].to(tl.int64) * P + offs_p[None, :]
-        total += tl.load(ptrs, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(total, 0) / C
+        x = tl.load(ptrs, mask=mask, other=0.0).to(tl.float32)
+        total += tl.where(mask, x - first[None, :], 0.0)
+    mean = first + tl.sum(total, 0) / C
     square = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
     for start in range(0, C, BLOCK_C):
         offs_c = start + tl.arange(0, BLOCK_C)

@@ -37,7 +37,7 @@ def _excess_and_log(value, mean):
     """``e = f / f' - 1``, ``log(1 + e)``, where a zero counts as the rounding of one, and where."""
     excess = (value - mean) / tl.where(mean < _TINY, _TINY, mean)
     # by a comparison without a quotient: a GPU's -m / m may be more than minus one
-    low = value < _EPS * mean
+    low = value < mean * _EPS
     clamped = tl.where(low | (excess < _EPS - 1.0), _EPS - 1.0, excess)
     # the rounding of 1 + e cancels in the quotient
     near = 1.0 + clamped

@@ -74,6 +74,8 @@ Workers = Annotated[int, Range(0, 1024)]
 # larger images would not fit into memory
 Side = Annotated[int, Range(32, 2**15, multiple=32)]
 """Height and width of the network's input in pixels."""
+SceneSide = Annotated[int, Range(64, 1042)]
+"""Height and width of a rendered frame in pixels."""
 
 _BASIC: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),

@@ -8,7 +8,6 @@ from html import escape
 from pathlib import Path
 
 from ..files import write_whole
-from ..pipelines.names import readable
 from .charts import training_panels, validation_panels
 from .figures import write_figures
 from .gallery import gallery
@@ -26,6 +25,9 @@ def write_report(path: Path, report: RunReport) -> None:
     script and can be mailed as one file. A part without data says what is missing. Files appear
     whole or not at all; the page comes last.
     """
+    # the pipelines bring torch, which whoever only reads results does without
+    from ..pipelines.names import readable
+
     write_figures(path.parent / "figures", report)
     write_whole(path, readable(render(report)).encode())
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from ..settings import Natural, Range, Seed, Workers, check_fields
+from ..settings import Natural, SceneSide, Seed, Workers, check_fields
 
 SPLITS: Final[tuple[str, ...]] = ("train", "val", "test")
-Pixels = Annotated[int, Range(64, 1042)]
-"""Height and width that the scenes are made for."""
 # size, then frames of train, val, test; full has the counts of the published set
 PROFILES: Final[dict[str, tuple[int, int, int, int]]] = {
     "demo": (128, 600, 150, 0),
@@ -26,7 +24,7 @@ class SyntheticConfig:
 
     out: Path
     """Folder of the data set; made if missing, continued if unfinished."""
-    size: Pixels = 128
+    size: SceneSide = 128
     """Height and width of the images in pixels, 64 to 1042."""
     train: Natural = 600
     """Frames of the training split."""

@@ -167,7 +167,7 @@ def test_a_folder_without_rights(deliver_tree: Path, capsys: pytest.CaptureFixtu
     [
         (errno.EROFS, "choose another place with --out"),
         (errno.EACCES, "ask for the right to use this one"),
-        (errno.ENOTDIR, "check the path"),
+        (errno.ENOTDIR, "move away what stands there"),
     ],
 )
 def test_what_the_system_refuses_is_explained(
