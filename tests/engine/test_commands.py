@@ -136,6 +136,8 @@ def test_evaluate_knows_the_names_of_training(finished):
         (["--corruption.blackout", "1", "--corruption.modalities", "radar"], "radar"),
         (["--out", "{folder}"], "--out {folder} is a folder: name a file"),
         (["--out", "{file}/scores.csv"], "--out {file}/scores.csv cannot be written"),
+        # a folder in which nobody may make a file
+        (["--out", "/proc/scores.csv"], "--out /proc/scores.csv cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
