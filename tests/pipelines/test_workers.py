@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from fastseg import cli
-from fastseg.pipelines import DataConfig, DataError
+from fastseg.pipelines import DataConfig, DataError, torch_loader
 from fastseg.pipelines.pool import each
 from fastseg.pipelines.workers import worker_fault
 
@@ -64,6 +65,18 @@ def test_shared_memory_that_runs_out_is_one_message(
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     config = DataConfig(root=deliver_tree, size=64, batch_size=2, workers=2, loader="torch")
     with pytest.raises(DataError, match=r"/dev/shm is too small.*--data\.workers 0.*--shm-size"):
+        next(open_loader(config, train=True).batches())
+
+
+def test_workers_that_give_nothing_end_the_wait(
+    deliver_tree: Path, open_loader: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_loader, "_POLL_S", 1)
+    monkeypatch.setattr(torch_loader, "_PATIENCE_S", 1)
+    # as a disk that does not answer; the workers inherit it
+    monkeypatch.setattr(torch_loader.BatchSource, "_assemble", lambda *_: time.sleep(60))
+    config = DataConfig(root=deliver_tree, size=64, batch_size=2, workers=2, loader="torch")
+    with pytest.raises(DataError, match=r"gave no batch for 1 s.*--data\.workers 0"):
         next(open_loader(config, train=True).batches())
 
 
