@@ -25,7 +25,7 @@ from bench.accuracy import in_double, largest_error, value_and_gradients
 from bench.baselines import Pools, index_add_pools, onehot_bmm_pools
 from bench.conftest import Measure
 from fastseg.kernels import reference
-from fastseg.pairing import draw_pairing
+from fastseg.methods.pairing import draw_pairing
 
 TESTS = ["test_hybrid_distillation.py", "test_prototype_divergence.py", "test_prototype_pool.py"]
 # relative to the largest element; bmm rounds the sums of bfloat16 features to bfloat16

@@ -144,6 +144,7 @@ def measure(options: argparse.Namespace, ranks: Any) -> list[Measured]:
 def step_ms(options: argparse.Namespace, ranks: Any, mode: str) -> tuple[float, dict[str, Traffic]]:
     """Median milliseconds of a step of stage two on the slowest process, and what one sends."""
     from fastseg.context import RunContext
+    from fastseg.engine.stage_setup import StageNetworks, StageSetup
     from fastseg.pipelines import Batch
     from fastseg.ranks import Ranks
     from fastseg.session import build_session
@@ -151,10 +152,9 @@ def step_ms(options: argparse.Namespace, ranks: Any, mode: str) -> tuple[float, 
     config = settings(options)
     context = RunContext(config, Ranks(ranks.device) if mode == "single" else ranks)
     network, teacher = (context.new_network(seed).to(ranks.device) for seed in (0, 1))
-    session = build_session(
-        context, 1, "student", config.stages["student"], network, teacher.eval(),
-        epoch=100, mode=mode, kind="adamw",
-    )  # fmt: skip
+    setup = StageSetup(config, "student", 1, config.stages["student"], steps_per_epoch=100)
+    networks = StageNetworks({"student": network}, {"teacher": teacher.eval()})
+    session = build_session(context, setup, networks, mode=mode, kind="adamw")
     generator = torch.Generator().manual_seed(ranks.rank)
     names = tuple(modality.name for modality in context.modalities)
     shape = (len(names), options.batch, 3, options.size, options.size)
@@ -167,11 +167,11 @@ def step_ms(options: argparse.Namespace, ranks: Any, mode: str) -> tuple[float, 
     for step in range(warm_up + options.steps):
         _wait(ranks.device)
         began = time.perf_counter()
-        session.train(step, batch)
+        session.step_fn(step, batch)
         _wait(ranks.device)
         times.append(1e3 * (time.perf_counter() - began))
     with CountTraffic() as counted:
-        session.train(0, batch)
+        session.step_fn(0, batch)
     # the same subsets on all processes and in all modes: the medians compare
     (slowest,) = ranks.reduce([statistics.median(times[warm_up:])], "max")
     return slowest, dict(counted.traffic)

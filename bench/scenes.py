@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 import tyro
 
+from fastseg import kernels
 from fastseg.config import read_config
 from fastseg.context import RunContext
-from fastseg.evaluation import SubsetDecoder
+from fastseg.evaluation import logits_of_subsets
 from fastseg.metrics import ConfusionMatrix
 from fastseg.pipelines import build_loader
 
@@ -76,9 +77,9 @@ def by_condition(context: RunContext, weights: Path) -> dict[tuple[str, str], fl
     for batch in loader.batches():
         batch = batch.to(context.device)
         with torch.no_grad(), context.autocast():
-            decoder = SubsetDecoder(network, batch.images, context.config.evaluation.missing)
-            for subset in context.subsets:
-                predictions = decoder.predict(subset)
+            found = logits_of_subsets(context, network, batch.images, context.subsets)
+            for subset, logits in found:
+                predictions = kernels.upsample_argmax(logits, batch.images.shape[-2:])
                 for row, sample in enumerate(batch.sample_ids):
                     for group in (sample.split("/")[0], ALL):
                         matrices[group, subset.name].update(predictions[row], batch.labels[row])

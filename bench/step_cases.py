@@ -20,18 +20,20 @@ from bench.expert_step import ExpertStep
 from bench.official_step import OfficialStep
 from fastseg.attention_choice import choose_attention
 from fastseg.config import TrainConfig
+from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.fast_paths import SpeedConfig
-from fastseg.losses import LossOptions
+from fastseg.methods.robustseg import LossOptions, RobustSegWeights
+from fastseg.methods.seeds import derive_seed, draw_modalities
+from fastseg.methods.stage import Stage
 from fastseg.models import SegFormer
 from fastseg.optim import build_optimizer
 from fastseg.pipelines import Batch, DataConfig
 from fastseg.precision import best_precision
-from fastseg.schedule import LossWeights, Stage, draw_modalities
 from fastseg.step import TrainStep
 
 MODALITIES, CLASSES, SAMPLES = 4, shapes.NUM_CLASSES, 10
 SIZES = (4, 3, 2, 1) if shapes.ON_GPU else (4, 1)
-SHORT_PAYS = not shapes.ON_GPU and best_precision(shapes.DEVICE)[0] == "bf16"
+SHORT_PAYS = not shapes.ON_GPU and best_precision(shapes.DEVICE).value == "bf16"
 LENGTH = 10**6  # steps of the stage: so long that its learning rate is that of its first step
 SEED = 3407
 STUDENT, TEACHER, IMAGES = 0, 1, 2  # seeds
@@ -193,7 +195,9 @@ class Problem:
     def present(self, step: int) -> list[int]:
         """The modalities that the student sees in a step."""
         stage = self.setting.stage - 1
-        return draw_modalities(self.setting.policy, MODALITIES, SEED, stage, step)
+        return draw_modalities(
+            self.setting.policy, MODALITIES, derive_seed(SEED, stage, step, "modalities")
+        )
 
     def steps(self, size: int, count: int) -> list[int]:
         """The first ``count`` steps whose subset has this size."""
@@ -231,7 +235,7 @@ class Problem:
             learns_from="teacher" if teacher else "nobody",
             start="random",
             modalities=self.setting.policy,
-            losses=LossWeights(**self.setting.weights),
+            losses=RobustSegWeights(**self.setting.weights),
             steps=LENGTH,
             warmup_epochs=0,
         )
@@ -246,12 +250,14 @@ class Problem:
             ),
         )
         optimizer = build_optimizer(student, config.optim)
-        train = TrainStep(config, stage, index, student, teacher, optimizer, steps_per_epoch=1)
+        setup = StageSetup(config, stage.trains, index, stage, steps_per_epoch=1)
+        frozen = {} if teacher is None else {"teacher": teacher}
+        networks = StageNetworks({stage.trains: student}, frozen)
+        train = TrainStep(setup, networks, optimizer)
         attention = ""
-        if train.paths.attention.taken:
-            networks = [student] if teacher is None else [student, teacher]
+        if train.paths.attention.value:
             images = MODALITIES * self.setting.batch
-            attention = choose_attention(networks, images, self.setting.side, train.dtype)
+            attention = choose_attention(list(networks), images, self.setting.side, train.dtype)
         return FastsegStep(train, self.batch, attention)
 
     @property

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from fastseg.models import SegFormer
-from fastseg.models.attention import Attention, attention
+from fastseg.models import AttentionLevel, Segmenter
+from fastseg.models.attention import attention
 from fastseg.ranks import Ranks
 
 BACKENDS: dict[str, SDPBackend] = {
@@ -29,20 +29,8 @@ Clock = Callable[[Callable[[], None]], float]
 Record = dict[str, Any]
 
 
-def attention_shapes(
-    network: SegFormer, images: int, side: int
-) -> list[tuple[tuple[int, int, int, int], int]]:
-    """Per level the shape ``[N, heads, L, d]`` of the queries, and the number of keys."""
-    config, shapes = network.encoder.config, []
-    for i in range(4):
-        rows = side // (4 << i)
-        queries = (images, config.heads[i], rows**2, config.widths[i] // config.heads[i])
-        shapes.append((queries, (rows // config.reductions[i]) ** 2))
-    return shapes
-
-
 def settle_attention(
-    networks: Sequence[SegFormer],
+    networks: Sequence[Segmenter],
     images: int,
     side: int,
     dtype: torch.dtype,
@@ -71,15 +59,16 @@ def settle_attention(
     where = ranks.share(lambda: _place(device, images, side, dtype))
     if before is not None and before["where"] == where:
         for network in networks:
-            _set_kernels(network, before["levels"])
+            _set_kernels(network.attention_levels(images, side), before["levels"])
         kernels = ", ".join(name or "torch's choice" for name in before["levels"])
         return before, f"levels 1 to 4: {kernels}, as this run began"
     says = choose_attention(networks, images, side, dtype, ranks=ranks)
-    return {"where": where, "levels": _kernels_of(networks[0])}, says
+    levels = networks[0].attention_levels(images, side)
+    return {"where": where, "levels": _kernels_of(levels)}, says
 
 
 def choose_attention(
-    networks: Sequence[SegFormer],
+    networks: Sequence[Segmenter],
     images: int,
     side: int,
     dtype: torch.dtype,
@@ -102,7 +91,9 @@ def choose_attention(
     clock = clock or _gpu_ms
     device = next(networks[0].parameters()).device
     chosen = []
-    for level, (shape, keys) in enumerate(attention_shapes(networks[0], images, side)):
+    levels = [network.attention_levels(images, side) for network in networks]
+    for alike in zip(*levels, strict=True):
+        shape, keys = alike[0].queries, alike[0].keys
         tensors = [
             torch.randn(
                 (shape[0], length, shape[1], shape[3]), device=device, dtype=dtype
@@ -115,31 +106,24 @@ def choose_attention(
         if math.isinf(times[best]):
             chosen.append("torch's choice")
             continue
-        for network in networks:
-            for attn in _attentions(network)[level]:
-                attn.backend = BACKENDS[best]
+        for layer in (layer for level in alike for layer in level.layers):
+            layer.backend = BACKENDS[best]
         chosen.append(f"{best} {times[best]:.3f} ms")
     return "levels 1 to 4: " + ", ".join(chosen)
 
 
-def _attentions(network: SegFormer) -> list[list[Attention]]:
-    """Of every level."""
-    levels = network.encoder.levels()
-    return [[cast(Attention, block.attn) for block in blocks] for _, blocks, _ in levels]
-
-
-def _kernels_of(network: SegFormer) -> list[str | None]:
+def _kernels_of(levels: Sequence[AttentionLevel]) -> list[str | None]:
     """Name of the kernel of every level, None where torch chooses."""
     names = {backend: name for name, backend in BACKENDS.items()}
-    firsts = [level[0].backend for level in _attentions(network)]
+    firsts = [level.layers[0].backend for level in levels]
     return [None if backend is None else names[backend] for backend in firsts]
 
 
-def _set_kernels(network: SegFormer, names: Sequence[str | None]) -> None:
+def _set_kernels(levels: Sequence[AttentionLevel], names: Sequence[str | None]) -> None:
     """Inverse of :func:`_kernels_of`."""
-    for name, level in zip(names, _attentions(network), strict=True):
-        for attn in level:
-            attn.backend = None if name is None else BACKENDS[name]
+    for name, level in zip(names, levels, strict=True):
+        for layer in level.layers:
+            layer.backend = None if name is None else BACKENDS[name]
 
 
 def _place(device: torch.device, images: int, side: int, dtype: torch.dtype) -> str:

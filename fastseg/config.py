@@ -8,15 +8,16 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastseg.errors import ConfigError
 from fastseg.fast_paths import SpeedConfig
-from fastseg.losses import LossOptions
-from fastseg.models import BACKBONES
+from fastseg.methods import METHODS, LossWeights, Method, MethodOptions, Stage
+from fastseg.methods.robustseg import LossOptions, RobustSeg
+from fastseg.models import MODELS
 from fastseg.optim import OptimConfig
 from fastseg.parallel import ParallelConfig
 from fastseg.pipelines import DataConfig
@@ -33,7 +34,6 @@ from fastseg.pipelines.settings import (
     shown,
 )
 from fastseg.precision import PrecisionChoice
-from fastseg.schedule import Stage
 
 # fields that cannot change what is learnt: a run may go on after they changed
 HARMLESS = {
@@ -68,12 +68,16 @@ HARMLESS = {
 # these may change as long as their product with the number of processes stays
 BATCH_PARTS = {"data.batch_size", "accumulate"}
 
+# networks whose finished weights an option of this name can give
+GIVEN = ("teacher",)
+
+_OTHER_METHOD = "the {what} not those of the method {method}: start from one of its presets"
 _BelowOne = Annotated[float, Range(0, 1, below=True)]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """M-SegFormer: one Mix Transformer shared by all modalities, mean fusion, an MLP head."""
+    """The network; of M-SegFormer one encoder for all modalities, mean fusion and an MLP head."""
 
     backbone: str = "mit_b0"
     """Encoder: mit_nano (for a CPU) or mit_b0 to mit_b5."""
@@ -96,8 +100,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.backbone not in BACKBONES:
-            raise ValueError(unknown("backbone", self.backbone, BACKBONES))
+        if self.backbone not in MODELS:
+            raise ValueError(unknown("backbone", self.backbone, MODELS))
 
 
 @dataclass(frozen=True)
@@ -163,8 +167,10 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: Path | None = None
     """Weights of a finished teacher; stages that train the teacher are then skipped."""
+    method: str = RobustSeg.name
+    """What is trained: the loss terms of the stages and the networks that they may have."""
     stages: dict[str, Stage] = field(default_factory=dict)
-    losses: LossOptions = field(default_factory=LossOptions)
+    losses: MethodOptions = field(default_factory=LossOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
@@ -191,15 +197,48 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         _check_name("name", self.name)
-        teacher = self.teacher is not None
+        if self.method not in METHODS:
+            raise ValueError(unknown("method", self.method, METHODS))
+        method = METHODS[self.method]
+        if type(self.losses) is not method.options_type:
+            raise ValueError(_OTHER_METHOD.format(what="losses are", method=self.method))
+        there = set(self.given)
         for name, stage in self.stages.items():
             _check_name("the name of a stage", name)
-            if stage.needs_teacher() and not teacher:
+            if type(stage.losses) is not method.weights:
+                what = f"losses of stage {name!r} are"
+                raise ValueError(_OTHER_METHOD.format(what=what, method=self.method))
+            self._check_networks(name, stage, there)
+            self.build_method().check(name, stage)
+            there.update(stage.learners)
+
+    def _check_networks(self, name: str, stage: Stage, there: set[str]) -> None:
+        """Refuse a stage with networks that the method does not have, or that are not there yet."""
+        known = METHODS[self.method].networks
+        for network in (*stage.learners, *stage.needed()):
+            if network not in known:
+                raise ValueError(f"stage {name!r}: {unknown('network', network, known)}")
+        for network in stage.needed():
+            if network not in there:
+                option = f" or name its weights with --{network} FILE" * (network in GIVEN)
                 raise ValueError(
-                    f"stage {name!r} needs a teacher: put a stage that trains one before it "
-                    "or name its weights with --teacher FILE"
+                    f"stage {name!r} needs a {network}: put a stage that trains one before it"
+                    + option
                 )
-            teacher |= stage.trains == "teacher"
+
+    @property
+    def given(self) -> dict[str, Path]:
+        """Weights of finished networks that the run does not train, by name."""
+        paths: dict[str, Path | None] = {name: getattr(self, name) for name in GIVEN}
+        return {name: path for name, path in paths.items() if path is not None}
+
+    def skips(self, stage: Stage) -> bool:
+        """Whether a stage is left out, as all that it would train is given."""
+        return set(stage.learners) <= self.given.keys()
+
+    def build_method(self) -> Method:
+        """The method of the run, with its options."""
+        return METHODS[self.method](self.losses)
 
     @property
     def samples_per_step(self) -> int:
@@ -234,8 +273,12 @@ def to_dict(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
+def from_dict(
+    kind: Any, values: Any, where: str = "config", method: type[Method] | None = None
+) -> Any:
     """Inverse of `to_dict`: build ``kind`` and check it. In paths ``~`` is expanded.
+
+    Loss weights and options are those of ``method``, which a run names itself.
 
     Raises:
         ConfigError: a field is unknown, or its value is of another type or out of range; the
@@ -243,9 +286,9 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _settings(kind, values, where)
+        return _settings(kind, values, where, method)
     if origin is dict and isinstance(values, dict):
-        return {key: from_dict(args[1], value, f"{where}.{key}") for key, value in values.items()}
+        return {k: from_dict(args[1], x, f"{where}.{k}", method) for k, x in values.items()}
     if origin in (types.UnionType, typing.Union):
         return None if values is None else from_dict(args[0], values, where)
     value = tuple(values) if origin is tuple and isinstance(values, list) else values
@@ -259,18 +302,30 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
     return _as_declared(kind, value)
 
 
-def _settings(kind: Any, values: Any, where: str) -> Any:
+def _settings(kind: Any, values: Any, where: str, method: type[Method] | None) -> Any:
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be an object, got {shown(values)}")
+    if kind is TrainConfig:
+        method = _method_in(values, where)
+    if method is not None:
+        kind = {MethodOptions: method.options_type, LossWeights: method.weights}.get(kind, kind)
     known = field_types(kind)
     for name in values:
         if name not in known:
             raise ConfigError(f"{where}: {unknown('field', name, known)}")
-    parts = {name: from_dict(known[name], x, f"{where}.{name}") for name, x in values.items()}
+    parts = {n: from_dict(known[n], x, f"{where}.{n}", method) for n, x in values.items()}
     try:
         return kind(**parts)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _method_in(values: Mapping[str, Any], where: str) -> type[Method]:
+    """The method that a run names; those of before there were several do not."""
+    name = values.get("method", RobustSeg.name)
+    if name not in METHODS:
+        raise ConfigError(f"{where}: {unknown('method', name, METHODS)}")
+    return METHODS[name]
 
 
 def _as_declared(kind: Any, value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import torch
 from fastseg import nvidia_apex
 from fastseg.config import TrainConfig
 from fastseg.kernels._launch import settle
-from fastseg.models import SegFormer
+from fastseg.models import Segmenter, model_builder
 from fastseg.pipelines import get_dataset
 from fastseg.precision import autocast, best_precision
 from fastseg.ranks import Ranks, choose_device
@@ -27,6 +28,7 @@ class RunContext:
 
     Attributes:
         config: what is run, with a precision that is decided.
+        method: that of the config, with its options.
         spec: the data set.
         modalities: those of the run, in its order.
         subsets: all 2^M - 1 choices of them, the full set last.
@@ -43,8 +45,9 @@ class RunContext:
         # before anything relies on them
         settle(self.device)
         if config.precision == "auto":
-            config = replace(config, precision=best_precision(self.device)[0])
+            config = replace(config, precision=best_precision(self.device).value)
         self.config = config
+        self.method = config.build_method()
         if config.model.norm == "apex":
             nvidia_apex.require("--model.norm apex", self.device)
 
@@ -57,24 +60,32 @@ class RunContext:
         """The arithmetic of the networks: bf16 or fp16, or as stored for fp32."""
         return autocast(self.device, self.config.precision)
 
-    def new_network(self, seed: int) -> SegFormer:
-        """A network on the CPU with random weights that depend on the seed alone."""
+    def new_network(self, seed: int, name: str = "") -> Segmenter:
+        """A network on the CPU with random weights that depend on the seed alone.
+
+        Args:
+            seed: of the weights.
+            name: of the network, for methods whose networks differ; none: the model of the run.
+        """
         model = self.config.model
+        build = partial(
+            model_builder(model.backbone),
+            model.backbone,
+            self.num_classes,
+            [modality.name for modality in self.modalities],
+            embed_dim=model.embed_dim,
+            dropout=model.dropout,
+            drop_path=model.drop_path,
+            norm_momentum=model.norm_momentum,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = SegFormer(
-                model.backbone,
-                self.num_classes,
-                embed_dim=model.embed_dim,
-                dropout=model.dropout,
-                drop_path=model.drop_path,
-                norm_momentum=model.norm_momentum,
-            )
+            network = self.method.build(name, build)
         if model.norm == "apex":
             nvidia_apex.use_layer_norm(network)
         return network
 
-    def load_network(self, path: Path, role: str | None = None) -> SegFormer:
+    def load_network(self, path: Path, role: str | None = None) -> Segmenter:
         """A finished network in eval mode on the device.
 
         Args:
@@ -87,7 +98,7 @@ class RunContext:
         """
         from fastseg.checkpoint import load_weights  # forecasts and steps need no files
 
-        network = self.new_network(seed=0)
+        network = self.new_network(0, role or "")
         checked = load_weights(path, network, self.identity(role or "any"), role)
         if not checked and self.ranks.is_first:
             say(f"note: {path} has no checksum, as an earlier version wrote it: taken as it is")

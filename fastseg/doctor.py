@@ -50,7 +50,7 @@ def examine() -> list[Finding]:
     """Look at everything that decides how a run is executed."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    precision, why = best_precision(device)
+    precision = best_precision(device)
     return [
         Finding("fastseg", fastseg.__version__, f"Python {platform.python_version()}"),
         Finding("torch", torch.__version__, f"{os.cpu_count()} cores"),
@@ -59,7 +59,7 @@ def examine() -> list[Finding]:
             torch.cuda.get_device_name() if gpu else "none",
             "used with --device auto" if gpu else "runs use the CPU",
         ),
-        Finding("precision", precision, f"what --precision auto takes: {why}"),
+        Finding("precision", precision.value, f"what --precision auto takes: {precision.why}"),
         _dali(gpu),
         _apex(),
         _triton(device),

@@ -18,6 +18,8 @@ from fastseg.config import EvaluationConfig, ModelConfig, TrainConfig, read_conf
 from fastseg.context import RunContext
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.host import keep_freed_memory
+from fastseg.methods import METHODS
+from fastseg.methods.robustseg import RobustSeg
 from fastseg.pipelines import CorruptionConfig, DataConfig
 from fastseg.pipelines.corrupt import describe
 from fastseg.pipelines.settings import Count, Side, Workers, check_fields
@@ -108,14 +110,17 @@ def check_out(path: Path) -> None:
 
 
 def weights_files(path: Path) -> dict[str, Path]:
-    """The weights to score by name of their network, the teacher first."""
+    """The weights to score by name of their network, in the order of their method."""
     if path.is_file():
         return {read_identity(path)[0].network: path}
-    files = {name: path / f"{name}.safetensors" for name in ("teacher", "student")}
-    found = {name: file for name, file in files.items() if file.is_file()}
+    config = path / "config.json"
+    name = read_config(config).method if config.is_file() else RobustSeg.name
+    files = {network: path / f"{network}.safetensors" for network in METHODS[name].networks}
+    found = {network: file for network, file in files.items() if file.is_file()}
     if not found:
+        expected = " or ".join(file.name for file in files.values())
         raise CheckpointError(
-            f"no weights at {path}: expected teacher.safetensors or student.safetensors in it; "
+            f"no weights at {path}: expected {expected} in it; "
             "give the folder of a run that has finished a stage, such as runs/demo"
         )
     return found

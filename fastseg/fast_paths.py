@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from fastseg.choice import Choice
 from fastseg.kernels._launch import HAS_TRITON, runs_on, why_broken
 from fastseg.pipelines.settings import check_fields
 
@@ -36,47 +37,38 @@ class SpeedConfig:
         check_fields(self)
 
 
-@dataclass(frozen=True)
-class Path:
-    """One way of running a step.
-
-    Attributes:
-        taken: whether it is taken.
-        why: the reason, either way.
-    """
-
-    taken: bool
-    why: str
+PLAIN = SpeedConfig(compile="off", graphs="off", attention="torch")
+"""A step as it is written."""
 
 
 @dataclass(frozen=True)
 class FastPaths:
     """All decisions for one stage."""
 
-    kernels: Path
-    short_weights: Path
-    channels_last: Path
-    compile: Path
-    graphs: Path
-    attention: Path
-    checkpointing: Path
+    kernels: Choice[bool]
+    short_weights: Choice[bool]
+    channels_last: Choice[bool]
+    compile: Choice[bool]
+    graphs: Choice[bool]
+    attention: Choice[bool]
+    checkpointing: Choice[bool]
 
     def describe(self) -> str:
         """Everything that was decided, in one line."""
         parts = []
         for field in fields(self):
-            path: Path = getattr(self, field.name)
+            way: Choice[bool] = getattr(self, field.name)
             name = field.name.replace("_", " ")
-            parts.append(f"{name} {'on' if path.taken else 'off'} ({path.why})")
+            parts.append(f"{name} {'on' if way.value else 'off'} ({way.why})")
         return "; ".join(parts)
 
 
 def not_taken(speed: SpeedConfig, paths: FastPaths) -> list[str]:
     """A sentence for each way that was asked for by ``on`` and is not taken nevertheless."""
     return [
-        f"--speed.{name} on was asked for and is not taken: {path.why}"
-        for name, path in (("compile", paths.compile), ("graphs", paths.graphs))
-        if getattr(speed, name) == "on" and not path.taken
+        f"--speed.{name} on was asked for and is not taken: {way.why}"
+        for name, way in (("compile", paths.compile), ("graphs", paths.graphs))
+        if getattr(speed, name) == "on" and not way.value
     ]
 
 
@@ -91,6 +83,7 @@ def choose_paths(
     mode: str = "single",
     apex_norm: bool = False,
     checkpointing: bool = False,
+    reads_present: bool = False,
 ) -> FastPaths:
     """Decide for a stage.
 
@@ -104,6 +97,7 @@ def choose_paths(
         mode: how the network is spread over processes, see `fastseg.parallel`.
         apex_norm: whether the networks have apex's LayerNorm.
         checkpointing: whether activations are to be computed again instead of kept.
+        reads_present: whether the networks depend on which modalities are there.
     """
     kernels = _kernels(device)
     return FastPaths(
@@ -111,56 +105,58 @@ def choose_paths(
         short_weights=_short_weights(short, mode),
         channels_last=_only_on_gpu(device, "copies around convolutions are saved"),
         compile=_compile(speed.compile, device, mode, apex_norm, steps),
-        graphs=_graphs(speed.graphs, device, mode, accumulate, kernels, optimizer),
+        graphs=_graphs(speed.graphs, device, mode, accumulate, kernels, optimizer, reads_present),
         attention=_attention(speed.attention, device),
-        checkpointing=Path(checkpointing, "as configured"),
+        checkpointing=Choice(checkpointing, "as configured"),
     )
 
 
-def _kernels(device: torch.device) -> Path:
+def _kernels(device: torch.device) -> Choice[bool]:
     if not HAS_TRITON:
-        return Path(False, "Triton is not installed: the losses run as their definitions")
+        return Choice(False, "Triton is not installed: the losses run as their definitions")
     if device.type == "cpu":
-        return Path(False, "a CPU runs the definitions of the losses")
+        return Choice(False, "a CPU runs the definitions of the losses")
     if broken := why_broken():
-        return Path(False, f"Triton cannot build them here: {broken}")
+        return Choice(False, f"Triton cannot build them here: {broken}")
     if not runs_on(torch.empty((), device=device)):
-        return Path(False, "FASTSEG_KERNELS asks for the definitions")
-    return Path(True, "fused losses")
+        return Choice(False, "FASTSEG_KERNELS asks for the definitions")
+    return Choice(True, "fused losses")
 
 
-def _short_weights(short: torch.dtype | None, mode: str) -> Path:
+def _short_weights(short: torch.dtype | None, mode: str) -> Choice[bool]:
     if short is None:
-        return Path(False, "full precision needs no copies")
+        return Choice(False, "full precision needs no copies")
     if mode == "replicate":
-        return Path(False, "gradients travel one by one while others are computed")
+        return Choice(False, "gradients travel one by one while others are computed")
     if mode != "single":
-        return Path(False, "FSDP gathers short weights itself")
-    return Path(True, f"{str(short).removeprefix('torch.')} copies made once per step")
+        return Choice(False, "FSDP gathers short weights itself")
+    return Choice(True, f"{str(short).removeprefix('torch.')} copies made once per step")
 
 
-def _only_on_gpu(device: torch.device, why: str) -> Path:
-    return Path(False, "no GPU") if device.type != "cuda" else Path(True, why)
+def _only_on_gpu(device: torch.device, why: str) -> Choice[bool]:
+    return Choice(False, "no GPU") if device.type != "cuda" else Choice(True, why)
 
 
-def _compile(switch: Switch, device: torch.device, mode: str, apex_norm: bool, steps: int) -> Path:
+def _compile(
+    switch: Switch, device: torch.device, mode: str, apex_norm: bool, steps: int
+) -> Choice[bool]:
     if switch == "off":
-        return Path(False, "as configured")
+        return Choice(False, "as configured")
     if mode == "fsdp_blocks":
-        return Path(False, "FSDP gathers and frees every block, which a graph cannot hold")
+        return Choice(False, "FSDP gathers and frees every block, which a graph cannot hold")
     if apex_norm:
-        return Path(False, "apex's LayerNorm cannot be compiled")
+        return Choice(False, "apex's LayerNorm cannot be compiled")
     if switch == "on":
-        return Path(True, "as configured")
+        return Choice(True, "as configured")
     if device.type != "cuda":
-        return Path(False, "on a CPU compiling takes longer than it saves")
+        return Choice(False, "on a CPU compiling takes longer than it saves")
     if not HAS_TRITON:
-        return Path(False, "Triton is not installed")
+        return Choice(False, "Triton is not installed")
     if why_broken():
-        return Path(False, "Triton cannot build kernels here")
+        return Choice(False, "Triton cannot build kernels here")
     if steps < _COMPILE_STEPS:
-        return Path(False, f"a stage of {steps} steps is too short to pay for it")
-    return Path(True, "blocks and head")
+        return Choice(False, f"a stage of {steps} steps is too short to pay for it")
+    return Choice(True, "blocks and head")
 
 
 def _graphs(
@@ -168,28 +164,31 @@ def _graphs(
     device: torch.device,
     mode: str,
     accumulate: int,
-    kernels: Path,
+    kernels: Choice[bool],
     optimizer: object,
-) -> Path:
+    reads_present: bool,
+) -> Choice[bool]:
     if switch == "off":
-        return Path(False, "as configured")
+        return Choice(False, "as configured")
     if device.type != "cuda":
-        return Path(False, "no GPU")
+        return Choice(False, "no GPU")
     if mode != "single":
-        return Path(False, "the processes exchange gradients within a step")
+        return Choice(False, "the processes exchange gradients within a step")
     if accumulate > 1:
-        return Path(False, "a step has several micro-batches")
-    if not kernels.taken:
-        return Path(False, "the definitions of the losses wait for the device")
+        return Choice(False, "a step has several micro-batches")
+    if not kernels.value:
+        return Choice(False, "the definitions of the losses wait for the device")
+    if reads_present:
+        return Choice(False, "the model's work depends on which modalities are there")
     fused = isinstance(optimizer, torch.optim.AdamW) and all(
         group["fused"] for group in optimizer.param_groups
     )
     if not fused:
-        return Path(False, f"{type(optimizer).__name__} cannot be captured")
-    return Path(True, "one per number of modalities, after three usual steps each")
+        return Choice(False, f"{type(optimizer).__name__} cannot be captured")
+    return Choice(True, "one per number of modalities, after three usual steps each")
 
 
-def _attention(choice: str, device: torch.device) -> Path:
+def _attention(choice: str, device: torch.device) -> Choice[bool]:
     if choice == "torch":
-        return Path(False, "left to torch, as configured")
+        return Choice(False, "left to torch, as configured")
     return _only_on_gpu(device, "the fastest kernel per level, measured")

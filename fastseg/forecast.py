@@ -16,15 +16,14 @@ from torch.utils._pytree import tree_leaves
 
 from fastseg.attention_choice import settle_attention
 from fastseg.context import RunContext
-from fastseg.draws import pack
-from fastseg.fast_paths import SpeedConfig
-from fastseg.models import SegFormer
+from fastseg.engine.stage_setup import StageNetworks, StageSetup
+from fastseg.fast_paths import PLAIN
+from fastseg.models import Segmenter
 from fastseg.optim import build_optimizer
 from fastseg.pipelines import Batch
 from fastseg.precision import reduced_dtype
 from fastseg.ranks import Ranks
 from fastseg.regions import compile_failure
-from fastseg.schedule import Stage
 from fastseg.step import TrainStep
 
 
@@ -75,7 +74,7 @@ class MemoryForecast:
     """Bytes of a stage on one device.
 
     Attributes:
-        networks: weights of both networks, and the optimizer's two moments.
+        networks: weights of all networks, and the optimizer's two moments.
         step: activations, gradients and losses at the worst moment of a step, batch included.
     """
 
@@ -90,48 +89,55 @@ class MemoryForecast:
         )
 
 
-def count_memory(context: RunContext, stage: Stage, shards: int = 1) -> MemoryForecast:
+def count_memory(context: RunContext, setup: StageSetup, shards: int = 1) -> MemoryForecast:
     """Count what a step allocates, without memory or arithmetic; what allocators add is left out.
 
     Args:
         context: of the run.
-        stage: what is trained.
-        shards: processes that hold one copy of the network together.
+        setup: of the stage.
+        shards: processes that hold one copy of a network together.
     """
     # regions that will be compiled run as they are: a compiler fuses, so this is an upper bound
-    speed = SpeedConfig(compile="off", graphs="off", attention="torch")
-    config = replace(context.config, speed=speed, accumulate=1)
-    modalities, data = len(context.modalities), config.data
-    drawn = [context.new_network(seed=0) for _ in "st"]
-    drawn[1].freeze(reduced_dtype(config.precision) or torch.float32)
+    config = replace(setup.config, speed=PLAIN, accumulate=1)
+    setup = replace(setup, config=config, steps_per_epoch=1)
+    modalities, data, stage = len(context.modalities), config.data, setup.stage
+    learning, frozen = (
+        {name: context.new_network(seed=0, name=name) for name in names}
+        for names in (stage.learners, stage.targets)
+    )
+    for network in frozen.values():
+        network.freeze(reduced_dtype(config.precision) or torch.float32)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        network, teacher = (_shapes_of(each, context.device) for each in drawn)
-        size = sum(map(_size, network.parameters()))
+        networks = StageNetworks(
+            *(
+                {name: _shapes_of(network, context.device) for name, network in some.items()}
+                for some in (learning, frozen)
+            )
+        )
+        size = sum(map(_size, networks.together().parameters()))
         # FSDP gathers what it has cut
-        networks = 3 * size if shards == 1 else 3 * size // shards + size
-        target = teacher if stage.learns_from == "teacher" else None
-        networks += sum(map(_size, teacher.parameters())) if target is not None else 0
-        optimizer = build_optimizer(network, config.optim)
-        train = TrainStep(config, stage, 0, network, target, optimizer, steps_per_epoch=1)
-        draws = train.draw(0, modalities, data.batch_size)
-        draws = replace(draws, present=tuple(range(modalities)))
+        weights = 3 * size if shards == 1 else 3 * size // shards + size
+        weights += sum(_size(p) for each in networks.frozen.values() for p in each.parameters())
+        optimizer = build_optimizer(networks.together(), config.optim)
+        train = TrainStep(setup, networks, optimizer)
+        draws = train.draw(0, modalities, data.batch_size, kept=list(range(modalities)))
         with LiveBytes() as live:
             train.rehearse(_blank(train.device, modalities, data.batch_size, data.size), draws)
-    return MemoryForecast(networks, live.peak)
+    return MemoryForecast(weights, live.peak)
 
 
-def forecast_memory(context: RunContext, stage: Stage, shards: int = 1) -> str:
+def forecast_memory(context: RunContext, setup: StageSetup, shards: int = 1) -> str:
     """What `count_memory` finds, for people; a forecast that fails must not end a training."""
     try:
-        return str(count_memory(context, stage, shards))
+        return str(count_memory(context, setup, shards))
     except Exception as error:  # torch asserts what it has not implemented for shapes alone
         reason = (str(error).splitlines() or ["no reason given"])[0]
         return f"an unknown amount of memory ({type(error).__name__}: {reason})"
 
 
-def _shapes_of(network: SegFormer, device: torch.device) -> SegFormer:
+def _shapes_of(network: Segmenter, device: torch.device) -> Segmenter:
     """A copy without memory; the active fake mode is what its tensors live in."""
-    tensors = [*network.buffers(), *network.decoder.constants()]
+    tensors = [*network.buffers(), *network.constants()]
     copies: dict[int, Tensor] = {id(x): torch.empty_like(x, device=device) for x in tensors}
     for x in network.parameters():
         copies[id(x)] = nn.Parameter(torch.empty_like(x, device=device), x.requires_grad)
@@ -168,14 +174,13 @@ def warm_up(
         was chosen, for people.
     """
     said = []
-    if train.paths.attention.taken:
-        networks = [each for each in (train.plain, train.teacher) if each is not None]
+    if train.paths.attention.value:
         images = modalities * batch
         train.attention, chosen = settle_attention(
-            networks, images, side, train.dtype, train.attention, ranks
+            list(train.networks), images, side, train.dtype, train.attention, ranks
         )
         said.append(f"attention kernels, both passes: {chosen}")
-    if train.device.type == "cpu" and not train.paths.compile.taken:
+    if train.device.type == "cpu" and not train.paths.compile.value:
         return None, said
     blank = _blank(train.device, modalities, batch, side)
     try:
@@ -194,11 +199,10 @@ def warm_up(
 def _rehearse(train: TrainStep, blank: Batch) -> float:
     """Meet every number of modalities that is compiled; seconds of both passes with all of them."""
     modalities, batch = blank.images.shape[:2]
-    fewest = 1 if train.stage.modalities == "drop" and train.paths.compile.taken else modalities
+    fewest = 1 if train.stage.modalities == "drop" and train.paths.compile.value else modalities
     seconds = 0.0
     for count in (*range(fewest, modalities + 1), modalities):
-        rows = torch.arange(modalities) % count
-        draws = pack(train.device, rows.expand(batch, -1), present=range(count))
+        draws = train.draw(0, modalities, batch, kept=list(range(count)))
         began = time.perf_counter()
         train.rehearse(blank, draws)
         if train.device.type == "cuda":

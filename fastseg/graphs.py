@@ -3,8 +3,8 @@
 A graph repeats the kernels that were captured, with the addresses and numbers they had. So one is
 captured for each number of modalities, inputs are copied into memory that stays where it is, and
 whatever changes from step to step (subset, permutations, noise key, learning rate) is read from
-:class:`fastseg.draws.Draws` on the device; dropout follows torch's generator, whose seed a replay
-reads anew. Before a capture the same step runs a few times as usual: those are steps of the
+:class:`fastseg.methods.draws.Draws` on the device; dropout follows torch's generator, whose seed a
+replay reads anew. Before a capture the same step runs a few times as usual: those are steps of the
 training like any other, in which libraries allocate and kernels are compiled and loaded. They read
 what a replay will read, so that a capture meets no kernel for the first time, and so that a step
 gives the same numbers whether it is replayed or not.
@@ -23,7 +23,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastseg.draws import Draws
+from fastseg.methods.draws import Draws
+from fastseg.optim import set_learning_rate
 from fastseg.telemetry import say
 
 Values = dict[str, Tensor]
@@ -193,12 +194,13 @@ class StepGraphs:
 
         def work() -> Tensor:
             nonlocal names
-            values = self._update(images, labels, draws)
+            # inside, so that the factor of a group is part of the graph
+            with _rate_of(self._optimizer, draws.learning_rate, capturable=True):
+                values = self._update(images, labels, draws)
             names = tuple(values)
             return torch.stack([value.float() for value in values.values()])
 
-        with _rate_of(self._optimizer, draws.learning_rate, capturable=True):
-            result, replay = self._recorder.record(work)
+        result, replay = self._recorder.record(work)
         return _Captured(names, result, replay)
 
 
@@ -209,8 +211,9 @@ def _rate_of(
     """Within the block the optimizer reads its learning rate from the device."""
     groups = optimizer.param_groups
     before = [(group["lr"], group["capturable"]) for group in groups]
+    set_learning_rate(optimizer, rate)
     for group in groups:
-        group["lr"], group["capturable"] = rate, capturable
+        group["capturable"] = capturable
     try:
         yield
     finally:

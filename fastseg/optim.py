@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fastseg import nvidia_apex
+from fastseg.choice import Choice
 from fastseg.nvidia_apex import ApexOptimizer
 from fastseg.pipelines.settings import NotNegative, Positive, Range, check_fields
 from fastseg.precision import LossScale
@@ -20,6 +22,7 @@ from fastseg.shards import local_part
 Optimizer = torch.optim.AdamW | ApexOptimizer
 
 _TIMED_STEPS = 20
+_FACTOR = "rate_factor"
 _Decay = Annotated[float, Range(0, 1, below=True)]
 
 
@@ -45,50 +48,84 @@ class OptimConfig:
         check_fields(self)
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig, kind: str = "adamw") -> Optimizer:
-    """The optimizer of ``kind`` with two groups: matrices and kernels decay, vectors do not.
+def build_optimizer(
+    module: nn.Module,
+    config: OptimConfig,
+    kind: str = "adamw",
+    factors: Mapping[str, float] | None = None,
+) -> Optimizer:
+    """The optimizer of ``kind``: matrices and kernels decay, vectors do not.
+
+    Args:
+        module: what learns, see `parameter_groups`.
+        config: moments and decay.
+        kind: ``adamw``, ``apex_adam`` or ``apex_lamb``.
+        factors: what the learning rate is multiplied by, by the name of a network; 1 by default.
 
     Source: released code of arXiv:2505.12861v1, ``semseg/optimizers.py``.
 
     Raises:
         ConfigError: apex is asked for and cannot serve.
     """
-    matrices, vectors = parameter_groups(module)
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for group in parameter_groups(module):
+        decay = config.weight_decay if group.decays else 0.0
+        groups.append({"params": group.parameters, "weight_decay": decay})
+        if (factor := (factors or {}).get(group.network, 1.0)) != 1.0:
+            groups[-1][_FACTOR] = factor
     options: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.eps}
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True, **options)
-    nvidia_apex.require(f"--optim.kind {kind}", (matrices + vectors)[0].device)
+    nvidia_apex.require(f"--optim.kind {kind}", next(module.parameters()).device)
     return ApexOptimizer(kind, groups, options)
 
 
-def parameter_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that learn, matrices and kernels first: the order of an optimizer's state."""
-    params = [p for p in module.parameters() if p.requires_grad]
-    return [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
+class ParameterGroup(NamedTuple):
+    """Parameters that are treated alike.
+
+    Attributes:
+        network: whose they are; empty where there is one.
+        parameters: those that learn.
+        decays: whether they have weight decay: matrices and kernels have, vectors have not.
+    """
+
+    network: str
+    parameters: list[nn.Parameter]
+    decays: bool
+
+
+def parameter_groups(module: nn.Module) -> list[ParameterGroup]:
+    """The parameters that learn, in the order of an optimizer's state.
+
+    Of each network matrices and kernels come first. Several networks are an ``nn.ModuleDict``.
+    """
+    networks = module if isinstance(module, nn.ModuleDict) else {"": module}
+    groups = []
+    for name, network in networks.items():
+        params = [p for p in network.parameters() if p.requires_grad]
+        groups.append(ParameterGroup(name, [p for p in params if p.ndim > 1], True))
+        groups.append(ParameterGroup(name, [p for p in params if p.ndim <= 1], False))
+    return groups
 
 
 def choose_optimizer(
     module: nn.Module, config: OptimConfig, ranks: Ranks, before: str | None = None
-) -> tuple[str, str]:
+) -> Choice[str]:
     """The kind of optimizer to use, equal on all ranks, and why.
 
     ``before`` is the kind that wrote the state to continue: ``auto`` stays with it if it can, so
     that the run continues to the last bit.
     """
     if config.kind != "auto":
-        return config.kind, "as configured"
+        return Choice(config.kind, "as configured")
     if reason := nvidia_apex.why_not_on(ranks.device):
-        return "adamw", f"apex: {reason}"
+        return Choice("adamw", f"apex: {reason}")
     if before is not None:
-        return before, "as before the interruption"
+        return Choice(before, "as before the interruption")
     kinds = ("adamw", "apex_adam")
     times = ranks.reduce([_step_ms(module, config, kind) for kind in kinds], "max")
-    fastest = kinds[times.index(min(times))]
-    return fastest, ", ".join(f"{k} {ms:.3f} ms" for k, ms in zip(kinds, times, strict=True))
+    measured = ", ".join(f"{k} {ms:.3f} ms" for k, ms in zip(kinds, times, strict=True))
+    return Choice(kinds[times.index(min(times))], measured)
 
 
 def _step_ms(module: nn.Module, config: OptimConfig, kind: str) -> float:
@@ -149,7 +186,7 @@ def guarded_step(
     return norm, skipped
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The same learning rate for every group."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
+    """The learning rate of every group: ``lr`` times the group's factor, if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[_FACTOR] if _FACTOR in group else lr

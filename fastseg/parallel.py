@@ -1,6 +1,6 @@
-"""One network on many processes: which copies and shards there are, and when gradients travel.
+"""Networks on many processes: which copies and shards there are, and when gradients travel.
 
-A network is made and filled on every process as if it were alone; `parallelize` is then applied
+Networks are made and filled on every process as if it were alone; `parallelize` is then applied
 from outside. Gradients are means over the processes, so with the loss of each process a mean over
 its samples a step equals that of one process with all of them (what stays per process is said in
 `fastseg.step`).
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from fastseg.batch_norm import synchronise_batch_norm
 from fastseg.errors import ConfigError
-from fastseg.models import SegFormer
+from fastseg.models import Segmenter
 from fastseg.pipelines.settings import Natural, Range, check_fields
 from fastseg.precision import reduced_dtype
 from fastseg.ranks import Ranks
@@ -61,42 +61,47 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class Parallel:
-    """A network ready for this launch.
+    """Networks ready for this launch.
 
     Attributes:
-        forward: what a step calls; the network itself, or a wrapper of it.
+        forwards: what a step calls, by name; the network itself, or a wrapper of it.
         mode: one of `Mode`, or ``single`` for one process.
-        says: what was done, for people.
+        description: what was done, for people.
         rank: this process.
         world: number of processes.
         sync_gradients: called before a forward pass, says whether its backward pass ends a step:
             only then are gradients exchanged.
     """
 
-    forward: nn.Module
+    forwards: Mapping[str, nn.Module]
     mode: str = "single"
-    says: str = "one process"
+    description: str = "one process"
     rank: int = 0
     world: int = 1
     sync_gradients: Callable[[bool], None] = field(default=lambda last: None)
 
     @property
     def sharded(self) -> bool:
-        """Whether the network's parameters are shards."""
+        """Whether the networks' parameters are shards."""
         return self.mode not in ("single", "replicate")
 
 
 def parallelize(
-    network: SegFormer, mode: str, ranks: Ranks, *, precision: str, shard_size: int = 0
+    networks: Mapping[str, Segmenter],
+    mode: str,
+    ranks: Ranks,
+    *,
+    precision: str,
+    shard_size: int = 0,
 ) -> Parallel:
-    """Spread a network over the processes, in place where the mode allows.
+    """Spread networks over the processes, in place where the mode allows.
 
     BatchNorm statistics become those of the global batch in every mode. With FSDP in bf16 or fp16
     parameters are gathered in that dtype and gradients reduced in fp32; the shards that the
     optimizer holds stay fp32.
 
     Args:
-        network: the same weights on every process, on its device, in fp32.
+        networks: the same weights on every process, on its device, in fp32.
         mode: one of `Mode`; ignored for one process.
         ranks: the processes.
         precision: arithmetic of the run.
@@ -106,29 +111,32 @@ def parallelize(
         ConfigError: the processes cannot be grouped as asked.
     """
     if ranks.world == 1:
-        return Parallel(network)
+        return Parallel(dict(networks))
     group = torch.distributed.group.WORLD
     assert group is not None
-    norms = synchronise_batch_norm(network, group)
+    norms = sum(synchronise_batch_norm(network, group) for network in networks.values())
     shard = copy_size(mode, ranks, shard_size)
     meaning = _MEANING[mode].format(shard=shard, copies=ranks.world // shard)
     kernels = "torch's kernels" if ranks.device.type == "cuda" else "plain PyTorch, for the CPU"
-    says = f"{mode} ({meaning}); {norms} BatchNorm over the global batch ({kernels})"
+    description = f"{mode} ({meaning}); {norms} BatchNorm over the global batch ({kernels})"
     if mode == "replicate":
-        forward = _replicate(network, ranks)
+        wrapped = {name: _replicate(network, ranks) for name, network in networks.items()}
 
         def sync(last: bool) -> None:
-            forward.require_backward_grad_sync = last
+            for forward in wrapped.values():
+                forward.require_backward_grad_sync = last
 
-        return Parallel(forward, mode, says, ranks.rank, ranks.world, sync)
-    sharded = _shard(network, mode, ranks, shard, precision)
+        return Parallel(wrapped, mode, description, ranks.rank, ranks.world, sync)
+    mesh = _mesh(mode, ranks, shard)
+    sharded = [_shard(network, mode, mesh, precision) for network in networks.values()]
 
     def sync_shards(last: bool) -> None:
-        sharded.set_requires_gradient_sync(last)
-        # gathered parameters serve the next micro-batch too
-        sharded.set_reshard_after_backward(last or mode == "fsdp_blocks")
+        for network in sharded:
+            network.set_requires_gradient_sync(last)
+            # gathered parameters serve the next micro-batch too
+            network.set_reshard_after_backward(last or mode == "fsdp_blocks")
 
-    return Parallel(network, mode, says, ranks.rank, ranks.world, sync_shards)
+    return Parallel(dict(networks), mode, description, ranks.rank, ranks.world, sync_shards)
 
 
 def copy_size(mode: str, ranks: Ranks, shard_size: int = 0) -> int:
@@ -157,16 +165,7 @@ def candidates(ranks: Ranks, shard_size: int = 0) -> list[str]:
     return [mode for mode in get_args(Mode) if mode != "hsdp" or several]
 
 
-def sharding_groups(network: SegFormer) -> list[nn.Module]:
-    """The grouping plan of `fsdp_blocks`: every transformer block, then the head.
-
-    Patch embeddings and the norms between levels are small and stay in the root group.
-    """
-    blocks = [block for _, blocks, _ in network.encoder.levels() for block in blocks]
-    return [*blocks, network.decoder]
-
-
-def _replicate(network: nn.Module, ranks: Ranks) -> nn.parallel.DistributedDataParallel:
+def _replicate(network: Segmenter, ranks: Ranks) -> nn.parallel.DistributedDataParallel:
     # BatchNorm already agrees everywhere, so no buffer is sent; torch 2.13 renamed the option
     ddp = nn.parallel.DistributedDataParallel
     known = inspect.signature(ddp).parameters
@@ -180,21 +179,22 @@ def _replicate(network: nn.Module, ranks: Ranks) -> nn.parallel.DistributedDataP
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         bucket_cap_mb=int(megabytes / 2) + 1,
         gradient_as_bucket_view=True,
+        # parameters of modalities that are dropped have no gradient
+        find_unused_parameters=network.reads_present,
         **options,
     )
 
 
-def _shard(network: SegFormer, mode: str, ranks: Ranks, shard: int, precision: str) -> FSDPModule:
+def _shard(network: Segmenter, mode: str, mesh: DeviceMesh, precision: str) -> FSDPModule:
     dtype = reduced_dtype(precision)
     reduce = None if dtype is None else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce)
-    mesh = _mesh(mode, ranks, shard)
     if mode == "fsdp_blocks":
         # autocast decides the dtype of the residual stream, not the borders of the groups
         inner = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=reduce, cast_forward_inputs=False
         )
-        for module in sharding_groups(network):
+        for module in network.units():
             fully_shard(module, mesh=mesh, mp_policy=inner, reshard_after_forward=True)
     # the features are views that nobody writes to
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

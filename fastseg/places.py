@@ -20,8 +20,8 @@ def check_places(config: TrainConfig) -> None:
         raise ConfigError(
             "the config has no stage: name one under stages, such as those of --preset demo"
         )
-    if config.teacher is not None:
-        _check_file("--teacher", config.teacher, "the teacher.safetensors of a finished run")
+    for name, path in config.given.items():
+        _check_file(f"--{name}", path, f"the {name}.safetensors of a finished run")
     # a run that goes on reads its first weights no more
     begun = any((config.out / config.name / "checkpoints").glob("*"))
     if config.model.weights is not None and not begun:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastseg.choice import Choice
+
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionChoice = Literal["auto", Precision]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -17,7 +19,7 @@ _AMPERE = (8, 0)
 _FIRST_SCALE, _GROWTH, _BACKOFF, _INTERVAL = 2.0**16, 2.0, 0.5, 2000
 
 
-def best_precision(device: torch.device) -> tuple[Precision, str]:
+def best_precision(device: torch.device) -> Choice[Precision]:
     """What ``auto`` stands for on a device, and why.
 
     bf16 where the device multiplies it faster than float32. fp16 is never chosen: its range needs a
@@ -25,13 +27,15 @@ def best_precision(device: torch.device) -> tuple[Precision, str]:
     """
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= _AMPERE:
-            return "bf16", "this GPU has tensor cores for it"
-        return "fp32", "this GPU has no tensor cores for bf16; --precision fp16 may be faster"
+            return Choice("bf16", "this GPU has tensor cores for it")
+        return Choice(
+            "fp32", "this GPU has no tensor cores for bf16; --precision fp16 may be faster"
+        )
     # torch 2.10 cannot say
     known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if known.get("avx512_bf16") or known.get("amx_bf16"):
-        return "bf16", "this CPU has instructions for it"
-    return "fp32", "no instructions for bf16 are known of this CPU"
+        return Choice("bf16", "this CPU has instructions for it")
+    return Choice("fp32", "no instructions for bf16 are known of this CPU")
 
 
 def reduced_dtype(precision: str) -> torch.dtype | None:

@@ -14,9 +14,9 @@ from fastseg.config import (
     unknown,
 )
 from fastseg.errors import ConfigError
-from fastseg.losses import LossOptions
+from fastseg.methods.robustseg import LossOptions, RobustSegWeights
+from fastseg.methods.stage import Stage
 from fastseg.pipelines import DataConfig
-from fastseg.schedule import LossWeights, Stage
 
 
 def two_stages(teacher: Stage, student: Stage) -> dict[str, Stage]:
@@ -32,7 +32,14 @@ def demo() -> TrainConfig:
     Between four and five minutes, data included. Mean mIoU over 15 subsets, seed 0: teacher 24,
     student 40; with all modalities 66 and 66.
     """
-    teacher = Stage(trains="teacher", start="random", epochs=8, lr=6e-3, warmup_epochs=1)
+    teacher = Stage(
+        trains="teacher",
+        start="random",
+        losses=RobustSegWeights(),
+        epochs=8,
+        lr=6e-3,
+        warmup_epochs=1,
+    )
     return TrainConfig(
         name="demo",
         data=DataConfig(
@@ -58,7 +65,7 @@ def demo() -> TrainConfig:
                 learns_from="teacher",
                 start="teacher",
                 modalities="drop",
-                losses=LossWeights(ohem=1, logit=50, hpdm=1, rrm=0.01),
+                losses=RobustSegWeights(ohem=1, logit=50, hpdm=1, rrm=0.01),
                 epochs=16,
                 lr=4e-3,
             ),
@@ -180,13 +187,20 @@ def mcubes_robustseg_b2() -> TrainConfig:
 
 def _robustseg(name: str, data: DataConfig, lr: float = 6e-5, epochs: float = 200) -> TrainConfig:
     """Both stages of RobustSeg with MiT-B0 on any data set."""
-    teacher = Stage(trains="teacher", start="encoder", epochs=epochs, lr=lr, warmup_epochs=10)
+    teacher = Stage(
+        trains="teacher",
+        start="encoder",
+        losses=RobustSegWeights(),
+        epochs=epochs,
+        lr=lr,
+        warmup_epochs=10,
+    )
     student = replace(
         teacher,
         trains="student",
         learns_from="teacher",
         modalities="drop",
-        losses=LossWeights(ohem=1, logit=50, hpdm=100),
+        losses=RobustSegWeights(ohem=1, logit=50, hpdm=100),
     )
     return TrainConfig(
         name=name,

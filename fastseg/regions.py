@@ -1,4 +1,4 @@
-"""torch.compile, region by region: the transformer blocks and the head.
+"""torch.compile, region by region: the units of a network, such as its blocks and its head.
 
 A block is one graph for all blocks of its level, which share code and shapes, so a network of any
 depth costs four compilations per number of modalities, and nothing that is random or waits is
@@ -10,17 +10,16 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import nn
 
-from fastseg.models import SegFormer
+from fastseg.models import Segmenter
 
 # 4 levels, the first with and without stochastic depth, 4 numbers of modalities, training and
 # evaluation; the default of 8 is for code that meets new shapes by mistake
 _VARIANTS = 128
 
 
-def compile_regions(network: SegFormer, backend: str = "inductor") -> None:
-    """Compile the blocks and the head of a network at their first call with each shape, in place.
+def compile_regions(network: Segmenter, backend: str = "inductor") -> None:
+    """Compile the units of a network at their first call with each shape, in place.
 
     Args:
         network: keeps its parameters, names and state dict.
@@ -29,13 +28,13 @@ def compile_regions(network: SegFormer, backend: str = "inductor") -> None:
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _VARIANTS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * _VARIANTS)
-    for region in _regions(network):
+    for region in network.units():
         region.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
-def run_as_written(network: SegFormer) -> None:
+def run_as_written(network: Segmenter) -> None:
     """Take back what :func:`compile_regions` did."""
-    for region in _regions(network):
+    for region in network.units():
         region._compiled_call_impl = None
 
 
@@ -47,8 +46,3 @@ def compile_failure(error: BaseException) -> str | None:
         return None
     cause = getattr(error, "inner_exception", error)
     return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
-
-
-def _regions(network: SegFormer) -> list[nn.Module]:
-    blocks = [block for _, blocks, _ in network.encoder.levels() for block in blocks]
-    return [*blocks, network.decoder]

@@ -12,6 +12,7 @@ from types import TracebackType
 from fastseg.config import TrainConfig, changed_fields, read_config, to_dict
 from fastseg.errors import ConfigError
 from fastseg.files import remove, unfinished, write_whole
+from fastseg.methods import METHODS
 from fastseg.precision import best_precision
 from fastseg.ranks import Ranks, choose_device
 from fastseg.telemetry import say
@@ -50,17 +51,19 @@ class RunFolder:
         """Where the weights of a finished network lie."""
         return self.path / f"{network}.safetensors"
 
-    def teacher_file(self) -> Path:
-        """The teacher of this run: the one named in the config, or the one it trains."""
-        return self.config.teacher or self.weights_file("teacher")
+    def network_file(self, network: str) -> Path:
+        """The weights of a network: those named in the config, or those that the run trains."""
+        own, given = self.weights_file(network), self.config.given.get(network)
+        stages = [stage for stage in self.config.stages.values() if not self.config.skips(stage)]
+        trained = own.exists() and any(network in stage.learners for stage in stages)
+        return own if given is None or trained else given
 
     def network_files(self) -> dict[str, Path]:
-        """The weights of every network of this run, the teacher first."""
-        names: list[str] = [stage.trains for stage in self.config.stages.values()]
-        if self.config.teacher is not None:
-            names.insert(0, "teacher")
-        files = {name: self.weights_file(name) for name in names}
-        return files | ({"teacher": self.teacher_file()} if "teacher" in files else {})
+        """The weights of every network of this run, in the order of its method."""
+        learnt = [name for stage in self.config.stages.values() for name in stage.learners]
+        names = {*learnt, *self.config.given}
+        order = METHODS[self.config.method].networks
+        return {name: self.network_file(name) for name in order if name in names}
 
     def __enter__(self) -> RunFolder:
         if self._ranks is None:
@@ -191,6 +194,7 @@ class RunFolder:
             precision, why = before.precision, "as this run began"
         else:
             device = self._ranks.device if self._ranks else choose_device(self.config.device)
-            precision, why = best_precision(device)
+            best = best_precision(device)
+            precision, why = best.value, best.why
         self.config = replace(self.config, precision=precision)
         say(f"precision {precision}: {why}")

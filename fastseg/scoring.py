@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fastseg
+from fastseg import kernels
 from fastseg.config import to_dict
 from fastseg.context import RunContext
 from fastseg.errors import ConfigError
-from fastseg.evaluation import SubsetDecoder, evaluate_subsets
+from fastseg.evaluation import evaluate_subsets, logits_of_subsets
 from fastseg.metrics import ConfusionMatrix
-from fastseg.models import SegFormer
+from fastseg.models import Segmenter
 from fastseg.pipelines import Batch, ModalitySpec, build_loader
 from fastseg.pipelines.corrupt import describe
 from fastseg.pipelines.display import picture
@@ -39,7 +40,7 @@ from fastseg.telemetry import tracked
 
 
 def score_networks(
-    context: RunContext, networks: Mapping[str, SegFormer]
+    context: RunContext, networks: Mapping[str, Segmenter]
 ) -> dict[str, dict[str, ConfusionMatrix]]:
     """Confusion matrix of every network on every subset over the whole evaluation split."""
     ranks = context.ranks
@@ -73,12 +74,13 @@ def subset_results(
 
 def table(context: RunContext, results: list[SubsetResult]) -> str:
     """The results in the papers' layout."""
-    return format_table(results, [subset.name for subset in context.subsets])
+    order = [subset.name for subset in context.subsets]
+    return format_table(results, order, compared=context.method.compared)
 
 
 def write_run_report(
     context: RunContext,
-    networks: Mapping[str, SegFormer],
+    networks: Mapping[str, Segmenter],
     history: list[dict[str, Any]],
     folder: Path,
 ) -> str:
@@ -103,6 +105,7 @@ def write_run_report(
         confusions={name: found[full].counts.cpu().numpy() for name, found in matrices.items()},
         pictures=take_pictures(context, networks),
         facts=run_facts(context, folder),
+        compared=context.method.compared,
     )
     write_report(folder / "report.html", report)
     return table(context, results)
@@ -123,7 +126,7 @@ def check_figures() -> None:
         ) from None
 
 
-def take_pictures(context: RunContext, networks: Mapping[str, SegFormer]) -> list[Picture]:
+def take_pictures(context: RunContext, networks: Mapping[str, Segmenter]) -> list[Picture]:
     """Predictions for samples spread evenly over the evaluation split."""
     # one sample is a batch: a sample's number is that of its step
     loader = build_loader(replace(context.config.data, eval_batch_size=1), train=False)
@@ -149,15 +152,15 @@ def shown_subsets(subsets: list[Subset]) -> list[Subset]:
     return [full, *singles, *rest]
 
 
-def _picture(context: RunContext, networks: Mapping[str, SegFormer], batch: Batch) -> Picture:
+def _picture(context: RunContext, networks: Mapping[str, Segmenter], batch: Batch) -> Picture:
     """The only sample of a batch and what the networks say of it."""
     images = batch.images.to(context.device)
     predictions = {}
     for name, network in networks.items():
         with torch.no_grad(), context.autocast():
-            decoder = SubsetDecoder(network, images, context.config.evaluation.missing)
-            for subset in shown_subsets(context.subsets):
-                classes = decoder.predict(subset)[0]
+            shown = shown_subsets(context.subsets)
+            for subset, logits in logits_of_subsets(context, network, images, shown):
+                classes = kernels.upsample_argmax(logits, images.shape[-2:])[0]
                 predictions[name, subset.name] = classes.cpu().numpy()
     return Picture(
         sample_id=batch.sample_ids[0],

@@ -9,33 +9,33 @@ float32: BatchNorm, its statistics, and the products of weights inside the head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from fastseg.models import SegFormer
+from fastseg.models import Segmenter
 from fastseg.models.casting import cast_together
 
 
 class ShortWeights:
-    """The weights of a network in ``dtype`` for the length of a step.
+    """The weights of networks in ``dtype`` for the length of a step.
 
     Args:
-        network: a plain network; its parameters stay in float32 and where they are.
+        networks: plain ones; their parameters stay in float32 and where they are.
         dtype: such as ``torch.bfloat16``.
     """
 
-    def __init__(self, network: SegFormer, dtype: torch.dtype) -> None:
+    def __init__(self, networks: Iterable[Segmenter], dtype: torch.dtype) -> None:
         self.dtype = dtype
-        modules: list[nn.Module] = [*network.encoder.modules(), network.decoder.linear_pred]
+        modules = [module for network in networks for module in network.reduced_modules()]
         self._places = [(m, n) for m in modules for n, p in m._parameters.items() if p is not None]
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within the block the network computes with copies, forward and backward.
+        """Within the block the networks compute with copies, forward and backward.
 
         The backward pass belongs inside: with checkpointing it runs blocks again.
         """

@@ -76,7 +76,7 @@ class SkipWatch:
         self.session, self.folder = session, folder
         self.config, self.ranks = session.context.config, session.context.ranks
         self.total = 0
-        self.in_row = int(session.train.skipped_in_row)
+        self.in_row = int(session.step_fn.skipped_in_row)
         self._late = _LATE if session.context.device.type == "cuda" else 0
         self._pending: deque[_Pending] = deque()
         self._recent: deque[SkippedStep] = deque(maxlen=_KEPT)
@@ -89,7 +89,7 @@ class SkipWatch:
             ConfigError: ``max_skipped`` steps in a row were skipped.
         """
         self._last = step, batches
-        scalars = [self.session.train.skipped_in_row, *values.values()]
+        scalars = [self.session.step_fn.skipped_in_row, *values.values()]
         numbers, event = torch.stack([scalar.detach().float() for scalar in scalars]), None
         if numbers.is_cuda:
             host = torch.empty(numbers.shape, pin_memory=True)
@@ -150,7 +150,7 @@ class SkipWatch:
         name, gradients, inputs = self.session.name, {}, []
         if self._last is not None:
             step, batches = self._last
-            gradients = self.session.train.gradient_norms(step, *batches)
+            gradients = self.session.step_fn.gradient_norms(step, *batches)
             inputs = [place for batch in batches for place in _bad_images(batch)]
         rank = f"-rank{self.ranks.rank}" if self.ranks.rank else ""
         file = self.folder / f"not-finite-{name}{rank}.json"
@@ -190,12 +190,12 @@ class SkipWatch:
         if config.data.corruption.active:
             faults = describe(config.data.corruption)
             lines.append(f"--data.corruption.* is active ({faults}): try without it")
-        lr = self.session.stage.lr
+        lr = self.session.setup.stage.lr
         return [*lines, f"Lower --stages.{name}.lr, which is {lr:g}, or a loss weight"]
 
     def _bad_terms(self) -> list[str]:
         """The loss terms that were not finite on any process in the last skipped step."""
-        terms = list(self.session.stage.losses.active())
+        terms = list(self.session.setup.stage.losses.active())
         bad = self._recent[-1].bad_terms() if self._recent else []
         flags = self.ranks.reduce([float(term in bad) for term in terms], "max")
         return [term for term, flag in zip(terms, flags, strict=True) if flag]
@@ -203,7 +203,7 @@ class SkipWatch:
 
 def _not_finite(session: Session) -> list[str]:
     """Names of the weights, statistics and averages of this process that are not finite."""
-    tensors = dict(session.network.state_dict())
+    tensors = dict(session.module.state_dict())
     if session.average is not None:
         tensors |= {f"average of {k}": v for k, v in session.average.own().items()}
     parts = {k: local_part(v) for k, v in tensors.items() if v.is_floating_point()}

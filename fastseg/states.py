@@ -228,12 +228,15 @@ def _misfit(path: Path, network: nn.Module, averaged: bool) -> str | None:
     for key in found:
         index, _, slot = key.partition(".")
         slots.setdefault(slot, []).append(index)
-    order = [p for group in parameter_groups(network) for p in group]
+    order = [p for group in parameter_groups(network) for p in group.parameters]
+    # parameters without a gradient so far have no moments, such as those of a modality that was
+    # not drawn yet
+    known = {index for indices in slots.values() for index in indices}
     for slot, indices in slots.items():
-        if sorted(indices) != sorted(map(str, range(len(order)))):
+        if set(indices) != known or not known <= set(map(str, range(len(order)))):
             return f"{_OPTIMIZER} has {slot} of other parameters than the network"
-        for number, parameter in enumerate(order):
-            if found[f"{number}.{slot}"].shape not in (parameter.shape, torch.Size()):
+        for index in indices:
+            if found[f"{index}.{slot}"].shape not in (order[int(index)].shape, torch.Size()):
                 return f"{_OPTIMIZER} has {slot} of another shape than the network"
     return None if slots else f"{_OPTIMIZER} is empty"
 

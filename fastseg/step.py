@@ -14,24 +14,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastseg.config import TrainConfig
-from fastseg.draws import Draws, pack
-from fastseg.fast_paths import Path, choose_paths
+from fastseg.choice import Choice
+from fastseg.engine.optim.learning_rate import learning_rate
+from fastseg.engine.stage_setup import StageNetworks, StageSetup
+from fastseg.fast_paths import choose_paths
 from fastseg.graphs import StepGraphs
-from fastseg.losses import stage_losses
-from fastseg.models import SegFormer, SegFormerOutput
+from fastseg.methods.base import Forward, StepInputs, weighted_sum
+from fastseg.methods.draws import Draws, pack
+from fastseg.methods.seeds import Share
+from fastseg.models import Segmenter, SegmenterOutput
 from fastseg.optim import Optimizer, guarded_step, set_learning_rate
-from fastseg.pairing import draw_pairing
 from fastseg.parallel import Parallel
 from fastseg.pipelines import Batch
 from fastseg.precision import LossScale, autocast, reduced_dtype
 from fastseg.regions import compile_regions, run_as_written
-from fastseg.schedule import Share, Stage, derive_seed, draw_modalities, learning_rate
 from fastseg.shards import whole
 from fastseg.short_weights import ShortWeights
 
@@ -44,9 +46,14 @@ class TrainStep:
     Every random draw of a step derives from (seed, stage, step), so the same call gives the same
     numbers in a run that was never stopped and in one that was. Nothing waits for the device.
 
+    Args:
+        setup: of the stage.
+        networks: of the stage; the frozen ones are made constants.
+        optimizer: of all that learn.
+        parallel: how those are spread; one process by default.
+        scale: of the loss, for fp16.
+
     Attributes:
-        plain: the network that learns.
-        network: what is called for it, a wrapper where the way it is spread has one.
         paths: how steps are run, and why.
         skipped_in_row: device scalar, the steps since the last one with a finite gradient.
         attention: the kernels of attention that were chosen, see `settle_attention`; None so far.
@@ -54,64 +61,64 @@ class TrainStep:
 
     def __init__(
         self,
-        config: TrainConfig,
-        stage: Stage,
-        index: int,
-        network: SegFormer,
-        teacher: SegFormer | None,
+        setup: StageSetup,
+        networks: StageNetworks,
         optimizer: Optimizer,
-        steps_per_epoch: int,
         parallel: Parallel | None = None,
         scale: LossScale | None = None,
     ) -> None:
-        self.config, self.stage, self.index = config, stage, index
-        self.parallel = parallel or Parallel(network)
-        self.plain, self.network = network, self.parallel.forward
-        self.teacher, self.optimizer = teacher, optimizer
+        self.setup, self.networks, self.optimizer = setup, networks, optimizer
+        self.config, self.stage, self.method = setup.config, setup.stage, setup.method
+        self.parallel = parallel or Parallel(dict(networks.learning))
         self.scale = scale
-        self.buffers = list(network.buffers())
-        self.steps_per_epoch = steps_per_epoch
-        self.device = next(network.parameters()).device
+        self.module = networks.together()
+        self.buffers = list(self.module.buffers())
+        weight = next(self.module.parameters())
+        self.device = weight.device
         self.skipped_in_row = torch.zeros((), device=self.device)
         self.attention: dict[str, Any] | None = None
-        short = reduced_dtype(config.precision)
-        self.dtype = short or next(network.parameters()).dtype
+        short = reduced_dtype(self.config.precision)
+        self.dtype = short or weight.dtype
         self.paths = choose_paths(
-            config.speed,
+            self.config.speed,
             optimizer,
             device=self.device,
             short=short,
-            steps=stage.num_steps(steps_per_epoch),
-            accumulate=config.accumulate,
+            steps=setup.steps,
+            accumulate=self.config.accumulate,
             mode=self.parallel.mode,
-            apex_norm=config.model.norm == "apex",
-            checkpointing=config.model.checkpointing,
+            apex_norm=self.config.model.norm == "apex",
+            checkpointing=self.config.model.checkpointing,
+            reads_present=any(network.reads_present for network in networks),
         )
         self._prepare()
 
     def _prepare(self) -> None:
         """Make the networks ready for the paths that are taken."""
-        paths, network, teacher = self.paths, self.plain, self.teacher
-        if teacher is not None:
-            teacher.freeze(self.dtype)
-        for each in (network, teacher):
-            if each is None:
-                continue
-            # shards and buckets keep the layout they were cut in
-            if paths.channels_last.taken and (each is teacher or self.parallel.mode == "single"):
-                _to_channels_last(each)
-            if paths.compile.taken:
-                compile_regions(each)
-        network.encoder.checkpointing = paths.checkpointing.taken
-        self._short = ShortWeights(network, self.dtype) if paths.short_weights.taken else None
-        self._graphs = StepGraphs(self.update, self.optimizer) if paths.graphs.taken else None
+        paths, learning, frozen = self.paths, self.networks.learning, self.networks.frozen
+        for network in frozen.values():
+            network.freeze(self.dtype)
+        # shards and buckets keep the memory order they were cut in
+        movable = self.networks if self.parallel.mode == "single" else frozen.values()
+        for network in movable if paths.channels_last.value else ():
+            _to_channels_last(network)
+        for network in self.networks if paths.compile.value else ():
+            compile_regions(network)
+        for network in learning.values():
+            network.recompute(paths.checkpointing.value)
+        short = paths.short_weights.value
+        self._short = ShortWeights(learning.values(), self.dtype) if short else None
+        self._graphs = StepGraphs(self.update, self.optimizer) if paths.graphs.value else None
+        self._forwards: dict[str, Forward] = {
+            **{name: partial(self._constant, network) for name, network in frozen.items()},
+            **{name: partial(self._learning, name) for name in learning},
+        }
 
     def run_as_written(self, why: str) -> None:
         """Compile nothing after all."""
-        for each in (self.plain, self.teacher):
-            if each is not None:
-                run_as_written(each)
-        self.paths = replace(self.paths, compile=Path(False, why))
+        for network in self.networks:
+            run_as_written(network)
+        self.paths = replace(self.paths, compile=Choice(False, why))
 
     def __call__(self, step: int, *batches: Batch) -> Values:
         """Train on the micro-batches of one step; they and the returned scalars are on the device.
@@ -119,7 +126,7 @@ class TrainStep:
         The scalars are means over the micro-batches of this process.
         """
         count, parallel = len(batches), self.parallel
-        set_learning_rate(self.optimizer, learning_rate(self.stage, step, self.steps_per_epoch))
+        set_learning_rate(self.optimizer, self._rate(step))
         before: list[Tensor] | None = None
         parts = []
         for micro, batch in enumerate(batches):
@@ -127,7 +134,7 @@ class TrainStep:
             modalities, samples = batch.images.shape[:2]
             draws = self.draw(step, modalities, samples, share)
             # dropout and stochastic depth draw from torch's generator: seed it by the step
-            torch.manual_seed(self._seed(step, "dropout", share.part))
+            torch.manual_seed(self.setup.seed(step, "dropout", share.part))
             if self._graphs is not None and count == 1:
                 return self._graphs(batch.images, batch.labels, draws)
             if count > 1:
@@ -143,7 +150,7 @@ class TrainStep:
     @property
     def ways(self) -> str:
         """The ways that steps have taken so far; of graphs, what became of them."""
-        names = [name for name, path in vars(self.paths).items() if path.taken and name != "graphs"]
+        names = [name for name, way in vars(self.paths).items() if way.value and name != "graphs"]
         if self._graphs is not None:
             numbers = " ".join(map(str, self._graphs.sizes)) or "no"
             why = f" ({self._graphs.reason})" if self._graphs.reason else ""
@@ -171,11 +178,11 @@ class TrainStep:
                 share = Share(parallel.rank, parallel.world, micro, count)
                 modalities, samples = batch.images.shape[:2]
                 draws = self.draw(step, modalities, samples, share)
-                torch.manual_seed(self._seed(step, "dropout", share.part))
+                torch.manual_seed(self.setup.seed(step, "dropout", share.part))
                 if count > 1:
                     parallel.sync_gradients(micro == count - 1)
                 self._passes(batch.images, batch.labels, draws, count)
-            grads = {name: p.grad for name, p in self.plain.named_parameters()}
+            grads = {name: p.grad for name, p in self.module.named_parameters()}
             scale = 1.0 if self.scale is None else float(self.scale.scale)
             return {
                 name: float(whole(torch.linalg.vector_norm(grad.float()))) / scale
@@ -183,42 +190,62 @@ class TrainStep:
                 if grad is not None
             }
 
-    def draw(self, step: int, modalities: int, batch: int, share: Share = Share()) -> Draws:  # noqa: B008
-        """Subset, modality permutations, noise key and learning rate of one share of a step."""
-        kept = self.present(step, modalities)
-        present = kept if self.stage.modalities == "drop" else list(range(modalities))
-        generator = torch.Generator().manual_seed(self._seed(step, "pairing"))
-        everyone = draw_pairing(share.size(batch), modalities, present, generator)
+    def draw(
+        self,
+        step: int,
+        modalities: int,
+        batch: int,
+        share: Share = Share(),  # noqa: B008
+        kept: list[int] | None = None,
+    ) -> Draws:
+        """Subset, noise key, learning rate and the method's draws for one share of a step.
+
+        Args:
+            step: its number in the stage, from 0.
+            modalities: M.
+            batch: samples of the share.
+            share: of the whole step.
+            kept: positions of the modalities that are left; drawn by default.
+        """
+        kept = self.present(step, modalities) if kept is None else kept
+        # zeroed modalities are encoded too
+        present = list(range(modalities)) if self.stage.modalities == "zero" else kept
+        seeds = partial(self.setup.seed, step)
         return pack(
             self.device,
-            everyone[share.rows(batch)],
+            self.method.draw(self.stage, modalities, present, batch, share, seeds),
+            modalities=modalities,
             present=present,
             kept=kept,
-            seed=self._seed(step, "noise", share.part),
-            rate=learning_rate(self.stage, step, self.steps_per_epoch),
+            seed=self.setup.seed(step, "noise", share.part),
+            rate=self._rate(step),
         )
 
-    def present(self, step: int, num_modalities: int) -> list[int]:
-        """The modalities that the network sees in a step, the same on every process."""
-        policy = self.stage.modalities
-        return draw_modalities(policy, num_modalities, self.config.seed, self.index, step)
+    def present(self, step: int, modalities: int) -> list[int]:
+        """The modalities that are left in a step, the same on every process."""
+        return self.method.present(self.stage, modalities, partial(self.setup.seed, step))
 
     def losses(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
-        """Forward passes of both networks and every active loss term."""
+        """Forward passes of the networks, every active loss term, and their weighted sum."""
         images = images.to(self.dtype)
-        target: SegFormerOutput | None = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                target = self.teacher(images)
-        seen = draws.of(images)
-        if self.stage.modalities == "zero":
-            seen = seen * draws.kept.to(seen.dtype).view(-1, 1, 1, 1, 1)
+        inputs = StepInputs(self.stage, images, labels, draws, self._forwards)
+        terms = self.method.terms(inputs)
+        return {**terms, "loss": weighted_sum(terms, self.stage.losses.active())}
+
+    def _constant(self, network: Segmenter, *inputs: Any) -> SegmenterOutput:
+        """The output of a frozen network."""
+        with torch.no_grad():
+            output: SegmenterOutput = network(*inputs)
+        return output
+
+    def _learning(self, name: str, *inputs: Any) -> SegmenterOutput:
+        """The output of a network that learns."""
         # short weights need no casts
         precision = self.config.precision
         cast = precision != "fp32" and self._short is None
         with autocast(self.device, precision) if cast else nullcontext():
-            output = self.network(seen)
-        return stage_losses(self.stage, self.config.losses, output, target, labels, draws)
+            output: SegmenterOutput = self.parallel.forwards[name](*inputs)
+        return output
 
     def _passes(self, images: Tensor, labels: Tensor, draws: Draws, count: int = 1) -> Values:
         """Forward and backward of one of ``count`` micro-batches; the values of its terms."""
@@ -258,11 +285,11 @@ class TrainStep:
         """The weights of the step: copies in the dtype of the networks, or those there are."""
         return self._short.in_use() if self._short else nullcontext()
 
-    def _seed(self, step: int, purpose: Any, part: int = 0) -> int:
-        return derive_seed(self.config.seed, self.index, step, purpose, part)
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.stage, step, self.setup.steps_per_epoch)
 
 
-def _to_channels_last(network: SegFormer) -> None:
+def _to_channels_last(network: Segmenter) -> None:
     """``network.to(memory_format=torch.channels_last)``, which shapes alone do not support."""
     for weight in network.parameters():
         if weight.ndim == 4:

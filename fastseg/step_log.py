@@ -71,7 +71,9 @@ class StepLog:
     def count_modalities(self, session: Session, step: int) -> None:
         """Count the modalities that the network sees in a step."""
         modalities = self.context.modalities
-        self._seen.update(modalities[i].name for i in session.train.present(step, len(modalities)))
+        self._seen.update(
+            modalities[i].name for i in session.step_fn.present(step, len(modalities))
+        )
 
     def write(self, session: Session, done: int) -> dict[str, str]:
         """Write the row of the steps since the last one; returns what the progress line shows."""

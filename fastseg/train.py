@@ -1,4 +1,4 @@
-"""``python -m fastseg.train``: teacher, student, the table of every sensor subset, a report."""
+"""``python -m fastseg.train``: all stages, the table of every sensor subset, a report."""
 
 from __future__ import annotations
 

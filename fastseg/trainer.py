@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fastseg import checkpoint, nvidia_apex
 from fastseg.config import digest
 from fastseg.context import RunContext
 from fastseg.data_change import DataFacts, data_facts
+from fastseg.engine.stage_setup import StageNetworks, StageSetup, joined
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.fast_paths import not_taken
 from fastseg.forecast import forecast_memory, warm_up
 from fastseg.interrupt import AgreedStop, StillWaiting, StopRequest
-from fastseg.models import SegFormer, load_encoder_weights
+from fastseg.methods.stage import ENCODER, RANDOM, Stage
+from fastseg.models import Segmenter
 from fastseg.optim import choose_optimizer
 from fastseg.parallel import copy_size
 from fastseg.pipelines import Batch, DataError, build_loader
@@ -25,7 +29,6 @@ from fastseg.pipelines.device import on_device
 from fastseg.probe import choose_mode
 from fastseg.profiling import StepWatch, open_board
 from fastseg.run_folder import RunFolder
-from fastseg.schedule import Stage, derive_seed
 from fastseg.session import Session, build_session
 from fastseg.shards import module_tensors
 from fastseg.skips import SkipWatch
@@ -70,11 +73,11 @@ class Trainer:
         # rank 0 looks at the files for all
         self._data = DataFacts(**self.ranks.share(lambda: asdict(data_facts(self.loader))))
         # loaders count micro-batches, everything here counts optimizer steps
-        self.epoch = self.loader.steps_per_epoch // self.config.accumulate
+        self.steps_per_epoch = self.loader.steps_per_epoch // self.config.accumulate
         self.stop = StopRequest()
         self._stop_now = AgreedStop(self.ranks)
         self._settings = digest(self.config)
-        self._teacher: str | None = None
+        self._frozen: dict[str, str] = {}
         self._session_steps = 0
         self.log = StepLog(context, self.loader, self.metrics, board)
         self.validation = Validation(context, self.val_loader, self.metrics, board)
@@ -87,28 +90,36 @@ class Trainer:
         """
         try:
             with self.stop:
-                for index, (name, stage) in enumerate(self.config.stages.items()):
-                    if stage.trains == "teacher" and self.config.teacher is not None:
-                        self._say(f"{name}: skipped, the teacher is {self.config.teacher}")
+                for name, stage in self.config.stages.items():
+                    if self.config.skips(stage):
+                        given = self.config.given
+                        there = " and ".join(f"the {n} is {given[n]}" for n in stage.learners)
+                        self._say(f"{name}: skipped, {there}")
                     elif not self.ranks.share(partial(self._finished, name, stage)):
-                        self._run_stage(index, name, stage)
+                        self._run_stage(self.set_up(name))
             # a process that was killed as it finished a stage may have left its states
             self.ranks.first(self.states.remove)
         finally:
             self.loader.close()
             self.val_loader.close()
 
+    def set_up(self, name: str) -> StageSetup:
+        """The stage of that name."""
+        index = list(self.config.stages).index(name)
+        return StageSetup(self.config, name, index, self.config.stages[name], self.steps_per_epoch)
+
     def _finished(self, name: str, stage: Stage) -> bool:
-        """Whether this stage, or a later one of the same network, has written its weights."""
-        path = self.run.weights_file(stage.trains)
-        if not path.exists():
+        """Whether this stage, or a later one of the same networks, has written its weights."""
+        paths = [self.run.weights_file(network) for network in stage.learners]
+        if not all(path.exists() for path in paths):
             return False
         order = list(self.config.stages)
-        return checkpoint.stage_of(path, order) >= order.index(name)
+        return min(checkpoint.stage_of(path, order) for path in paths) >= order.index(name)
 
-    def _run_stage(self, index: int, name: str, stage: Stage) -> None:
-        saved = self._newest(name)
-        session = self._open(index, name, stage, saved)
+    def _run_stage(self, setup: StageSetup) -> None:
+        name = setup.name
+        saved = self._newest(setup)
+        session = self.open_session(setup, saved)
         done = self._resume(session, saved)
         self.log.begin(saved[1] if saved else {})
         rehearsed = self._warm_up(session, done)
@@ -133,7 +144,7 @@ class Trainer:
                 watch.before()
                 if step < checked:
                     self._agree(session, step)
-                values = session.train(step, *batches)
+                values = session.step_fn(step, *batches)
                 if session.average is not None:
                     session.average.update(step, values["skipped"])
                 self.log.count_modalities(session, step)
@@ -190,7 +201,7 @@ class Trainer:
 
     def _agree(self, session: Session, step: int) -> None:
         """Compare what the processes are about to train: other work on one gives wrong numbers."""
-        present = session.train.present(step, len(self.context.modalities))
+        present = session.step_fn.present(step, len(self.context.modalities))
         facts = {
             "settings": self._settings,
             "training samples": int(self.loader.fingerprint[:15], 16),
@@ -201,72 +212,96 @@ class Trainer:
 
     def _keep(self, session: Session) -> None:
         """Write the weights of a finished stage; its training states are no longer needed."""
-        config, stage = self.config, session.stage
+        config = self.config
         size = config.data.eval_size or config.data.size
         facts = {"stage": session.name, "steps": session.steps, "seed": config.seed, "size": size}
-        path, identity = self.run.weights_file(stage.trains), self.context.identity(stage.trains)
-        network = session.scored()
+        networks = {name: session.scored(name) for name in session.networks.learning}
 
         def write() -> None:
-            checkpoint.save_weights(path, network, identity, facts)
+            for name, network in networks.items():
+                path, identity = self.run.weights_file(name), self.context.identity(name)
+                checkpoint.save_weights(path, network, identity, facts)
             self.states.remove()
 
         self.ranks.first(write)
 
-    def _open(self, index: int, name: str, stage: Stage, saved: Saved | None = None) -> Session:
-        teacher, self._teacher = None, None
-        if stage.needs_teacher():
-            teacher = self.context.load_network(self.run.teacher_file(), "teacher")
-            self._check_teacher(teacher, saved)
-        seed = derive_seed(self.config.seed, index, 0, "weights")
-        network = self.context.new_network(seed)
-        if stage.start == "teacher" and teacher is not None:
-            network.load_state_dict(teacher.state_dict())
-        elif stage.start == "encoder":
-            self._say(self._load_encoder(network))
-        network.to(self.context.device).train()
-        target = teacher if stage.learns_from == "teacher" else None
-        state = saved[1] if saved else {}
-        batches = partial(self._micro_batches, 0, 1)
-        mode, why_mode = choose_mode(
-            self.context, index, stage, network, target, batches, epoch=self.epoch, state=state
+    def open_session(self, setup: StageSetup, saved: Saved | None = None) -> Session:
+        """Make the networks of a stage and all that trains them; says what was chosen.
+
+        Args:
+            setup: of the stage.
+            saved: the state that it continues; its tensors are not read yet.
+        """
+        context, device, state = self.context, self.context.device, saved[1] if saved else {}
+        finished = {
+            name: context.load_network(self.run.network_file(name), name)
+            for name in setup.stage.needed()
+        }
+        networks = StageNetworks(
+            {name: self._first_weights(setup, name, finished) for name in setup.stage.learners},
+            {name: finished[name] for name in setup.stage.targets},
         )
-        kind, why_kind = choose_optimizer(
-            network, self.config.optim, self.ranks, before=state.get("optimizer")
+        self._check_frozen(finished, setup.stage.learners, saved)
+        for network in networks.learning.values():
+            network.to(device).train()
+        mode = choose_mode(context, setup, networks, partial(self._micro_batches, 0, 1), state)
+        optimizer = choose_optimizer(
+            networks.together(), self.config.optim, self.ranks, before=state.get("optimizer")
         )
-        shards = (
-            1 if mode == "single" else copy_size(mode, self.ranks, self.config.parallel.shard_size)
-        )
-        session = build_session(
-            self.context, index, name, stage, network, target,
-            epoch=self.epoch, mode=mode, kind=kind,
-        )  # fmt: skip
-        done = int(state.get("step", 0))
-        for line in session.describe(self.loader, self.epoch, done, why_mode, why_kind):
+        session = build_session(context, setup, networks, mode=mode.value, kind=optimizer.value)
+        for line in session.describe(self.loader, int(state.get("step", 0)), mode, optimizer):
             self._say(line)
-        if self.context.device.type == "cuda":
-            self._say(f"{name}: expects {forecast_memory(self.context, stage, shards)}")
+        if device.type == "cuda":
+            single, size = mode.value == "single", self.config.parallel.shard_size
+            shards = 1 if single else copy_size(mode.value, self.ranks, size)
+            self._say(f"{setup.name}: expects {forecast_memory(context, setup, shards)}")
         return session
 
-    def _check_teacher(self, teacher: SegFormer, saved: Saved | None) -> None:
-        """Remember which teacher this stage has; a stage is not continued with another one."""
-        self._teacher = tensors_digest(module_tensors(teacher))
-        before = saved[1].get("teacher") if saved else None
-        if before not in (None, self._teacher):
-            raise CheckpointError(
-                f"{self.run.teacher_file()} is not the teacher that {self.run.path} was learning "
-                "from: put that one back, or start anew with --fresh or another --name"
-            )
+    def _first_weights(
+        self, setup: StageSetup, name: str, finished: dict[str, Segmenter]
+    ) -> Segmenter:
+        """A network that is about to learn, on the CPU."""
+        position = setup.stage.learners.index(name)
+        # the networks of a stage start from different weights
+        network = self.context.new_network(setup.seed(0, "weights", position), name)
+        start = setup.stage.start_of(name)
+        if start == ENCODER:
+            self._say(self._load_encoder(network))
+        elif start != RANDOM:
+            network.load_state_dict(finished[start].state_dict())
+        return network
 
-    def _load_encoder(self, network: SegFormer) -> str:
+    def _check_frozen(
+        self, finished: dict[str, Segmenter], learners: Sequence[str], saved: Saved | None
+    ) -> None:
+        """Remember the networks that this stage is given; it is not continued with other ones."""
+        self._frozen = {
+            name: tensors_digest(module_tensors(network))
+            for name, network in finished.items()
+            # one that goes on learning is replaced at the end of the stage
+            if name not in learners
+        }
+        if saved is None:
+            return
+        # states of before a stage could have several such networks hold the digest itself
+        before = saved[1].get("frozen") or saved[1]
+        for name, now in self._frozen.items():
+            if before.get(name) not in (None, now):
+                raise CheckpointError(
+                    f"{self.run.network_file(name)} is not the {name} that {self.run.path} was "
+                    "learning from: put that one back, or start anew with --fresh or another "
+                    "--name"
+                )
+
+    def _load_encoder(self, network: Segmenter) -> str:
         if self.config.model.weights is None:
             return "no --model.weights: the encoder starts from random weights"
-        return str(load_encoder_weights(network, self.config.model.weights))
+        return str(network.load_encoder(self.config.model.weights))
 
     def _save(self, session: Session, done: int, skips: SkipWatch) -> None:
         # what is of no use never takes the place of a good state
         skips.check(done)
-        facts = asdict(self._data) | self.log.state() | {"teacher": self._teacher}
+        facts = asdict(self._data) | self.log.state() | {"frozen": self._frozen}
         session.save(self.states, done, facts, self.config.keep_checkpoints)
 
     def _stop_if_asked(self, session: Session, done: int, unsaved: SkipWatch | None) -> None:
@@ -283,12 +318,14 @@ class Trainer:
                 self._save(session, done, unsaved)
             raise Stopped(f"{session.name} stopped after step {done} of {session.steps}")
 
-    def _newest(self, name: str) -> Saved | None:
+    def _newest(self, setup: StageSetup) -> Saved | None:
         """The newest intact state of a stage; rank 0 looks, so that all take the same."""
 
+        def module() -> nn.Module:
+            return joined({n: self.context.new_network(0, n) for n in setup.stage.learners})
+
         def find() -> list[Any] | None:
-            network = partial(self.context.new_network, seed=0)
-            found = self.states.newest(name, network, averaged=self.config.ema > 0)
+            found = self.states.newest(setup.name, module, averaged=self.config.ema > 0)
             return [str(found[0]), found[1]] if found else None
 
         found = self.ranks.share(find)
@@ -323,7 +360,7 @@ class Trainer:
 
     def _warm_up(self, session: Session, done: int) -> bool:
         """Say how steps are run and what was chosen; the time of the stage if that is known yet."""
-        data, train = self.config.data, session.train
+        data, train = self.config.data, session.step_fn
         modalities, ahead = len(self.context.modalities), session.steps - done
         self._say(f"{session.name}: {train.paths.describe()}")
         for line in not_taken(self.config.speed, train.paths):

@@ -64,7 +64,7 @@ class Validation:
             own = len(range(self.ranks.rank, samples, self.ranks.world))
             batches = limited(self.val_loader.batches(), own)
         matrices = evaluate_subsets(self.context, network, batches)
-        session.network.train()
+        session.networks.main.train()
         scores = [matrix.scores() for matrix in matrices.values()]
         rows = {
             self.context.subsets[-1].name: (scores[-1].miou_all, scores[-1].miou_present),

@@ -1,19 +1,26 @@
-"""The networks: Mix Transformer encoders and the multi-modal SegFormer built on them."""
+"""The networks: the interface of a segmenter, and M-SegFormer on Mix Transformer encoders."""
 
+from .interface import AttentionLevel, Segmenter, SegmenterOutput
 from .mit import BACKBONES, Backbone, MixTransformer, get_backbone
-from .segformer import SegFormer, SegFormerOutput
+from .registry import MODELS, model_builder, register_backbone
+from .segformer import SegFormer
 from .state_dicts import read_state_dict
 from .weights import LoadReport, load_encoder_weights, load_model_weights
 
 __all__ = [
     "BACKBONES",
+    "MODELS",
+    "AttentionLevel",
     "Backbone",
     "LoadReport",
     "MixTransformer",
     "SegFormer",
-    "SegFormerOutput",
+    "Segmenter",
+    "SegmenterOutput",
     "get_backbone",
     "load_encoder_weights",
     "load_model_weights",
+    "model_builder",
     "read_state_dict",
+    "register_backbone",
 ]

@@ -11,9 +11,10 @@ AnySeg, arXiv:2411.17141, and RobustSeg, arXiv:2505.12861. Parameter names follo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, cast
+from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +22,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .casting import cast_together
+from .interface import AttentionLevel, Segmenter, SegmenterOutput
 from .mit import Backbone, MixTransformer, get_backbone
-
-
-class SegFormerOutput(NamedTuple):
-    """What :class:`SegFormer` returns.
-
-    Attributes:
-        logits: ``[B, K, H / 4, W / 4]``, before the softmax.
-        features: four levels ``[M, B, C_i, h_i, w_i]`` before fusion; distillation reads them.
-    """
-
-    logits: Tensor
-    features: list[Tensor]
+from .weights import LoadReport, load_encoder_weights
 
 
 class MLPHead(nn.Module):
@@ -147,7 +138,7 @@ class MLPHead(nn.Module):
         return _maps(logits.flatten(0, 1), n, h)
 
 
-class SegFormer(nn.Module):
+class SegFormer(Segmenter):
     """The segmenter of any subset of modalities.
 
     To score many subsets of the same images, encode once and fuse each subset's features:
@@ -183,7 +174,6 @@ class SegFormer(nn.Module):
             if not 0 <= p < 1:
                 raise ConfigError(f"{name} must be a probability below 1, got {p}")
         config = get_backbone(backbone) if isinstance(backbone, str) else backbone
-        self.frozen = False
         self.encoder = MixTransformer(config, drop_path)
         self.decoder = MLPHead(config.widths, num_classes, embed_dim, dropout, norm_momentum)
 
@@ -219,25 +209,75 @@ class SegFormer(nn.Module):
         """Fused levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]`` at stride 4."""
         return cast(Tensor, self.decoder(fused, self.decoder.draw(fused)))
 
-    def freeze(self, dtype: torch.dtype = torch.float32) -> SegFormer:
-        """Make this network a constant, in place: evaluation mode, no gradients.
+    def forward(self, images: Tensor, present: Sequence[int] | None = None) -> SegmenterOutput:
+        """``[M', B, 3, H, W]`` to logits and per-modality features; see the methods above.
 
-        Weights are kept in ``dtype``, which the images have to have then, and what does not depend
-        on the input is computed once. It cannot be trained or loaded into any more, and freezing it
-        again changes nothing.
+        Which modalities they are makes no difference: all share the encoder.
         """
-        if self.frozen:
-            return self
-        self.frozen = True
-        self.eval().requires_grad_(False)
+        features = self.encode(images)
+        return SegmenterOutput(self.decode(self.fuse(features)), features)
+
+    def logits_of_subsets(
+        self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str = "drop"
+    ) -> Iterator[Tensor]:
+        """Logits of one subset after the other; each image is encoded once.
+
+        The encoder treats every modality alone and the fusion is a mean, so only fusion and head
+        run per subset: M encoder passes instead of M 2^(M-1). With ``drop`` the mean runs over the
+        present modalities; with ``zero`` over all of them, a missing one giving the features of an
+        image of zeros (after normalisation).
+        """
+        count, features = len(images), self.encode(images)
+        blank = self.encode(torch.zeros_like(images[:1])) if missing == "zero" else None
+
+        def fuse(level: int, rows: list[int]) -> Tensor:
+            found = features[level][rows]
+            if blank is None:
+                return found.mean(dim=0)
+            return (found.sum(dim=0) + (count - len(rows)) * blank[level][0]) / count
+
+        for positions in subsets:
+            rows = list(positions)
+            yield self.decode([fuse(level, rows) for level in range(len(features))])
+
+    def units(self) -> list[nn.Module]:
+        """Every transformer block, then the head.
+
+        Patch embeddings and the norms between levels are small and stay outside.
+        """
+        blocks = [block for _, blocks, _ in self.encoder.levels() for block in blocks]
+        return [*blocks, self.decoder]
+
+    def reduced_modules(self) -> list[nn.Module]:
+        """The encoder and the classifier; the head multiplies weights, in full precision."""
+        return [*self.encoder.modules(), self.decoder.linear_pred]
+
+    def recompute(self, on: bool) -> None:
+        """Keep the inputs of the encoder's blocks alone, or everything."""
+        self.encoder.checkpointing = on
+
+    def attention_levels(self, images: int, side: int) -> list[AttentionLevel]:
+        """The four levels of the encoder."""
+        config, levels = self.encoder.config, []
+        for i, (_, blocks, _) in enumerate(self.encoder.levels()):
+            rows = side // (4 << i)
+            queries = (images, config.heads[i], rows**2, config.widths[i] // config.heads[i])
+            layers = [block.attn for block in blocks]
+            levels.append(AttentionLevel(layers, queries, (rows // config.reductions[i]) ** 2))
+        return levels
+
+    def load_encoder(self, path: Path) -> LoadReport:
+        """Set the encoder from a file in any common layout, see `load_encoder_weights`."""
+        return load_encoder_weights(self.encoder, path)
+
+    def make_constant(self, dtype: torch.dtype) -> None:
+        """Fold the head's projections and the BatchNorm of the evaluation."""
         self.decoder.freeze(dtype)
         self.encoder.to(dtype)
-        return self
 
-    def forward(self, images: Tensor) -> SegFormerOutput:
-        """``[M, B, 3, H, W]`` to logits and per-modality features; see the methods above."""
-        features = self.encode(images)
-        return SegFormerOutput(self.decode(self.fuse(features)), features)
+    def constants(self) -> list[Tensor]:
+        """The folded weights of the head."""
+        return self.decoder.constants()
 
 
 def _upsampled(level: Tensor, weight: Tensor, bias: Tensor | None, size: tuple[int, int]) -> Tensor:

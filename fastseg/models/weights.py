@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, listed
 from .mit import BACKBONES, MixTransformer
-from .segformer import SegFormer
 from .state_dicts import read_state_dict
 
 # published files carry heads that no model here has: ImageNet classifiers, the unused classifier
@@ -142,11 +141,11 @@ _LAYOUTS = (
 )
 
 
-def load_model_weights(model: SegFormer, path: str | Path) -> LoadReport:
+def load_model_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """Set all parameters and buffers of a segmenter from a file.
 
     Args:
-        model: written to only if every tensor fits.
+        model: an M-SegFormer, written to only if every tensor fits.
         path: a safetensors file, or one saved by torch; the content decides, not the name.
 
     Raises:
@@ -156,13 +155,12 @@ def load_model_weights(model: SegFormer, path: str | Path) -> LoadReport:
     return _load(model, "", Path(path))
 
 
-def load_encoder_weights(model: SegFormer | MixTransformer, path: str | Path) -> LoadReport:
-    """Set the encoder from a file of an encoder or of a whole segmenter.
+def load_encoder_weights(encoder: MixTransformer, path: str | Path) -> LoadReport:
+    """Set an encoder from a file of an encoder or of a whole segmenter.
 
     Heads in the file are dropped and reported. Arguments and errors are those of
     :func:`load_model_weights`.
     """
-    encoder = model.encoder if isinstance(model, SegFormer) else model
     return _load(encoder, "encoder.", Path(path))
 
 

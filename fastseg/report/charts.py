@@ -34,7 +34,7 @@ class Panel:
 def training_panels(report: RunReport) -> dict[str, tuple[list[Panel], list[Panel]]]:
     """Per stage, a chart of every loss term; and of learning rate, gradient norm and speed."""
     groups: dict[str, tuple[list[Panel], list[Panel]]] = {}
-    for stage, role in roles(curves.stages(report.history)).items():
+    for stage, role in roles(curves.stages(report.history), report.compared).items():
         rows = curves.rows_of(report.history, "train", stage=stage)
         terms = {term: term for term in curves.loss_terms(rows)}
         if len(terms) == 2 and "loss" in terms:  # the sum of one term is no second curve
@@ -58,7 +58,7 @@ def training_panels(report: RunReport) -> dict[str, tuple[list[Panel], list[Pane
 def validation_panels(report: RunReport) -> list[Panel]:
     """A chart of the validation mIoU per subset that was scored, one line per stage."""
     rows = curves.rows_of(report.history, "eval")
-    colours = roles(curves.stages(report.history))
+    colours = roles(curves.stages(report.history), report.compared)
     panels = []
     for subset in dict.fromkeys(row.get("subset", "") for row in rows):
         lines = {}
@@ -78,7 +78,7 @@ def subset_panels(report: RunReport) -> list[Panel]:
     rows = {k: v for k, v in table_rows(report.results, order).items() if k != "gain"}
     if not rows:
         return []
-    colours = roles(rows)
+    colours = roles(rows, report.compared)
     names = [*order, MEAN]
 
     def bars(axes: Axes) -> None:
@@ -125,12 +125,12 @@ def subset_panels(report: RunReport) -> list[Panel]:
 
 
 def confusion_panel(report: RunReport) -> Panel | None:
-    """Row-normalised confusion matrix of the student, or of the network there is."""
+    """Row-normalised confusion matrix of one network, see `confusion_model`."""
     model = confusion_model(report)
     if model is None:
         return None
     shares = row_shares(report.confusions[model])
-    colour = LIGHT[roles(report.confusions)[model]]
+    colour = LIGHT[roles(report.confusions, report.compared)[model]]
 
     def draw(axes: Axes) -> None:
         from matplotlib.patches import Rectangle
@@ -171,9 +171,11 @@ def confusion_panel(report: RunReport) -> Panel | None:
 
 
 def confusion_model(report: RunReport) -> str | None:
-    """The network whose confusion matrix is shown: the student, else the last one given."""
+    """The network whose confusion matrix is shown: the one with the gain, else the last one."""
     names = list(report.confusions)
-    return "student" if "student" in names else (names[-1] if names else None)
+    if report.compared is not None and report.compared[1] in names:
+        return report.compared[1]
+    return names[-1] if names else None
 
 
 def row_shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ def _sample(picture: Picture, report: RunReport) -> str:
     inputs = [_tile(name, image_uri(image)) for name, image in picture.images.items()]
     inputs.append(_tile("label", label_uri(picture.label, report.palette)))
     models, subsets = prediction_grid(picture)
-    colours = roles(models)
+    colours = roles(models, report.compared)
     tiles = []
     for subset in subsets:
         parts = []

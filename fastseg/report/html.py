@@ -62,7 +62,7 @@ def render(report: RunReport) -> str:
 def _headline(report: RunReport) -> str:
     """One sentence and three cards: the mean, all modalities, the weakest subset."""
     order = subset_order(report.results)
-    rows = table_rows(report.results, order)
+    rows = table_rows(report.results, order, compared=report.compared)
     gain = rows.pop("gain", None)
     if not rows:
         return missing("No network has been evaluated yet.")
@@ -75,22 +75,28 @@ def _headline(report: RunReport) -> str:
         f"All modalities ({full})": {name: values[at] for name, values in rows.items()},
         f"Weakest subset ({where})": {name: rows[name][low] for name, low in weakest.items()},
     }
-    colours = roles(rows)
+    colours = roles(rows, report.compared)
     blocks = []
     for title, scores in cards.items():
         parts = [(key(css(colours[k])) + escape(k), points(v)) for k, v in scores.items()]
-        if gain:
-            parts.append(("gain", signed(scores["student"] - scores["teacher"])))
+        if gain and report.compared:
+            first, second = report.compared
+            parts.append(("gain", signed(scores[second] - scores[first])))
         items = "".join(f"<div><dt>{name}</dt><dd>{score}</dd></div>" for name, score in parts)
         blocks.append(f'<div class="card"><h3>{escape(title)}</h3><dl>{items}</dl></div>')
-    sentence = _sentence(rows, gain, len(order), full, at)
+    sentence = _sentence(rows, gain, report.compared, full, at)
     return f'<p class="lead">{sentence}</p>\n<div class="cards">{"".join(blocks)}</div>\n'
 
 
 def _sentence(
-    rows: dict[str, list[float]], gain: list[float] | None, count: int, full: str, at: int
+    rows: dict[str, list[float]],
+    gain: list[float] | None,
+    compared: tuple[str, str] | None,
+    full: str,
+    at: int,
 ) -> str:
-    name, scores = ("student", rows["student"]) if gain else next(iter(rows.items()))
+    reference, name = compared if gain and compared else ("", next(iter(rows)))
+    scores, count = rows[name], len(rows[name]) - 1
     if not (math.isfinite(scores[-1]) and math.isfinite(scores[at])):
         return f"The {escape(name)} has not been scored on every sensor subset yet."
     start = f"Over {count} sensor subsets the {escape(name)} reaches <b>{points(scores[-1])} mIoU"
@@ -101,8 +107,8 @@ def _sentence(
     side = "above" if gain[-1] >= 0 else "below"
     change = "gains" if gain[at] >= 0 else "loses"
     return (
-        f"{start} on average, {points(abs(gain[-1]))} points {side} the teacher</b>. With every "
-        f"sensor ({escape(full)}) it {change} {points(abs(gain[at]))} and stands at "
+        f"{start} on average, {points(abs(gain[-1]))} points {side} the {escape(reference)}</b>. "
+        f"With every sensor ({escape(full)}) it {change} {points(abs(gain[at]))} and stands at "
         f"{points(scores[at])}."
     )
 

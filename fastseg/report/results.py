@@ -29,7 +29,7 @@ class SubsetResult:
     """Scores of one network on one modality subset, as fractions 0..1.
 
     Attributes:
-        model: ``teacher``, ``student`` or another network's name.
+        model: the network's name.
         subset: letters of the modalities that were present, for instance ``RDE``.
         miou_all: mean over all K classes, an absent class counting 0 (the papers' definition).
         miou_present: mean over the classes that occur; NaN if none does.
@@ -78,6 +78,7 @@ class RunReport:
         confusions: network -> ``[K labels, K predictions]`` pixel counts, all modalities present.
         pictures: samples to show.
         facts: name -> value, shown at the top; ``command`` also under "how to reproduce".
+        compared: the two networks whose difference is the gain: from, to.
     """
 
     title: str
@@ -89,6 +90,7 @@ class RunReport:
     confusions: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    compared: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if np.shape(self.palette) != (len(self.classes), 3):

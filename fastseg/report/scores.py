@@ -20,7 +20,7 @@ def subsets(report: RunReport) -> str:
     groups = by_model(report.results)
     lack = [
         f"No {name} yet: there is no row for it."
-        for name in ("teacher", "student")
+        for name in report.compared or ()
         if name not in groups
     ]
     return (
@@ -31,7 +31,7 @@ def subsets(report: RunReport) -> str:
         + "<details><summary>The same over the classes that occur only</summary>\n"
         + _score_table(report, "miou_present")
         + "</details>\n"
-        + keys((name, css(role)) for name, role in roles(groups).items())
+        + keys((name, css(role)) for name, role in roles(groups, report.compared).items())
         + grid(subset_panels(report), "subsets")
     )
 
@@ -48,7 +48,7 @@ def classes(report: RunReport) -> str:
             row = mean_result(list(group.values())) if title == MEAN else group.get(title)
             iou = row.iou if row else (math.nan,) * len(report.classes)
             columns.append((title, model, iou))
-    colours = roles(groups)
+    colours = roles(groups, report.compared)
     spans = "".join(
         f'<th scope="colgroup" colspan="{len(groups)}">{escape(title)}</th>'
         for title in (f"all modalities ({full})", "mean over subsets")
@@ -72,7 +72,9 @@ def confusion(report: RunReport) -> str:
     panel, model = confusion_panel(report), confusion_model(report)
     if panel is None or model is None:
         return missing("No confusion matrix: no network has been evaluated on all modalities.")
-    lack = missing("No student yet: this is the teacher's.") if model == "teacher" else ""
+    reference, result = report.compared or ("", "")
+    text = f"No {escape(result)} yet: this is the {escape(reference)}'s."
+    lack = missing(text) if model == reference else ""
     chart = panel_svg(panel, "confusion")
     shares = row_shares(report.confusions[model])
     errors = sorted(
@@ -98,7 +100,7 @@ def confusion(report: RunReport) -> str:
 
 def _score_table(report: RunReport, score: Score) -> str:
     order = subset_order(report.results)
-    rows = table_rows(report.results, order, score)
+    rows = table_rows(report.results, order, score, report.compared)
     networks = [values for name, values in rows.items() if name != "gain"]
     best = [
         max(column) if len(networks) > 1 else math.inf for column in zip(*networks, strict=True)

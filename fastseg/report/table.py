@@ -13,12 +13,15 @@ _ABSENT = "-"
 
 
 def table_rows(
-    results: Sequence[SubsetResult], order: Sequence[str], score: Score = "miou_all"
+    results: Sequence[SubsetResult],
+    order: Sequence[str],
+    score: Score = "miou_all",
+    compared: Sequence[str] | None = None,
 ) -> dict[str, list[float]]:
     """Scores in points: ``{row name: one value per subset of order, then their mean}``.
 
-    One row per network; if both are there, ``gain`` = student - teacher closes them. A subset
-    that was not scored is NaN, and so is a mean it would belong to.
+    One row per network; if both that are ``compared`` are there, ``gain`` = second - first closes
+    them. A subset that was not scored is NaN, and so is a mean it would belong to.
     """
     rows: dict[str, list[float]] = {}
     for model, group in by_model(results).items():
@@ -26,14 +29,17 @@ def table_rows(
             100 * getattr(group[name], score) if name in group else math.nan for name in order
         ]
         rows[model] = [*scores, sum(scores) / len(scores) if scores else math.nan]
-    if "teacher" in rows and "student" in rows:
-        pairs = zip(rows["student"], rows["teacher"], strict=True)
-        rows["gain"] = [student - teacher for student, teacher in pairs]
+    if compared is not None and rows.keys() >= set(compared):
+        pairs = zip(*(rows[name] for name in compared), strict=True)
+        rows["gain"] = [second - first for first, second in pairs]
     return rows
 
 
 def format_table(
-    results: Sequence[SubsetResult], order: Sequence[str], score: Score = "miou_all"
+    results: Sequence[SubsetResult],
+    order: Sequence[str],
+    score: Score = "miou_all",
+    compared: Sequence[str] | None = None,
 ) -> str:
     """The table as aligned ASCII text without a trailing newline, in points with 2 decimals.
 
@@ -41,7 +47,7 @@ def format_table(
     ``-``. With four modalities (15 subsets) and two networks a line takes at most 119 characters.
     """
     lines = [["", *order, MEAN]]
-    for name, values in table_rows(results, order, score).items():
+    for name, values in table_rows(results, order, score, compared).items():
         sign = "+" if name == "gain" else ""
         cells = [f"{value:{sign}.2f}" if math.isfinite(value) else _ABSENT for value in values]
         lines.append([name, *cells])

@@ -6,18 +6,18 @@ so that charts follow the reader's light or dark setting.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-# teacher and student differ in hue along the blue-orange axis, which every common form of colour
-# blindness keeps apart, and in lightness, which survives a black and white print
+# the two networks that are compared differ in hue along the blue-orange axis, which every common
+# form of colour blindness keeps apart, and in lightness, which survives a black and white print
 LIGHT = {
     "paper": "#fefefe",
     "ink": "#1c2632",
     "muted": "#5a6775",
     "line": "#d8dee5",
     "wash": "#f3f5f8",
-    "teacher": "#7d93ad",
-    "student": "#c4500b",
+    "reference": "#7d93ad",
+    "result": "#c4500b",
     "third": "#0b7f64",
     "fourth": "#83467d",
 }
@@ -27,24 +27,32 @@ DARK = {
     "muted": "#9aa7b5",
     "line": "#313b46",
     "wash": "#1a212a",
-    "teacher": "#8ba1bb",
-    "student": "#f08a45",
+    "reference": "#8ba1bb",
+    "result": "#f08a45",
     "third": "#3fb596",
     "fourth": "#c58fc0",
 }
+_COMPARED = ("reference", "result")
 _SPARE = ("third", "fourth")
 
 
-def roles(names: Iterable[str]) -> dict[str, str]:
-    """The theme colour of every network or stage: its own name, or a spare colour in turn."""
+def roles(names: Iterable[str], compared: Sequence[str] | None) -> dict[str, str]:
+    """The theme colour of every network or stage, in the order of ``names``.
+
+    Args:
+        names: of networks or stages.
+        compared: the two whose difference is the gain; they always have the same two colours.
+    """
+    fixed = dict(zip(compared or (), _COMPARED, strict=False))
+    free = _SPARE if fixed else (_COMPARED[1], *_SPARE, _COMPARED[0])
     chosen: dict[str, str] = {}
     spare = 0
     for name in names:
-        if name not in ("teacher", "student"):
-            chosen[name] = _SPARE[spare % len(_SPARE)]
-            spare += 1
+        if name in fixed:
+            chosen[name] = fixed[name]
         else:
-            chosen[name] = name
+            chosen[name] = free[spare % len(free)]
+            spare += 1
     return chosen
 
 

@@ -22,15 +22,15 @@ from torch.profiler import ProfilerActivity, profile
 from fastseg import nvidia_apex
 from fastseg import step as step_module
 from fastseg.context import RunContext
+from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.fast_paths import SpeedConfig
-from fastseg.losses import LossOptions
+from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.optim import OptimConfig
 from fastseg.pipelines import Batch
 from fastseg.presets import get_preset
 from fastseg.probe import choose_mode
 from fastseg.ranks import Ranks, join
 from fastseg.run_folder import RunFolder
-from fastseg.schedule import LossWeights
 from fastseg.session import build_session
 from fastseg.shards import module_tensors, optimizer_tensors
 from fastseg.states import TrainingStates
@@ -42,7 +42,7 @@ SAMPLES, STEPS = 4, 3
 
 def make_config(**changes):
     base = get_preset("debug")
-    student = replace(base.stages["student"], losses=LossWeights(ohem=1, logit=50, hpdm=1))
+    student = replace(base.stages["student"], losses=RobustSegWeights(ohem=1, logit=50, hpdm=1))
     stages = {"teacher": base.stages["teacher"], "student": student}
     stages = {name: replace(stage, lr=1e-3) for name, stage in stages.items()}
     # every labelled pixel is hard and each share has as many: then the loss is a plain mean
@@ -68,17 +68,20 @@ def shares(batch, ranks, accumulate=1):
     ]
 
 
+def set_up(config, name):
+    index = list(config.stages).index(name)
+    return StageSetup(config, name, index, config.stages[name], steps_per_epoch=10)
+
+
 def open_session(config, ranks, name, mode="single", dtype=torch.float64, freeze_norm=False):
     context = RunContext(config, ranks)
-    index = list(config.stages).index(name)
     network = context.new_network(0).to(dtype)
-    teacher = context.new_network(1).to(dtype).eval() if name == "student" else None
-    session = build_session(
-        context, index, name, config.stages[name], network, teacher,
-        epoch=10, mode=mode, kind="adamw" if config.optim.kind == "auto" else config.optim.kind,
-    )  # fmt: skip
+    frozen = {"teacher": context.new_network(1).to(dtype).eval()} if name == "student" else {}
+    kind = "adamw" if config.optim.kind == "auto" else config.optim.kind
+    networks = StageNetworks({name: network}, frozen)
+    session = build_session(context, set_up(config, name), networks, mode=mode, kind=kind)
     if freeze_norm:
-        for module in session.network.modules():
+        for module in session.networks.main.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
     return session
@@ -89,7 +92,7 @@ def train(session, ranks, steps=range(STEPS), dtype=torch.float64):
     accumulate = session.context.config.accumulate
     rows = []
     for step in steps:
-        values = session.train(step, *shares(global_batch(step, dtype), ranks, accumulate))
+        values = session.step_fn(step, *shares(global_batch(step, dtype), ranks, accumulate))
         if session.average is not None:
             session.average.update(step, values["skipped"])
         means = ranks.reduce([float(value) for value in values.values()])
@@ -98,7 +101,7 @@ def train(session, ranks, steps=range(STEPS), dtype=torch.float64):
 
 
 def state(session):
-    tensors = module_tensors(session.network)
+    tensors = module_tensors(session.networks.main)
     tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(session.optimizer).items()}
     if session.average is not None:
         tensors |= {f"average.{k}": v for k, v in session.average.tensors().items()}
@@ -109,7 +112,7 @@ def collectives(session, ranks, step):
     """Names and counts of the collectives of one step."""
     batches = shares(global_batch(step), ranks, session.context.config.accumulate)
     with profile(activities=[ProfilerActivity.CPU]) as record:
-        session.train(step, *batches)
+        session.step_fn(step, *batches)
     # the raw list: putting names to all other events takes seconds
     names = [event.name() for event in record.profiler.kineto_results.events()]
     return Counter(n.removeprefix("c10d::").strip("_") for n in names if n.startswith("c10d::"))
@@ -168,7 +171,7 @@ def non_finite(record, ranks):
         batch = shares(global_batch(1), ranks)[0]
         if ranks.rank == 1:
             batch.images[0, 0, 0, 0, 0] = torch.nan
-        values = session.train(1, batch)
+        values = session.step_fn(1, batch)
         record.facts[f"nan-{mode}"] = float(values["skipped"])
         record.tensors(f"after-nan-{mode}", state(session))
 
@@ -181,13 +184,13 @@ def short_precision(record, ranks):
             session = open_session(config, ranks, "teacher", mode, dtype=torch.float32)
             rows = train(session, ranks, range(2), dtype=torch.float32)
             if precision == "fp16":
-                scale = session.train.scale
+                scale = session.step_fn.scale
                 scale.interval = 2
                 before = float(scale.scale)
                 batch = shares(global_batch(2, torch.float32), ranks)[0]
                 if ranks.rank == 1:
                     batch.images.mul_(torch.inf)
-                skipped = float(session.train(2, batch)["skipped"])
+                skipped = float(session.step_fn(2, batch)["skipped"])
                 after = float(scale.scale)
                 rows += train(session, ranks, range(3, 5), dtype=torch.float32)
                 record.facts[f"scale-{mode}"] = [before, skipped, after, float(scale.scale)]
@@ -230,14 +233,13 @@ def auto(record, ranks):
     before = {k: v.clone() for k, v in network.state_dict().items()}
     torch.manual_seed(7 + ranks.rank)
     random = torch.get_rng_state()
-    stage = config.stages["teacher"]
-    mode, why = choose_mode(
-        context, 0, stage, network, None, lambda: shares(global_batch(0), ranks), epoch=10, state={}
-    )
+    networks = StageNetworks({"teacher": network})
+    batches = lambda: shares(global_batch(0), ranks)  # noqa: E731
+    mode = choose_mode(context, set_up(config, "teacher"), networks, batches, state={})
     now = network.state_dict()
     record.facts["auto"] = {
-        "mode": mode,
-        "why": why,
+        "mode": mode.value,
+        "why": mode.why,
         "weights": before.keys() == now.keys() and all(torch.equal(before[k], now[k]) for k in now),
         "random": torch.equal(random, torch.get_rng_state()),
         "classes": sorted({type(m).__name__ for m in network.modules()} & {"BatchNorm2d"}),
@@ -276,7 +278,7 @@ def whole_runs(ranks, out, scenes):
     fit(replace(base, name="whole"), ranks)
     fit(replace(base, name="parts", stop_after=3), ranks)
     automatic = replace(base.parallel, mode="auto")
-    stages = {"teacher": replace(base.stages["teacher"], losses=LossWeights(ohem=1))}
+    stages = {"teacher": replace(base.stages["teacher"], losses=RobustSegWeights(ohem=1))}
     fit(replace(base, name="auto", stop_after=3, parallel=automatic, stages=stages), ranks)
 
 
@@ -332,8 +334,8 @@ def rehearsal(record, ranks):
     for mode in ("replicate", "fsdp_root"):
         session = open_session(config, ranks, "student", mode)
         before = {k: v.clone() for k, v in state(session).items()}
-        draws = session.train.draw(0, 4, SAMPLES // 2)
-        session.train.rehearse(shares(global_batch(0), ranks)[0], draws)
+        draws = session.step_fn.draw(0, 4, SAMPLES // 2)
+        session.step_fn.rehearse(shares(global_batch(0), ranks)[0], draws)
         now = state(session)
         same = before.keys() == now.keys() and all(torch.equal(before[k], now[k]) for k in now)
         record.facts[f"rehearsed-{mode}"] = same

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from fastseg.config import TrainConfig
-from fastseg.losses import LossOptions
+from fastseg.engine.stage_setup import StageNetworks, StageSetup
+from fastseg.methods.robustseg import LossOptions, RobustSegWeights
+from fastseg.methods.stage import Stage
 from fastseg.models import SegFormer
 from fastseg.optim import build_optimizer
 from fastseg.pipelines import Batch
 from fastseg.precision import LossScale
 from fastseg.presets import get_preset
-from fastseg.schedule import LossWeights, Stage
 from fastseg.step import TrainStep
 
 
@@ -96,7 +97,7 @@ def tiny_step():
     def make(
         modalities="full",
         *,
-        losses=LossWeights(ohem=1, logit=50, hpdm=1),  # noqa: B008
+        losses=RobustSegWeights(ohem=1, logit=50, hpdm=1),  # noqa: B008
         dropout=0.1,
         dtype=torch.float32,
         device="cpu",
@@ -112,11 +113,13 @@ def tiny_step():
         torch.manual_seed(7)
         network, teacher = (
             SegFormer("mit_nano", CLASSES, 16, dropout=dropout, drop_path=dropout).to(device, dtype)
-            for _ in "st"
+            for _ in range(2)
         )
         scale = LossScale(torch.device(device)) if config.precision == "fp16" else None
         optimizer = build_optimizer(network.train(), config.optim)
-        return TrainStep(config, stage, 1, network, teacher.eval(), optimizer, 4, scale=scale)
+        setup = StageSetup(config, "student", 1, stage, steps_per_epoch=4)
+        networks = StageNetworks({"student": network}, {"teacher": teacher.eval()})
+        return TrainStep(setup, networks, optimizer, scale=scale)
 
     return make
 

@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend
 from fastseg import attention_choice
 from fastseg.attention_choice import (
     BACKENDS,
-    attention_shapes,
     choose_attention,
     settle_attention,
 )
@@ -60,14 +59,15 @@ def test_shapes_are_those_of_the_network(network, monkeypatch):
     for _, blocks, _ in network.encoder.levels():
         blocks[0].attn.q.register_forward_hook(lambda _, args, out: seen.append(list(out.shape)))
     network(torch.zeros(1, IMAGES, 3, SIDE, SIDE))
-    for (queries, keys), (n, h, w, c) in zip(
-        attention_shapes(network, IMAGES, SIDE), seen, strict=True
-    ):
+    levels = network.attention_levels(IMAGES, SIDE)
+    for level, (n, h, w, c) in zip(levels, seen, strict=True):
+        queries, keys = level.queries, level.keys
         assert queries[0] == n
         assert queries[2] == h * w
         assert queries[1] * queries[3] == c
         assert keys == 4  # 64 / 32, squared
-    assert attention_shapes(network, 8, 1024)[0] == ((8, 1, 65536, 16), 1024)
+    first = network.attention_levels(8, 1024)[0]
+    assert (first.queries, first.keys) == ((8, 1, 65536, 16), 1024)
 
 
 def test_the_fastest_kernel_of_each_level_is_set_on_all_networks(network, tried):
@@ -128,7 +128,8 @@ def measured(monkeypatch):
     def choose(networks, *_, ranks):
         calls.append(ranks)
         for network in networks:
-            attention_choice._set_kernels(network, ["cudnn", None, "flash", "efficient"])
+            levels = network.attention_levels(IMAGES, SIDE)
+            attention_choice._set_kernels(levels, ["cudnn", None, "flash", "efficient"])
         return "measured"
 
     monkeypatch.setattr(attention_choice, "choose_attention", choose)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fastseg.methods.robustseg import RobustSegWeights
 from fastseg.models import BACKBONES, MixTransformer, SegFormer
-from fastseg.schedule import LossWeights
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -97,7 +97,7 @@ def test_training_with_blank_sensors_skips_no_step(config, fit, tmp_path, blank,
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
     config = replace(config, model=replace(config.model, weights=tmp_path / "encoder.safetensors"))
     config = blank(config, tmp_path)
-    losses = LossWeights(ohem=1, logit=50, hpdm=1, rrm=0.01)
+    losses = RobustSegWeights(ohem=1, logit=50, hpdm=1, rrm=0.01)
     student = replace(config.stages["student"], start=start, steps=3, losses=losses)
     teacher = replace(config.stages["teacher"], steps=3)
     path, finished = fit(replace(config, stages={"teacher": teacher, "student": student}))

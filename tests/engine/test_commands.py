@@ -345,7 +345,9 @@ def test_doctor_names_what_serves_instead(capsys, monkeypatch):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     wanted = {"fastseg", "torch", "GPU", "precision", "DALI", "apex", "triton", "C", "matplotlib"}
     assert wanted <= set(lines)
-    assert best_precision(torch.device("cpu"))[0] in lines["precision"] or torch.cuda.is_available()
+    assert (
+        best_precision(torch.device("cpu")).value in lines["precision"] or torch.cuda.is_available()
+    )
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(native, "library", lambda: (None, "no C compiler"))

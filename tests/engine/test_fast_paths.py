@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastseg import fast_paths
-from fastseg.fast_paths import FastPaths, Path, SpeedConfig, choose_paths, not_taken
+from fastseg.choice import Choice
+from fastseg.fast_paths import FastPaths, SpeedConfig, choose_paths, not_taken
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARAMETERS = [torch.nn.Parameter(torch.zeros(2))]
@@ -85,7 +86,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "changes", "taken", "why"), CASES)
 def test_each_decision_has_its_reason(choose, name, changes, taken, why):
     path = getattr(choose(**changes), name)
-    assert path.taken == taken
+    assert path.value == taken
     assert why in path.why
 
 
@@ -137,7 +138,7 @@ def test_each_stage_warns_once(config, fit, capfd):
 
 def test_a_step_takes_what_was_decided(tiny_step):
     plain = tiny_step().paths
-    assert plain.kernels == Path(False, "a CPU runs the definitions of the losses")
-    assert not plain.short_weights.taken
-    assert tiny_step(precision="bf16").paths.short_weights.taken
-    assert tiny_step(speed=SpeedConfig(compile="on")).paths.compile.taken
+    assert plain.kernels == Choice(False, "a CPU runs the definitions of the losses")
+    assert not plain.short_weights.value
+    assert tiny_step(precision="bf16").paths.short_weights.value
+    assert tiny_step(speed=SpeedConfig(compile="on")).paths.compile.value

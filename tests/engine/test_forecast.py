@@ -7,16 +7,18 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastseg import fast_paths, forecast
+from fastseg.choice import Choice
 from fastseg.context import RunContext
-from fastseg.draws import pack
+from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.fast_paths import SpeedConfig
 from fastseg.forecast import LiveBytes, count_memory, forecast_memory, warm_up
+from fastseg.methods.draws import pack
+from fastseg.methods.robustseg import RobustSegWeights
 from fastseg.ranks import Ranks
-from fastseg.schedule import LossWeights
 from fastseg.session import build_session
 
 ALONE = Ranks(torch.device("cpu"))
-WITHOUT_WAITS = LossWeights(ohem=0, logit=50)
+WITHOUT_WAITS = RobustSegWeights(ohem=0, logit=50)
 
 
 def straight():
@@ -86,64 +88,65 @@ def test_saved_tensors_live_until_the_backward_pass():
 def student_context(config, **changes):
     stage = replace(config.stages["student"], losses=WITHOUT_WAITS)
     config = replace(config, data=replace(config.data, batch_size=2), **changes)
-    return RunContext(config), stage
+    return RunContext(config), StageSetup(config, "student", 1, stage, steps_per_epoch=1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_forecast_is_what_a_real_step_allocates(config, precision):
-    context, stage = student_context(config, precision=precision)
-    found = count_memory(context, stage)
+    context, setup = student_context(config, precision=precision)
+    found = count_memory(context, setup)
     network, teacher = context.new_network(0), context.new_network(1)
-    session = build_session(
-        context, 1, "student", stage, network, teacher, epoch=1, mode="single", kind="adamw"
-    )
+    networks = StageNetworks({"student": network}, {"teacher": teacher})
+    session = build_session(context, setup, networks, mode="single", kind="adamw")
     data = config.data
-    draws = pack(ALONE.device, torch.arange(4).expand(2, -1), present=range(4))
+    draws = session.step_fn.draw(0, 4, 2, kept=[0, 1, 2, 3])
     with LiveBytes() as live:
-        session.train.rehearse(forecast._blank(ALONE.device, 4, 2, data.size), draws)
+        session.step_fn.rehearse(forecast._blank(ALONE.device, 4, 2, data.size), draws)
     assert found.step == pytest.approx(live.peak, rel=0.01)
     size = sum(p.numel() * 4 for p in network.parameters())
     frozen = sum(p.numel() * p.element_size() for p in teacher.parameters())
     assert found.networks == 3 * size + frozen
-    assert count_memory(context, stage, shards=4).networks == 3 * size // 4 + size + frozen
+    assert count_memory(context, setup, shards=4).networks == 3 * size // 4 + size + frozen
 
 
 def test_a_larger_batch_and_less_recomputation_need_more(config):
-    context, stage = student_context(config)
-    usual = count_memory(context, stage)
-    again, _ = student_context(config, model=replace(config.model, checkpointing=True))
-    larger = RunContext(replace(context.config, data=replace(context.config.data, batch_size=4)))
-    assert count_memory(again, stage).step < usual.step
-    assert 1.8 * usual.step < count_memory(larger, stage).step < 2.05 * usual.step
+    context, setup = student_context(config)
+    usual = count_memory(context, setup)
+    again = student_context(config, model=replace(config.model, checkpointing=True))
+    more = replace(context.config, data=replace(context.config.data, batch_size=4))
+    larger = RunContext(more), replace(setup, config=more)
+    assert count_memory(*again).step < usual.step
+    assert 1.8 * usual.step < count_memory(*larger).step < 2.05 * usual.step
 
 
 def test_the_layout_of_a_gpu_is_counted_too(config, monkeypatch):
     """What the steps of a GPU prepare has to work for shapes alone."""
-    context, stage = student_context(config)
-    usual = count_memory(context, stage)
-    taken = lambda *_: fast_paths.Path(True, "as on a GPU")  # noqa: E731
+    context, setup = student_context(config)
+    usual = count_memory(context, setup)
+    taken = lambda *_: Choice(True, "as on a GPU")  # noqa: E731
     monkeypatch.setattr(fast_paths, "_only_on_gpu", taken)
-    assert count_memory(context, stage).networks == usual.networks
+    assert count_memory(context, setup).networks == usual.networks
 
 
 def test_draws_of_shapes_alone_are_not_pinned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)  # there is no GPU
     with FakeTensorMode(allow_non_fake_inputs=True):
-        draws = pack(torch.device("cuda"), torch.zeros(2, 4, dtype=torch.long), present=range(4))
+        own = {"pairing": torch.zeros(2, 4, dtype=torch.long)}
+        draws = pack(torch.device("cuda"), own, modalities=4, present=range(4))
     assert draws.packed.shape == (2 + 4 + 4 + 8,)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
 def test_a_forecast_is_a_sentence_and_never_an_error(config, monkeypatch, kind):
-    context, stage = student_context(config)
-    assert "GiB" in forecast_memory(context, stage)
-    assert "for a step with all modalities" in forecast_memory(context, stage)
+    context, setup = student_context(config)
+    assert "GiB" in forecast_memory(context, setup)
+    assert "for a step with all modalities" in forecast_memory(context, setup)
 
     def refuse(*_, **__):
         raise kind("an operator without shapes\nand more")
 
     monkeypatch.setattr(forecast, "count_memory", refuse)
-    said = forecast_memory(context, stage)
+    said = forecast_memory(context, setup)
     assert said == f"an unknown amount of memory ({kind.__name__}: an operator without shapes)"
 
 
@@ -155,14 +158,14 @@ def test_a_rehearsal_teaches_nothing(tiny_step, random_batch, precision):
         if train.scale is not None:
             train.scale.scale.fill_(4.0)
         train(0, batch)
-    before = {name: x.clone() for name, x in rehearsed.plain.state_dict().items()}
+    before = {name: x.clone() for name, x in rehearsed.networks.main.state_dict().items()}
     rehearsed.rehearse(batch, rehearsed.draw(7, 4, 2))
-    now = rehearsed.plain.state_dict()
+    now = rehearsed.networks.main.state_dict()
     assert [name for name in before if not torch.equal(before[name], now[name])] == []
-    assert all(p.grad is None for p in rehearsed.plain.parameters())
+    assert all(p.grad is None for p in rehearsed.networks.main.parameters())
     left, right = rehearsed(1, batch), other(1, batch)
     assert {k: float(v) for k, v in left.items()} == {k: float(v) for k, v in right.items()}
-    now, wanted = rehearsed.plain.state_dict(), other.plain.state_dict()
+    now, wanted = rehearsed.networks.main.state_dict(), other.networks.main.state_dict()
     assert [name for name in now if not torch.equal(now[name], wanted[name])] == []
 
 
@@ -207,11 +210,11 @@ def test_attention_is_chosen_by_all_processes_for_both_networks(tiny_step, rehea
 
     _, watch = rehearsals
     train = watch(tiny_step(precision="bf16"))
-    path = replace(train.paths.attention, taken=True)
+    path = replace(train.paths.attention, value=True)
     train.paths = replace(train.paths, attention=path)
     monkeypatch.setattr(forecast, "settle_attention", settle)
     for before in (None, {"where": "here"}):
         _, said = warm_up(train, 4, 2, 64, ALONE)
         assert said == ["attention kernels, both passes: the best"]
-        networks = [train.plain, train.teacher]
+        networks = [train.networks.main, train.networks.frozen["teacher"]]
         assert seen.pop() == (networks, 8, 64, torch.bfloat16, before, ALONE)

@@ -8,11 +8,12 @@ import torch
 from fastseg import step as step_module
 from fastseg.fast_paths import SpeedConfig
 from fastseg.graphs import StepGraphs
-from fastseg.schedule import LossWeights
+from fastseg.methods import robustseg
+from fastseg.methods.robustseg import RobustSegWeights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-ALL_TERMS = LossWeights(ohem=1, logit=50, hpdm=1, rrm=0.01)
+ALL_TERMS = RobustSegWeights(ohem=1, logit=50, hpdm=1, rrm=0.01)
 PLAIN = SpeedConfig(compile="off", graphs="off", attention="torch")
 GRAPHS = replace(PLAIN, graphs="on")
 
@@ -25,7 +26,13 @@ def state_of(train):
     """Every tensor that a step changes."""
     moments = [x for slots in train.optimizer.state.values() for x in slots.values()]
     scale = [] if train.scale is None else [train.scale.scale, train.scale.good_steps]
-    return [*train.plain.parameters(), *train.buffers, *moments, *scale, train.skipped_in_row]
+    return [
+        *train.networks.main.parameters(),
+        *train.buffers,
+        *moments,
+        *scale,
+        train.skipped_in_row,
+    ]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -54,7 +61,7 @@ def test_a_graph_for_each_number_of_modalities_learns_the_same(
             if usual.scale is not None and step == 0:
                 usual.scale.scale.fill_(4.0)
                 replayed.scale.scale.fill_(4.0)
-        before = torch.cat([p.detach().flatten() for p in usual.plain.parameters()])
+        before = torch.cat([p.detach().flatten() for p in usual.networks.main.parameters()])
         batch = random_batch(step, device="cuda")
         (wanted,), (row,) = (run(train, [step], {step: batch}) for train in (usual, replayed))
         # a norm of fp16 gradients that is not finite stays a step that is skipped
@@ -63,7 +70,7 @@ def test_a_graph_for_each_number_of_modalities_learns_the_same(
         assert row == pytest.approx(wanted, rel=slack, abs=slack), step
         skipped += int(row["skipped"])
         learnt, mine = (
-            torch.cat([p.detach().flatten() for p in train.plain.parameters()]) - before
+            torch.cat([p.detach().flatten() for p in train.networks.main.parameters()]) - before
             for train in (usual, replayed)
         )
         # where a gradient is nearly zero Adam's first steps are its sign, which rounding decides
@@ -90,16 +97,16 @@ def test_a_replay_draws_other_dropout_masks_in_every_step(tiny_step, random_batc
 def test_after_a_capture_that_breaks_off_everything_works_as_before(
     tiny_step, random_batch, monkeypatch
 ):
-    batch, losses = random_batch(device="cuda"), step_module.stage_losses
+    batch, losses = random_batch(device="cuda"), robustseg.loss_terms
 
     def waiting(*args):
         values = losses(*args)
         if torch.cuda.is_current_stream_capturing():
-            float(values["loss"].detach())
+            float(values["ohem"].detach())
         return values
 
     wanted = run(tiny_step(speed=PLAIN, dropout=0.5, device="cuda"), range(6), [batch] * 6)
-    monkeypatch.setattr(step_module, "stage_losses", waiting)
+    monkeypatch.setattr(robustseg, "loss_terms", waiting)
     stream = torch.cuda.current_stream()
     train = tiny_step(speed=GRAPHS, dropout=0.5, device="cuda")
     rows = run(train, range(6), [batch] * 6)
@@ -119,7 +126,7 @@ def test_after_a_capture_that_breaks_off_everything_works_as_before(
     torch.empty(1, device="cuda")
     assert torch.cuda.memory_allocated() <= held
     # and the next stage can be captured
-    monkeypatch.setattr(step_module, "stage_losses", losses)
+    monkeypatch.setattr(robustseg, "loss_terms", losses)
     train = tiny_step(speed=GRAPHS, dropout=0.5, device="cuda")
     run(train, range(5), [batch] * 5)
     assert train._graphs.reason is None

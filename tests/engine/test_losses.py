@@ -7,16 +7,17 @@ import torch
 from torch import nn
 
 from fastseg import kernels
-from fastseg.draws import Draws, pack
 from fastseg.kernels import _launch, reference
-from fastseg.losses import LossOptions, stage_losses
-from fastseg.models import SegFormerOutput
+from fastseg.methods.base import weighted_sum
+from fastseg.methods.draws import Draws, pack
+from fastseg.methods.pairing import draw_pairing
+from fastseg.methods.robustseg import LossOptions, RobustSegWeights, loss_terms
+from fastseg.methods.seeds import derive_seed, draw_modalities
+from fastseg.models import SegmenterOutput
 from fastseg.optim import guarded_step
-from fastseg.pairing import draw_pairing
-from fastseg.schedule import LossWeights, Stage, draw_modalities
 
 CLASSES, SIDE, MODALITIES = 4, 16, 3
-EVERY_TERM = LossWeights(ohem=1.0, logit=1.0, hpdm=10.0, rrm=0.1)
+EVERY_TERM = RobustSegWeights(ohem=1.0, logit=1.0, hpdm=10.0, rrm=0.1)
 
 
 class Network(nn.Module):
@@ -33,7 +34,7 @@ class Network(nn.Module):
         for level in self.levels:
             x = level(x).tanh()
             features.append(x.unflatten(0, images.shape[:2]))
-        return SegFormerOutput(self.head(features[0].mean(0)), features)
+        return SegmenterOutput(self.head(features[0].mean(0)), features)
 
 
 def make_batch(step):
@@ -56,15 +57,18 @@ def make_outputs(present=(0, 1, 2)):
 def draws_of(present, pairing_seed, noise_seed):
     generator = torch.Generator().manual_seed(pairing_seed)
     pairing = draw_pairing(1, MODALITIES, present, generator)
-    return pack(torch.device("cpu"), pairing, present=present, seed=noise_seed)
+    return pack(
+        torch.device("cpu"), {"pairing": pairing}, modalities=MODALITIES, present=present,
+        seed=noise_seed,
+    )  # fmt: skip
 
 
 def losses_of(weights, output, teacher, labels, present=(0, 1, 2), **options):
-    stage = Stage(trains="student", learns_from="teacher", losses=weights)
-    return stage_losses(
-        stage, LossOptions(rrm_samples=2, **options), output, teacher, labels,
+    terms = loss_terms(
+        weights.active(), LossOptions(rrm_samples=2, **options), output, teacher, labels,
         draws_of(present, pairing_seed=3, noise_seed=4),
     )  # fmt: skip
+    return {**terms, "loss": weighted_sum(terms, weights.active())}
 
 
 def test_the_loss_is_the_weighted_sum_of_the_active_terms():
@@ -73,7 +77,7 @@ def test_the_loss_is_the_weighted_sum_of_the_active_terms():
     wanted = sum(getattr(EVERY_TERM, name) * x for name, x in terms.items() if name != "loss")
     torch.testing.assert_close(terms["loss"], wanted)
     assert all(x.dtype == torch.float32 and x.ndim == 0 for x in terms.values())
-    only = losses_of(LossWeights(ohem=0.0, logit=2.0), *make_outputs())
+    only = losses_of(RobustSegWeights(ohem=0.0, logit=2.0), *make_outputs())
     assert set(only) == {"logit", "loss"}
     torch.testing.assert_close(only["loss"], 2 * terms["logit"])
 
@@ -99,7 +103,7 @@ def test_dropped_modalities_meet_their_own_teacher_features():
     network = Network(0).eval()
     with torch.no_grad():
         teacher, output = network(images), network(images[[2, 0]])
-    weights = LossWeights(ohem=1.0, hpdm=1.0)
+    weights = RobustSegWeights(ohem=1.0, hpdm=1.0)
     matched = losses_of(weights, output, teacher, labels, present=(2, 0), hpdm="code")
     crossed = losses_of(weights, output, teacher, labels, present=(0, 2), hpdm="code")
     assert matched["hpdm"] < 1e-7 < crossed["hpdm"]
@@ -110,26 +114,26 @@ def test_the_teachers_rows_are_chosen_once_for_all_terms(monkeypatch):
     draws = replace(draws_of((0, 2), pairing_seed=3, noise_seed=4), replayed=True)
     asked, of = [], Draws.of
     monkeypatch.setattr(Draws, "of", lambda self, x: asked.append(x) or of(self, x))
-    stage = Stage(trains="student", learns_from="teacher", losses=EVERY_TERM)
-    stage_losses(stage, LossOptions(hpdm="code"), output, teacher, labels, draws)
+    loss_terms(EVERY_TERM.active(), LossOptions(hpdm="code"), output, teacher, labels, draws)
     assert len(asked) == len(teacher.features)
 
 
 def train(steps):
     """Loss terms of every step of a short training of a student, with modalities dropped."""
-    stage = Stage(trains="student", learns_from="teacher", modalities="drop", losses=EVERY_TERM)
     teacher, student = Network(0).eval(), Network(1).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=2e-2, fused=True)
     curve = []
     for step in range(steps):
         images, labels = make_batch(step % 4)
-        present = draw_modalities(stage.modalities, MODALITIES, 0, 1, step)
+        present = draw_modalities("drop", MODALITIES, derive_seed(0, 1, step, "modalities"))
         with torch.no_grad():
             target = teacher(images)
-        values = stage_losses(
-            stage, LossOptions(rrm_samples=2), student(images[present]), target, labels,
+        values = loss_terms(
+            EVERY_TERM.active(), LossOptions(rrm_samples=2), student(images[present]), target,
+            labels,
             draws_of(present, pairing_seed=step, noise_seed=step),
         )  # fmt: skip
+        values["loss"] = weighted_sum(values, EVERY_TERM.active())
         values["loss"].backward()
         guarded_step(optimizer, 1.0)
         curve.append({name: float(value) for name, value in values.items()})
@@ -164,7 +168,7 @@ def test_a_batch_without_any_label_stays_finite_and_teaches_nothing():
     images, labels = make_batch(0)
     with torch.no_grad():
         teacher = Network(0).eval()(images)
-    for weights in (LossWeights(ohem=1.0), LossWeights(ohem=0.0, hpdm=10.0), EVERY_TERM):
+    for weights in (RobustSegWeights(ohem=1.0), RobustSegWeights(ohem=0.0, hpdm=10.0), EVERY_TERM):
         network = Network(1)
         terms = losses_of(weights, network(images), teacher, torch.full_like(labels, 255))
         assert all(torch.isfinite(value) for value in terms.values())

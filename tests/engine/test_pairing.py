@@ -7,7 +7,7 @@ import pytest
 import torch
 from properties import given, settings, st
 
-from fastseg.pairing import draw_pairing
+from fastseg.methods.pairing import draw_pairing
 
 
 def generator(seed=0):

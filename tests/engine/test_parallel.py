@@ -16,7 +16,6 @@ from fastseg.parallel import (
     candidates,
     copy_size,
     parallelize,
-    sharding_groups,
 )
 from fastseg.ranks import Ranks, choose_device, join, launched
 from fastseg.run_folder import RunFolder
@@ -30,8 +29,8 @@ def many(world, local_world):
 
 def test_one_process_is_left_as_it_is():
     network = SegFormer("mit_nano", 5, 16)
-    parallel = parallelize(network, "fsdp_root", Ranks(CPU), precision="bf16")
-    assert parallel.forward is network
+    parallel = parallelize({"it": network}, "fsdp_root", Ranks(CPU), precision="bf16")
+    assert parallel.forwards == {"it": network}
     assert (parallel.mode, parallel.world, parallel.sharded) == ("single", 1, False)
     assert type(network.decoder.linear_fuse["bn"]) is torch.nn.BatchNorm2d
 
@@ -76,7 +75,7 @@ def test_hsdp_is_a_candidate_only_where_it_differs():
 
 def test_the_plan_takes_every_block_once():
     network = SegFormer("mit_b0", 5, 16)
-    groups = sharding_groups(network)
+    groups = network.units()
     kinds = Counter(type(module).__name__ for module in groups)
     assert kinds == {"Block": 8, "MLPHead": 1}
     inside = sum(p.numel() for module in groups for p in module.parameters())

@@ -54,7 +54,8 @@ def test_networks_compute_in_the_dtype_of_the_run(name, dtype):
 )
 def test_a_cpu_gets_bf16_where_it_has_instructions_for_it(monkeypatch, instructions, wanted):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
-    precision, why = best_precision(CPU)
+    best = best_precision(CPU)
+    precision, why = best.value, best.why
     assert precision == wanted
     assert "this CPU" in why
 
@@ -64,7 +65,8 @@ def test_a_cpu_gets_bf16_where_it_has_instructions_for_it(monkeypatch, instructi
 )
 def test_a_gpu_gets_bf16_where_it_has_tensor_cores_for_it(monkeypatch, capability, wanted):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    precision, why = best_precision(torch.device("cuda"))
+    best = best_precision(torch.device("cuda"))
+    precision, why = best.value, best.why
     assert precision == wanted
     assert ("--precision fp16" in why) == (wanted == "fp32")
 

@@ -39,8 +39,8 @@ def train(step, random_batch, steps=range(3)):
     learn = step._learn
 
     def look(*args):
-        grads = {name: p.grad.clone() for name, p in step.plain.named_parameters()}
-        seen.append(grads | {name: x.clone() for name, x in step.plain.named_buffers()})
+        grads = {name: p.grad.clone() for name, p in step.networks.main.named_parameters()}
+        seen.append(grads | {name: x.clone() for name, x in step.networks.main.named_buffers()})
         return learn(*args)
 
     step._learn = look
@@ -51,17 +51,19 @@ def train(step, random_batch, steps=range(3)):
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16"}], ids=["fp32", "short-weights"])
 def test_a_compiled_step_learns_the_same(tiny_step, compiled_step, random_batch, options):
     plain, compiled = tiny_step(**options), compiled_step(**options)
-    names = list(plain.plain.state_dict())
+    names = list(plain.networks.main.state_dict())
     rows, first = train(plain, random_batch)
     compiled_rows, compiled_first = train(compiled, random_batch)
     assert counters["stats"]["unique_graphs"] > 0
     assert not counters["graph_break"]
-    assert list(compiled.plain.state_dict()) == names
+    assert list(compiled.networks.main.state_dict()) == names
     slack = 2e-2 if options else 1e-4
     for row, wanted in zip(compiled_rows, rows, strict=True):
         assert row == pytest.approx(wanted, rel=slack)
     # a bias in front of BatchNorm has no gradient but rounding, which is that of the others
-    largest = max(float(first[name].abs().max()) for name, _ in plain.plain.named_parameters())
+    largest = max(
+        float(first[name].abs().max()) for name, _ in plain.networks.main.named_parameters()
+    )
     share = 5e-2 if options else 1e-2  # compilers round bfloat16 in other places
     for name, wanted in first.items():
         atol = slack * (share * largest if "running" not in name else 1e-2)
@@ -69,10 +71,10 @@ def test_a_compiled_step_learns_the_same(tiny_step, compiled_step, random_batch,
             compiled_first[name], wanted, rtol=slack, atol=atol, msg=lambda text, n=name: n + text
         )
     # and what was compiled for training is evaluated
-    plain.plain.load_state_dict(compiled.plain.state_dict())
+    plain.networks.main.load_state_dict(compiled.networks.main.state_dict())
     images = random_batch(5, 1, 32).images
     with torch.no_grad():
-        found, logits = (each.plain.eval()(images).logits for each in (compiled, plain))
+        found, logits = (each.networks.main.eval()(images).logits for each in (compiled, plain))
     torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
 
 
@@ -87,10 +89,10 @@ def test_every_number_of_modalities_compiles_once(compiled_step, random_batch):
     assert sorted(counts) == [1, 2, 3, 4]
     # the student's four blocks and head for each number, the teacher's five once
     assert first[4] <= 5 * 4 + 5
-    step.plain.eval()
+    step.networks.main.eval()
     with torch.no_grad():
-        step.plain(random_batch(0, 1, 32).images)
-    step.plain.train()
+        step.networks.main(random_batch(0, 1, 32).images)
+    step.networks.main.train()
     trained = counters["stats"]["unique_graphs"]
     for number in sorted(counts):
         step(counts[number][1], random_batch(1, 1, 32))
@@ -114,7 +116,7 @@ def test_what_cannot_be_compiled_runs_as_written(tiny_step, compiled_step, rando
     assert said[0].startswith("compile off (torch.compile failed: ")
     assert "no C++ compiler" in said[0]
     assert "further advice" not in said[0]
-    assert not broken.paths.compile.taken
+    assert not broken.paths.compile.value
     for s in range(2):
         batch = random_batch(s, 1, 32)
         assert broken(s, batch) == plain(s, batch)

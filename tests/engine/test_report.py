@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scores import CLASSES, NAN, RESULTS
+from scores import CLASSES, COMPARED, NAN, RESULTS
 
 import fastseg
 from fastseg.report import Picture, RunReport, write_report
@@ -61,6 +61,7 @@ def make_report() -> RunReport:
         confusions={m: np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]]) for m in ("teacher", "student")},
         pictures=[make_picture()],
         facts={"command": "python -m fastseg.train --seed 7", "seed": "7"},
+        compared=COMPARED,
     )
 
 
@@ -209,8 +210,8 @@ def test_charts_follow_the_theme(written: Path) -> None:
     assert "prefers-color-scheme:dark" in style
     colours = set(re.findall(r"#[0-9a-f]{6}\b", body))
     assert colours == set(), "a chart has a colour that does not follow light and dark"
-    assert "var(--teacher)" in body
-    assert "var(--student)" in body
+    assert "var(--reference)" in body
+    assert "var(--result)" in body
 
 
 def test_figures_are_pictures(written: Path) -> None:

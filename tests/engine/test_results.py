@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scores import CLASSES, NAN, RESULTS
+from scores import CLASSES, COMPARED, NAN, RESULTS
 
 from fastseg.report import (
     SubsetResult,
@@ -151,7 +151,7 @@ def test_a_file_that_is_no_results_file(
 
 
 def test_table_text() -> None:
-    assert format_table(RESULTS, ORDER).splitlines() == [
+    assert format_table(RESULTS, ORDER, compared=COMPARED).splitlines() == [
         "             R      D     RD   Mean",
         "teacher  30.00  10.00  60.00  33.33",
         "student  50.00  40.00  55.00  48.33",
@@ -160,7 +160,7 @@ def test_table_text() -> None:
 
 
 def test_table_of_the_classes_that_occur() -> None:
-    assert format_table(RESULTS, ["D"], "miou_present").splitlines() == [
+    assert format_table(RESULTS, ["D"], "miou_present", COMPARED).splitlines() == [
         "             D   Mean",
         "teacher  30.00  30.00",
         "student  60.00  60.00",
@@ -169,7 +169,7 @@ def test_table_of_the_classes_that_occur() -> None:
 
 
 def test_table_without_student_and_with_a_missing_subset() -> None:
-    assert format_table(RESULTS[:2], ORDER).splitlines() == [
+    assert format_table(RESULTS[:2], ORDER, compared=COMPARED).splitlines() == [
         "            R     D    RD  Mean",
         "teacher 30.00 10.00     -     -",
     ]
@@ -181,7 +181,7 @@ def test_table_fits_a_terminal(letters: str) -> None:
     order = ["".join(c) for n in range(1, len(letters) + 1) for c in combinations(letters, n)]
     results = [SubsetResult(m, s, v, v, (v,)) for m, v in (("teacher", 0.0123), ("student", 0.987))
                for s in order]  # fmt: skip
-    lines = format_table(results, order).splitlines()
+    lines = format_table(results, order, compared=COMPARED).splitlines()
     assert lines[0].split() == [*order, "Mean"]
     assert len({len(line) for line in lines}) == 1
     assert len(lines[0]) <= 120

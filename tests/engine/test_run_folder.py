@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fastseg import run_folder
+from fastseg.choice import Choice
 from fastseg.config import read_config
 from fastseg.errors import ConfigError
 from fastseg.presets import get_preset
@@ -57,7 +58,9 @@ def test_settings_that_never_made_a_step_bind_nobody(config):
 def test_auto_precision_is_decided_once_for_a_run(config, monkeypatch, capsys):
     auto = replace(config, precision="auto")
     for best in ("bf16", "fp32"):  # begun on one device, continued on another
-        monkeypatch.setattr(run_folder, "best_precision", lambda device, best=best: (best, "it is"))
+        monkeypatch.setattr(
+            run_folder, "best_precision", lambda device, best=best: Choice(best, "it is")
+        )
         with RunFolder(auto) as run:
             assert run.config.precision == "bf16"
             assert read_config(run.config_file) == replace(config, precision="bf16")
@@ -151,10 +154,10 @@ def test_read_only_folder(config):
 
 def test_teacher_file_is_the_named_one_or_its_own(config, tmp_path):
     own = {name: config.out / "demo" / f"{name}.safetensors" for name in ("teacher", "student")}
-    assert RunFolder(config).teacher_file() == own["teacher"]
+    assert RunFolder(config).network_file("teacher") == own["teacher"]
     assert RunFolder(config).network_files() == own
     named = replace(config, teacher=tmp_path / "t.safetensors")
-    assert RunFolder(named).teacher_file() == named.teacher
+    assert RunFolder(named).network_file("teacher") == named.teacher
     wanted = {"teacher": named.teacher, "student": own["student"]}
     assert RunFolder(named).network_files() == wanted
     alone = replace(named, stages={"student": named.stages["student"]})

@@ -4,14 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from fastseg.schedule import (
-    LossWeights,
-    Share,
-    Stage,
-    derive_seed,
-    draw_modalities,
-    learning_rate,
-)
+from fastseg.engine.optim.learning_rate import learning_rate
+from fastseg.methods.robustseg import RobustSegWeights
+from fastseg.methods.seeds import Share, derive_seed, draw_modalities
+from fastseg.methods.stage import Stage
 
 PUBLISHED = Stage(epochs=200, warmup_epochs=10, lr=6e-5)
 
@@ -44,7 +40,7 @@ def test_stage_length_is_in_epochs_unless_steps_are_given():
 
 
 def test_dropout_draws_every_size_equally_often_and_never_nothing():
-    draws = [draw_modalities("drop", 4, seed=1, stage=1, step=s) for s in range(4000)]
+    draws = [draw_modalities("drop", 4, derive_seed(1, 1, s, "modalities")) for s in range(4000)]
     sizes = Counter(len(d) for d in draws)
     assert set(sizes) == {1, 2, 3, 4}
     assert all(abs(count - 1000) < 130 for count in sizes.values())  # 4.7 sigma
@@ -54,11 +50,14 @@ def test_dropout_draws_every_size_equally_often_and_never_nothing():
 
 
 def test_dropout_depends_on_seed_stage_and_step_alone():
-    again = [draw_modalities("drop", 4, 7, 1, step) for step in range(50)]
-    assert again == [draw_modalities("drop", 4, 7, 1, step) for step in range(50)]
-    assert again != [draw_modalities("drop", 4, 8, 1, step) for step in range(50)]
-    assert again != [draw_modalities("drop", 4, 7, 0, step) for step in range(50)]
-    assert draw_modalities("full", 3, 7, 0, 5) == [0, 1, 2]
+    def drawn(*place):
+        seeds = [derive_seed(*place, step, "modalities") for step in range(50)]
+        return [draw_modalities("drop", 4, seed) for seed in seeds]
+
+    assert drawn(7, 1) == drawn(7, 1)
+    assert drawn(7, 1) != drawn(8, 1)
+    assert drawn(7, 1) != drawn(7, 0)
+    assert draw_modalities("full", 3, derive_seed(7, 0, 5, "modalities")) == [0, 1, 2]
 
 
 def test_derived_seeds_do_not_collide():
@@ -67,9 +66,9 @@ def test_derived_seeds_do_not_collide():
         for seed in range(3)
         for stage in range(2)
         for step in range(20)
-        for purpose in ("dropout", "pairing", "noise", "weights")
+        for purpose in ("dropout", "pairing", "noise", "weights", "of a method")
     }
-    assert len(seeds) == 3 * 2 * 20 * 4
+    assert len(seeds) == 3 * 2 * 20 * 5
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
@@ -78,8 +77,11 @@ def test_derived_seeds_do_not_collide():
     [
         ({"epochs": 0}, "epochs must be above 0"),
         ({"lr": -1e-3}, "lr must be between 0 and 1"),
-        ({"losses": LossWeights(hpdm=1)}, "hpdm need learns_from=teacher"),
-        ({"learns_from": "teacher"}, "cannot learn or start from it"),
+        ({"losses": RobustSegWeights(hpdm=1)}, "hpdm need another network.*learns_from"),
+        ({"learns_from": "teacher"}, "trains the teacher cannot learn from it"),
+        ({"trains": "a+"}, r"trains must be one name or several, joined by \+"),
+        ({"learns_from": "a+a"}, "learns_from must be one name or several.*each once"),
+        ({"trains": "a+b+c", "start": "random+encoder"}, "2 first weights for 3 networks"),
         ({"warmup_ratio": 2}, "warmup_ratio"),
     ],
 )
@@ -91,9 +93,9 @@ def test_impossible_stage_is_refused(change, message):
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_impossible_loss_weight_is_refused(weight):
     with pytest.raises(ValueError, match="rrm must be at"):
-        LossWeights(rrm=weight)
+        RobustSegWeights(rrm=weight)
     with pytest.raises(ValueError, match="all loss weights are 0"):
-        LossWeights(ohem=0)
+        RobustSegWeights(ohem=0)
 
 
 def test_shares_deal_every_sample_of_the_step_once():

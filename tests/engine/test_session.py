@@ -22,8 +22,9 @@ def student(config):
         context = RunContext(changed)
         with RunFolder(changed) as run:
             teacher = context.new_network(seed=0)
-            save_weights(run.teacher_file(), teacher, context.identity("teacher"), {})
-            return Trainer(context, run)._open(1, "student", changed.stages["student"])
+            save_weights(run.network_file("teacher"), teacher, context.identity("teacher"), {})
+            trainer = Trainer(context, run)
+            return trainer.open_session(trainer.set_up("student"))
 
     return make
 
@@ -31,7 +32,7 @@ def student(config):
 def saved(session, folder):
     """Path and content of a state of this session."""
     # a state without moments of the optimizer would be passed over
-    for weight in session.network.parameters():
+    for weight in session.networks.main.parameters():
         weight.grad = weight.new_zeros(weight.shape)
     session.optimizer.step()
     states = TrainingStates(folder)
@@ -42,13 +43,13 @@ def saved(session, folder):
 @pytest.mark.parametrize("kernels", [None, KERNELS], ids=["none", "chosen"])
 def test_the_kernels_of_attention_outlive_a_session(student, tmp_path, kernels):
     first, second = student("paper"), student("paper")
-    first.train.attention = kernels
+    first.step_fn.attention = kernels
     path, state = saved(first, tmp_path)
     second.restore(path, state)
-    assert second.train.attention == kernels
+    assert second.step_fn.attention == kernels
     # states of earlier versions do not have them
     second.restore(path, {name: value for name, value in state.items() if name != "attention"})
-    assert second.train.attention is None
+    assert second.step_fn.attention is None
 
 
 @pytest.mark.parametrize("form", ["paper", "code", "code-normalised"])

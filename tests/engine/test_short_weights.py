@@ -39,9 +39,9 @@ def parameters_of(network):
 
 
 def test_the_network_has_copies_inside_the_block_alone(tiny_step):
-    network = tiny_step().plain
+    network = tiny_step().networks.main
     before = parameters_of(network)
-    weights = ShortWeights(network, torch.bfloat16)
+    weights = ShortWeights([network], torch.bfloat16)
     with weights.in_use():
         kept = {name for name, p in network.named_parameters() if p.dtype == torch.float32}
         assert all(name.startswith("decoder.linear_") for name in kept)
@@ -52,27 +52,27 @@ def test_the_network_has_copies_inside_the_block_alone(tiny_step):
 
 def test_an_error_gives_the_parameters_back(tiny_step, random_batch):
     train = tiny_step(precision="bf16")
-    before = parameters_of(train.plain)
+    before = parameters_of(train.networks.main)
     batch = random_batch()
     with pytest.raises(ValueError, match="expected images"):
         train(0, type(batch)(batch.images[0], batch.labels, batch.modalities, batch.sample_ids))
-    assert parameters_of(train.plain) == before
-    assert all(p.is_leaf and p.dtype == torch.float32 for p in train.plain.parameters())
+    assert parameters_of(train.networks.main) == before
+    assert all(p.is_leaf and p.dtype == torch.float32 for p in train.networks.main.parameters())
     assert train(0, batch)["loss"].isfinite()
 
 
 def gradients(train, batch, arithmetic, cast=None):
     """The loss and all gradients, of the loss times a constant that keeps fp16 in range."""
-    dtype = next(train.teacher.encoder.parameters()).dtype
+    dtype = next(train.networks.frozen["teacher"].encoder.parameters()).dtype
     torch.manual_seed(3)
     with arithmetic:
         with cast or nullcontext():
-            output = train.plain(batch.images.to(dtype if cast is None else torch.float32))
+            output = train.networks.main(batch.images.to(dtype if cast is None else torch.float32))
         loss = torch.nn.functional.cross_entropy(output.logits.float(), batch.labels[:, ::4, ::4])
         (LOSS_SCALE * loss).backward()
-    grads = [p.grad / LOSS_SCALE for p in train.plain.parameters()]
+    grads = [p.grad / LOSS_SCALE for p in train.networks.main.parameters()]
     assert all(g.dtype == torch.float32 for g in grads)
-    assert all(p.is_leaf for p in train.plain.parameters())
+    assert all(p.is_leaf for p in train.networks.main.parameters())
     train.optimizer.zero_grad()
     return loss.detach(), grads
 
@@ -88,7 +88,7 @@ def test_no_less_accurate_than_autocast(tiny_step, random_batch, name, checkpoin
     batch = random_batch()
     exact_loss, exact = gradients(tiny_step(dropout=0.0), batch, nullcontext())
     train = tiny_step(dropout=0.0, precision=name)
-    train.plain.encoder.checkpointing = checkpointing
+    train.networks.main.encoder.checkpointing = checkpointing
     short_loss, short = gradients(train, batch, train._short.in_use())
     cast_loss, cast = gradients(train, batch, nullcontext(), autocast(CPU, name))
     assert 0 < distance(short, exact) <= 1.5 * distance(cast, exact)
@@ -101,7 +101,7 @@ def test_recomputation_changes_no_bit(tiny_step, random_batch):
     batch, found = random_batch(), []
     for checkpointing in (False, True):
         train = tiny_step(precision="bf16")
-        train.plain.encoder.checkpointing = checkpointing
+        train.networks.main.encoder.checkpointing = checkpointing
         found.append(gradients(train, batch, train._short.in_use()))
     (loss, grads), (again, repeated) = found
     assert torch.equal(loss, again)
@@ -137,12 +137,14 @@ def test_a_whole_step_is_close_to_full_precision(tiny_step, random_batch, name):
 def test_the_loss_scale_of_fp16_survives_an_overflow(tiny_step, random_batch):
     train, batch = tiny_step(precision="fp16"), random_batch()
     train.scale.scale.fill_(2.0**40)
-    weights = {name: p.clone() for name, p in train.plain.state_dict().items()}
+    weights = {name: p.clone() for name, p in train.networks.main.state_dict().items()}
     values = train(0, batch)
     assert float(values["skipped"]) == 1
     assert float(train.scale.scale) == 2.0**39
-    now = train.plain.state_dict()
+    now = train.networks.main.state_dict()
     assert all(torch.equal(weights[name], now[name]) for name in weights)
     train.scale.scale.fill_(4.0)
     assert float(train(1, batch)["skipped"]) == 0
-    assert any(not torch.equal(weights[name], p) for name, p in train.plain.state_dict().items())
+    assert any(
+        not torch.equal(weights[name], p) for name, p in train.networks.main.state_dict().items()
+    )

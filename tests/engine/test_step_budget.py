@@ -21,13 +21,16 @@ from fastseg import kernels
 from fastseg import step as step_module
 from fastseg.config import ModelConfig, TrainConfig
 from fastseg.context import RunContext
+from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.forecast import LiveBytes, count_memory
 from fastseg.kernels import _launch
-from fastseg.losses import LossOptions
+from fastseg.methods import robustseg
+from fastseg.methods.base import weighted_sum
+from fastseg.methods.robustseg import LossOptions, RobustSegWeights
+from fastseg.methods.stage import Stage
 from fastseg.models import SegFormer
 from fastseg.optim import build_optimizer
 from fastseg.pipelines import Batch, DataConfig
-from fastseg.schedule import LossWeights, Stage
 from fastseg.step import TrainStep
 
 pytestmark = pytest.mark.skipif(
@@ -133,18 +136,20 @@ def make_step(modalities="full", batch=2, side=1024, **model):
         learns_from="teacher",
         start="random",
         modalities=modalities,
-        losses=LossWeights(ohem=1, logit=50, hpdm=100, rrm=0.01),
+        losses=RobustSegWeights(ohem=1, logit=50, hpdm=100, rrm=0.01),
         steps=100,
     )
     config = TrainConfig(
         precision="bf16", losses=LossOptions(rrm_samples=10), model=ModelConfig(**model)
     )
     # as on a GPU
-    networks = [SegFormer("mit_b0", 25, 768).to(memory_format=torch.channels_last) for _ in "st"]
+    networks = [
+        SegFormer("mit_b0", 25, 768).to(memory_format=torch.channels_last) for _ in range(2)
+    ]
     network, teacher = networks[0].train(), networks[1].eval()
-    return TrainStep(
-        config, stage, 1, network, teacher, build_optimizer(network, config.optim), 100
-    )
+    setup = StageSetup(config, "student", 1, stage, steps_per_epoch=100)
+    networks = StageNetworks({"student": network}, {"teacher": teacher})
+    return TrainStep(setup, networks, build_optimizer(network, config.optim))
 
 
 def blank(batch, side, device="cpu"):
@@ -221,10 +226,10 @@ def test_bytes_of_both_networks():
         inputs = blank(2, 1024)
         images = inputs.images.bfloat16()
         with torch.no_grad(), Costs() as teacher:
-            train.teacher(images)
+            train.networks.frozen["teacher"](images)
         with train._arithmetic(), Costs() as student:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                output = train.network(draws.of(images))
+                output = train.networks.main(draws.of(images))
             outputs = [output.logits, *output.features]
             torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
     train.optimizer.zero_grad()
@@ -235,7 +240,7 @@ def test_bytes_of_both_networks():
 
 def test_extra_memory_of_the_losses():
     train = make_step()
-    draws, stage = train.draw(0, MODALITIES, 2), train.stage
+    draws, frozen = train.draw(0, MODALITIES, 2), train.networks.frozen["teacher"]
     found = {}
     for name in ("ohem", "hpdm", "rrm"):
         weights = {"ohem": 0.0} | {name: 1.0} | ({"logit": 1.0} if name == "ohem" else {})
@@ -244,21 +249,18 @@ def test_extra_memory_of_the_losses():
             with torch.no_grad():
                 outputs = [
                     type(target)(target.logits, target.features)
-                    for target in (train.teacher(inputs.images.bfloat16()) for _ in "st")
+                    for target in (frozen(inputs.images.bfloat16()) for _ in range(2))
                 ]
             student = type(outputs[0])(
                 outputs[0].logits.requires_grad_(),
                 [x.requires_grad_() for x in outputs[0].features],
             )
             with LiveBytes() as live:
-                step_module.stage_losses(
-                    replace(stage, losses=LossWeights(**weights)),
-                    train.config.losses,
-                    student,
-                    outputs[1],
-                    inputs.labels,
-                    draws,
-                )["loss"].backward()
+                active = RobustSegWeights(**weights).active()
+                terms = robustseg.loss_terms(
+                    active, train.config.losses, student, outputs[1], inputs.labels, draws
+                )
+                weighted_sum(terms, active).backward()
         found[name] = live.peak
     assert found["ohem"] <= 0.25 * GB
     assert found["hpdm"] <= 0.15 * GB
@@ -269,7 +271,10 @@ def test_peak_memory_of_a_stage():
     data = DataConfig(dataset="deliver", size=1024, batch_size=2)
     with kernels.force_kernels():
         whole, again = (
-            count_memory(RunContext(replace(train.config, data=data)), train.stage)
+            count_memory(
+                RunContext(replace(train.config, data=data)),
+                replace(train.setup, config=replace(train.config, data=data)),
+            )
             for train in (make_step(), make_step(checkpointing=True))
         )
     assert whole.networks + whole.step <= 6 * GB
@@ -286,11 +291,12 @@ def on_device(monkeypatch):
         nothing = torch.zeros((), device="meta")
         monkeypatch.setattr(step_module, "guarded_step", lambda *_: (nothing, nothing))
         train = make_step(modalities)
-        for network in (train.network, train.teacher):
+        for network in train.networks:
             network.to("meta")
-        train.buffers = list(train.network.buffers())
-        weights, bias = train.teacher.decoder._constant
-        train.teacher.decoder._constant = [w.to("meta") for w in weights], bias.to("meta")
+        train.buffers = list(train.module.buffers())
+        head = train.networks.frozen["teacher"].decoder
+        weights, bias = head._constant
+        head._constant = [w.to("meta") for w in weights], bias.to("meta")
         train.device, train.skipped_in_row = torch.device("meta"), nothing.clone()
         return train
 
@@ -308,25 +314,25 @@ def test_the_host_waits_for_nothing(modalities, step, on_device):
 
 
 def reads_a_value(values):
-    return float(values["loss"].detach())
+    return float(values["ohem"].detach())
 
 
 def branches_on_a_value(values):
-    return bool(values["loss"] > 0)
+    return bool(values["ohem"] > 0)
 
 
 def selects_by_a_mask(values):
-    x = values["loss"].detach().expand(4)
+    x = values["ohem"].detach().expand(4)
     return x[x > 0]
 
 
 def indexes_from_the_host(values):
-    x = values["loss"].detach().expand(4)
+    x = values["ohem"].detach().expand(4)
     return x[[0, 2]]
 
 
 def copies_from_the_host(values):
-    return values["loss"] + torch.zeros(1).to(values["loss"].device)
+    return values["ohem"] + torch.zeros(1).to(values["ohem"].device)
 
 
 @pytest.mark.parametrize(
@@ -340,14 +346,14 @@ def copies_from_the_host(values):
     ],
 )
 def test_a_wait_would_be_found(mutation, on_device, monkeypatch):
-    train, losses = on_device("drop"), step_module.stage_losses
+    train, losses = on_device("drop"), robustseg.loss_terms
 
     def waiting(*args):
         values = losses(*args)
         mutation(values)
         return values
 
-    monkeypatch.setattr(step_module, "stage_losses", waiting)
+    monkeypatch.setattr(robustseg, "loss_terms", waiting)
     with kernels.force_kernels(), Costs(), pytest.raises(AssertionError, match="waits"):
         train(0, blank(1, 64, "meta"))
 

@@ -7,15 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastseg import step as step_module
 from fastseg import trainer as trainer_module
 from fastseg import validation as validation_module
 from fastseg.checkpoint import read_identity, save_weights
 from fastseg.context import RunContext
 from fastseg.errors import CheckpointError, ConfigError
+from fastseg.methods import base, robustseg
+from fastseg.methods.robustseg import RobustSegWeights
+from fastseg.methods.seeds import derive_seed, draw_modalities
 from fastseg.pipelines import CorruptionConfig, DataError
 from fastseg.run_folder import RunFolder
-from fastseg.schedule import LossWeights, draw_modalities
 from fastseg.step import TrainStep
 from fastseg.trainer import Trainer
 
@@ -157,33 +158,42 @@ def test_student_starts_as_the_teacher_and_leaves_it_alone(config, fit, whole):
     context = RunContext(config)
     with RunFolder(replace(config, name="whole")) as run:
         trainer = Trainer(context, run)
-        session = trainer._open(1, "student", config.stages["student"])
+        session = trainer.open_session(trainer.set_up("student"))
         teacher = load_file(whole / "teacher.safetensors")
-        for key, value in session.network.state_dict().items():
+        for key, value in session.networks.main.state_dict().items():
             assert torch.equal(value, teacher[key]), key
-        frozen = {k: v.clone() for k, v in session.train.teacher.state_dict().items()}
+        frozen = {
+            k: v.clone() for k, v in session.step_fn.networks.frozen["teacher"].state_dict().items()
+        }
         batch = next(trainer.loader.batches(0))
         for step in range(2):
-            session.train(step, batch)
-        assert all(torch.equal(frozen[k], v) for k, v in session.train.teacher.state_dict().items())
-        assert not all(torch.equal(teacher[k], v) for k, v in session.network.state_dict().items())
-        assert all(p.grad is None for p in session.train.teacher.parameters())
+            session.step_fn(step, batch)
+        assert all(
+            torch.equal(frozen[k], v)
+            for k, v in session.step_fn.networks.frozen["teacher"].state_dict().items()
+        )
+        assert not all(
+            torch.equal(teacher[k], v) for k, v in session.networks.main.state_dict().items()
+        )
+        assert all(p.grad is None for p in session.step_fn.networks.frozen["teacher"].parameters())
 
 
 @pytest.mark.parametrize("policy", ["full", "drop", "zero"])
 def test_what_the_student_sees(config, whole, policy, monkeypatch):
     stage = replace(config.stages["student"], modalities=policy)
     seen, taught = [], []
-    monkeypatch.setattr(step_module, "draw_modalities", lambda p, m, *_: [1, 3])
+    monkeypatch.setattr(base, "draw_modalities", lambda *_: [1, 3])
     if policy == "full":
         monkeypatch.undo()
     with RunFolder(replace(config, name="whole")) as run:
         trainer = Trainer(RunContext(config), run)
-        session = trainer._open(1, "student", stage)
-        session.network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        session.train.teacher.register_forward_pre_hook(lambda _, args: taught.append(args[0]))
+        session = trainer.open_session(replace(trainer.set_up("student"), stage=stage))
+        session.networks.main.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        session.step_fn.networks.frozen["teacher"].register_forward_pre_hook(
+            lambda _, args: taught.append(args[0])
+        )
         batch = next(trainer.loader.batches(0))
-        values = session.train(0, batch)
+        values = session.step_fn(0, batch)
     assert torch.equal(taught[0], batch.images)
     expected = {
         "full": batch.images,
@@ -210,7 +220,10 @@ def test_the_log_counts_modalities_and_memory(config, whole):
     drawn = {}
     for index, (name, stage) in enumerate(config.stages.items()):
         last = max(row["step"] for row in rows if row["stage"] == name)
-        subsets = [draw_modalities(stage.modalities, 4, config.seed, index, s) for s in range(last)]
+        subsets = [
+            draw_modalities(stage.modalities, 4, derive_seed(config.seed, index, s, "modalities"))
+            for s in range(last)
+        ]
         drawn[name] = [sum(m in subset for subset in subsets) for m in range(4)]
         counts = [row["modality_steps"] for row in rows if row["stage"] == name]
         assert list(counts[0]) == ["img", "depth", "event", "lidar"]
@@ -286,14 +299,14 @@ def test_bf16_trains_close_to_fp32(config, fit, losses, whole):
 def test_a_skipped_step_leaves_weights_and_statistics_alone(config):
     with RunFolder(config) as run:
         trainer = Trainer(RunContext(config), run)
-        session = trainer._open(0, "teacher", config.stages["teacher"])
+        session = trainer.open_session(trainer.set_up("teacher"))
         batch = next(trainer.loader.batches(0))
-        session.train(0, batch)
-        before = {k: v.clone() for k, v in session.network.state_dict().items()}
+        session.step_fn(0, batch)
+        before = {k: v.clone() for k, v in session.networks.main.state_dict().items()}
         batch.images[0, 0, 0, 0, 0] = torch.nan
-        values = session.train(1, batch)
+        values = session.step_fn(1, batch)
     assert values["skipped"] == 1
-    after = session.network.state_dict()
+    after = session.networks.main.state_dict()
     assert [k for k, v in before.items() if not torch.equal(v, after[k])] == []
 
 
@@ -302,16 +315,15 @@ def poison(monkeypatch):
     """Make a loss term of every step from number ``first`` on not finite."""
 
     def start(term, first=0):
-        real, calls = step_module.stage_losses, []
+        real, calls = robustseg.loss_terms, []
 
         def poisoned(*args, **kwargs):
             values = real(*args, **kwargs)
             calls.append(term)
             factor = torch.nan if len(calls) > first else 1.0
-            bad = values[term] * factor
-            return values | {term: bad, "loss": values["loss"] + bad}
+            return values | {term: values[term] * factor}
 
-        monkeypatch.setattr(step_module, "stage_losses", poisoned)
+        monkeypatch.setattr(robustseg, "loss_terms", poisoned)
 
     return start
 
@@ -349,13 +361,13 @@ def test_a_stage_whose_last_steps_were_skipped_is_not_finished(config, fit, pois
 
 
 def test_a_single_skipped_step_is_told_and_counted(config, fit, monkeypatch, capsys):
-    real, calls = step_module.stage_losses, []
+    real, calls = robustseg.loss_terms, []
 
     def poisoned(*args, **kwargs):
         calls.append(real(*args, **kwargs))
         return {k: v * (torch.nan if len(calls) == 2 else 1) for k, v in calls[-1].items()}
 
-    monkeypatch.setattr(step_module, "stage_losses", poisoned)
+    monkeypatch.setattr(robustseg, "loss_terms", poisoned)
     assert fit(config)[1]
     said = capsys.readouterr().err
     assert "warning: teacher: step 2 is skipped" in said
@@ -369,7 +381,7 @@ def test_weights_that_are_not_finite_are_never_saved(config, fit, monkeypatch):
     def spoiled(train, step, *batches):
         values = real(train, step, *batches)
         if step == 2:
-            next(iter(train.plain.parameters())).data.fill_(torch.inf)
+            next(iter(train.networks.main.parameters())).data.fill_(torch.inf)
         return values
 
     monkeypatch.setattr(TrainStep, "__call__", spoiled)
@@ -413,7 +425,7 @@ def _renamed(loader):
 
 
 def test_learning_from_scratch_lowers_the_loss(config, fit, losses):
-    stage = replace(config.stages["teacher"], steps=40, losses=LossWeights(ohem=1))
+    stage = replace(config.stages["teacher"], steps=40, losses=RobustSegWeights(ohem=1))
     config = replace(config, name="learn", stages={"teacher": stage}, log_every=10)
     config = replace(config, evaluation=replace(config.evaluation, every=1000))
     path, _ = fit(config)

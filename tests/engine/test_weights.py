@@ -91,7 +91,7 @@ def test_original_encoder_files_lose_their_imagenet_head(tmp_path):
     head = {"head.weight": torch.ones(1000, 128), "head.bias": torch.ones(1000)}
     torch.save(source.encoder.state_dict() | head, tmp_path / "mit_nano.pth")
     decoder = {k: v.clone() for k, v in target.decoder.state_dict().items()}
-    report = load_encoder_weights(target, tmp_path / "mit_nano.pth")
+    report = load_encoder_weights(target.encoder, tmp_path / "mit_nano.pth")
     assert_same(target.encoder, source.encoder)
     assert all(torch.equal(v, decoder[k]) for k, v in target.decoder.state_dict().items())
     assert report.layout == "original MiT"
@@ -175,7 +175,7 @@ def test_transformers_segmenter_agrees(tmp_path, form):
 def test_transformers_classifier_files_give_their_encoder(tmp_path):
     theirs = hub_model(transformers.SegformerForImageClassification)
     model = make_model("mit_b0")
-    report = load_encoder_weights(model, save_hub(theirs, tmp_path, "file"))
+    report = load_encoder_weights(model.encoder, save_hub(theirs, tmp_path, "file"))
     assert set(report.dropped) == {"classifier.weight", "classifier.bias"}
     expected = theirs.state_dict()["segformer.stages.2.blocks.1.attention.v_proj.weight"]
     assert torch.equal(model.encoder.state_dict()["block3.1.attn.kv.weight"][160:], expected)
@@ -278,7 +278,7 @@ def test_a_file_of_another_model_says_what_it_holds(tmp_path):
         load_model_weights(model, tmp_path / "muses.safetensors")
     assert "decoder.linear_pred.weight [19, 24, 1, 1] for [25, 24, 1, 1]" in str(caught.value)
     with pytest.raises(CheckpointError, match=r"missing: encoder\.block1\.1\.norm1\.weight.*more"):
-        load_encoder_weights(make_model("mit_b0"), tmp_path / "muses.safetensors")
+        load_encoder_weights(make_model("mit_b0").encoder, tmp_path / "muses.safetensors")
 
 
 def test_an_encoder_file_is_no_segmenter(tmp_path):

@@ -5,6 +5,7 @@ import math
 from fastseg.report import SubsetResult
 
 NAN = math.nan
+COMPARED = ("teacher", "student")
 CLASSES = ("road", "sky, clear", "a<b> & $c$")
 RESULTS = [
     SubsetResult("teacher", "R", 0.30, 0.45, (0.6, 0.3, NAN)),

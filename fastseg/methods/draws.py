@@ -8,13 +8,17 @@ what a replay draws is what the tensor then holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _FIXED = 2  # noise seed and learning rate
+
+Place = tuple[str, int, tuple[int, ...]]
+"""Name of a method's own draw, where it begins in the packed tensor, and its shape."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Draws:
         modalities: M.
         seed: key of the noise.
         packed: int64 on the device: seed, learning rate, a 1 for every modality that is not zeroed
-            ``[M]``, ``present`` padded to ``[M]``, pairing ``[B, M]``.
+            ``[M]``, ``present`` padded to ``[M]``, and the method's own draws.
+        own: where the method's own draws lie.
         replayed: whether this code will serve other draws as well, with as many modalities: then
             nothing but ``packed`` may be read, and of ``present`` the length.
     """
@@ -35,7 +40,13 @@ class Draws:
     modalities: int
     seed: int
     packed: Tensor
+    own: tuple[Place, ...] = ()
     replayed: bool = False
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A draw of the method's own, in the shape in which it was drawn; int64 on the device."""
+        start, shape = next((start, shape) for key, start, shape in self.own if key == name)
+        return self.packed[start : start + math.prod(shape)].view(shape)
 
     @property
     def noise_seed(self) -> int | Tensor:
@@ -45,17 +56,12 @@ class Draws:
     @property
     def learning_rate(self) -> Tensor:
         """A float32 scalar on the device."""
-        return self.packed.view(torch.float32)[2]
+        return _rate_in(self.packed)
 
     @property
     def kept(self) -> Tensor:
         """``[M]`` int64, 1 for a modality that is kept and 0 for one that is zeroed."""
         return self.packed[_FIXED : _FIXED + self.modalities]
-
-    @property
-    def pairing(self) -> Tensor:
-        """``[B, M]``, the student row that each teacher modality teaches."""
-        return self.packed[_FIXED + 2 * self.modalities :].view(-1, self.modalities)
 
     def of(self, x: Tensor) -> Tensor:
         """The present ones of ``x [M, ...]``.
@@ -82,8 +88,9 @@ class Draws:
 
 def pack(
     device: torch.device,
-    pairing: Tensor,
+    own: Mapping[str, Tensor],
     *,
+    modalities: int,
     present: Sequence[int],
     kept: Sequence[int] | None = None,
     seed: int = 0,
@@ -93,19 +100,30 @@ def pack(
 
     Args:
         device: where to.
-        pairing: ``[B, M]`` int64 on the host.
+        own: the method's own draws, int64 on the host, by name.
+        modalities: M.
         present: positions of the modalities that the network sees, ascending.
         kept: positions of those that are not zeroed; all by default.
         seed: 63-bit key of the noise.
         rate: learning rate.
     """
-    modalities = pairing.shape[1]
     marks = [int(kept is None or m in kept) for m in range(modalities)]
     rows = [*present, *[0] * (modalities - len(present))]
     values = torch.tensor([seed, 0, *marks, *rows])
-    values.view(torch.float32)[2] = rate
-    packed = torch.cat([values, pairing.flatten()])
+    _rate_in(values).fill_(rate)
+    places: list[Place] = []
+    start = len(values)
+    for name, tensor in own.items():
+        places.append((name, start, tuple(tensor.shape)))
+        start += tensor.numel()
+    packed = torch.cat([values, *(tensor.flatten() for tensor in own.values())])
     # a tensor of a shape alone, of which memory is counted, cannot be pinned
     if device.type == "cuda" and type(packed) is Tensor:
         packed = packed.pin_memory()
-    return Draws(tuple(present), modalities, seed, packed.to(device, non_blocking=True))
+    packed = packed.to(device, non_blocking=True)
+    return Draws(tuple(present), modalities, seed, packed, tuple(places))
+
+
+def _rate_in(packed: Tensor) -> Tensor:
+    """The learning rate: a float32 in the first half of the second int64."""
+    return packed[1:2].view(torch.float32)[0]

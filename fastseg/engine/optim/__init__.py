@@ -1,0 +1,1 @@
+"""Optimizers, learning rate, loss scale and averaged weights."""

@@ -1,0 +1,173 @@
+"""RobustSeg (arXiv:2505.12861v1): a teacher on complete inputs, a student on what is left of them.
+
+The student learns from the labels, from the teacher's logits and prototypes (hybrid prototype
+distillation, HPDM), and keeps the information of its features (representation regularisation, RRM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fastseg import kernels
+from fastseg.methods.base import Method, MethodOptions, StepInputs, register
+from fastseg.methods.draws import Draws
+from fastseg.methods.pairing import draw_pairing
+from fastseg.methods.seeds import Seeds, Share
+from fastseg.methods.stage import LossWeights, Stage
+from fastseg.models.interface import SegmenterOutput
+from fastseg.pipelines.settings import Fraction, NotNegative, Range, check_fields
+
+
+@dataclass(frozen=True)
+class RobustSegWeights(LossWeights):
+    """Weight of every loss term; a term of weight 0 is not computed."""
+
+    logit: NotNegative = 0.0
+    """Logit distillation: KL(teacher || student), mean over batch, classes and pixels."""
+    hpdm: NotNegative = 0.0
+    """Hybrid prototype distillation (HPDM) over the four levels."""
+    rrm: NotNegative = 0.0
+    """Representation regularisation (RRM) by functional entropy."""
+
+
+@dataclass(frozen=True)
+class LossOptions(MethodOptions):
+    """Forms of the loss terms, where paper and released code differ or leave a choice."""
+
+    ohem_threshold: Fraction = 0.7
+    """Pixels whose true class has a probability below this are hard."""
+    ohem_min_kept: Fraction = 1 / 16
+    """At least this share of the labelled pixels is kept."""
+    hpdm: Literal["paper", "code"] = "paper"
+    """paper: class means, permuted modalities, absent classes masked; code: as released."""
+    hpdm_axis: Literal["class", "channel"] = "class"
+    """Axis that turns prototypes into distributions (paper form)."""
+    rrm: Literal["paper", "code", "code-normalised"] = "paper"
+    """paper: Fisher information of perturbed features; code: as released (height softmax), the sum
+    of the levels divided by one number; code-normalised: each level divided by its own size."""
+    rrm_samples: Annotated[int, Range(1, 1024)] = 10
+    """Noise samples of the regulariser."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def loss_terms(
+    active: Mapping[str, float],
+    options: LossOptions,
+    output: SegmenterOutput,
+    teacher: SegmenterOutput | None,
+    labels: Tensor,
+    draws: Draws,
+) -> dict[str, Tensor]:
+    """Every active term as an fp32 scalar.
+
+    Args:
+        active: the active terms; their weights are not read.
+        options: forms of the terms.
+        output: of the network that learns; features ``[M', B, C, h, w]`` per level.
+        teacher: of the frozen network on all M modalities; None in a stage without one.
+        labels: ``[B, H, W]`` integer, 255 ignored.
+        draws: which of the teacher's modalities the M' feature maps of ``output`` belong to, the
+            modality permutations of HPDM and the seed of the perturbations of RRM.
+    """
+    terms: dict[str, Tensor] = {}
+    num_classes = output.logits.shape[1]
+    target = teacher.logits if teacher is not None and "logit" in active else None
+    if "ohem" in active or target is not None:
+        ohem, logit = kernels.segmentation_loss(
+            output.logits,
+            labels,
+            target,
+            threshold=options.ohem_threshold,
+            min_kept=options.ohem_min_kept,
+        )
+        terms |= {name: x for name, x in (("ohem", ohem), ("logit", logit)) if name in active}
+    if teacher is not None:
+        # the present modalities, for both terms; a replayed step may not read which they are
+        late = options.hpdm == "code" and draws.replayed
+        chosen = "rrm" in active or ("hpdm" in active and late)
+        matched = [draws.of(x) for x in teacher.features] if chosen else []
+        if "hpdm" in active:
+            taught, present = teacher.features, draws.present
+            if late:
+                taught, present = matched, tuple(range(len(present)))
+            terms["hpdm"] = kernels.hybrid_prototype_distillation(
+                output.features,
+                taught,
+                labels,
+                num_classes,
+                draws["pairing"],
+                form=options.hpdm,
+                present=present,
+                axis=options.hpdm_axis,
+            )
+        if "rrm" in active:
+            terms["rrm"] = kernels.representation_regularisation(
+                output.features,
+                matched,
+                seed=draws.noise_seed,
+                samples=options.rrm_samples,
+                form=options.rrm,
+            )
+    return terms
+
+
+@register
+class RobustSeg(Method):
+    """Teacher and student of RobustSeg; without HPDM and RRM it is training by modality dropout."""
+
+    name: ClassVar[str] = "robustseg"
+    networks: ClassVar[tuple[str, ...]] = ("teacher", "student")
+    compared: ClassVar[tuple[str, str] | None] = ("teacher", "student")
+    weights: ClassVar[type[LossWeights]] = RobustSegWeights
+    options_type: ClassVar[type[MethodOptions]] = LossOptions
+
+    options: LossOptions
+
+    def check(self, name: str, stage: Stage) -> None:
+        """One network learns, from one at most."""
+        if len(stage.learners) > 1 or len(stage.targets) > 1:
+            raise ValueError(
+                f"stage {name!r}: robustseg trains one network at a time and learns from one; name "
+                "one with trains and one with learns_from"
+            )
+
+    def draw(
+        self, stage: Stage, modalities: int, present: list[int], batch: int, share: Share,
+        seeds: Seeds,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """``pairing [B, M]``: the student row that each of the teacher's modalities teaches."""
+        generator = torch.Generator().manual_seed(seeds("pairing"))
+        everyone = draw_pairing(share.size(batch), modalities, present, generator)
+        return {"pairing": everyone[share.rows(batch)]}
+
+    def terms(self, step: StepInputs) -> dict[str, Tensor]:
+        """OHEM, logit distillation, HPDM and RRM, as far as they are active."""
+        target = None
+        for name in step.stage.targets:
+            target = step.networks[name](step.images)
+        (learner,) = step.stage.learners
+        output = step.networks[learner](step.seen(), step.draws.present)
+        active = step.stage.losses.active()
+        return loss_terms(active, self.options, output, target, step.labels, step.draws)
+
+    def state(self) -> dict[str, Any]:
+        """The form of RRM."""
+        return {"rrm": self.options.rrm}
+
+    def changed_meaning(self, stage: Stage, state: Mapping[str, Any]) -> str | None:
+        """States of early versions were saved under another meaning of ``rrm code``."""
+        if "rrm" in state or self.options.rrm != "code" or "rrm" not in stage.losses.active():
+            return None
+        return (
+            f"step {state['step']} was saved when --losses.rrm code divided each level by its own "
+            "size, which is code-normalised now; from here on the levels have the released "
+            "proportions. To train all steps alike start anew with --fresh, and for the old form "
+            "with --losses.rrm code-normalised"
+        )

@@ -1,0 +1,162 @@
+"""What a model is to the rest of fastseg: a segmenter of any subset of modalities.
+
+The engine trains, spreads, compiles, scores and saves a `Segmenter` through the methods here; a
+model overrides those for which it knows better than the default. Models are registered by
+`fastseg.models.registry.register_backbone`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+
+class SegmenterOutput(NamedTuple):
+    """What a :class:`Segmenter` returns.
+
+    Attributes:
+        logits: ``[B, K, h_1, w_1]``, before the softmax.
+        features: levels ``[M', B, C_i, h_i, w_i]`` of each modality before fusion, which
+            distillation reads; the channels are best the fastest axis in memory.
+    """
+
+    logits: Tensor
+    features: list[Tensor]
+
+
+@dataclass(frozen=True)
+class AttentionLevel:
+    """Attention layers that work on tensors of the same shape.
+
+    Attributes:
+        layers: each has an attribute ``backend``, see `fastseg.models.attention.Attention`.
+        queries: ``[N, heads, L, d]``.
+        keys: their number S.
+    """
+
+    layers: Sequence[Any]
+    queries: tuple[int, int, int, int]
+    keys: int
+
+
+class Segmenter(nn.Module):
+    """A network from images of some modalities to logits.
+
+    Attributes:
+        reads_present: whether the work depends on which modalities are there, not only on how many.
+            Such a model is not replayed as a CUDA graph.
+        frozen: whether it was made a constant by :meth:`freeze`.
+    """
+
+    reads_present: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = False
+
+    def forward(self, images: Tensor, present: Sequence[int] | None = None) -> SegmenterOutput:
+        """Segment images.
+
+        Args:
+            images: ``[M', B, 3, H, W]``, normalised floats; H and W multiples of 32.
+            present: positions of the M' modalities among those of the run, ascending; None: all.
+        """
+        raise NotImplementedError
+
+    def logits_of_subsets(
+        self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str = "drop"
+    ) -> Iterator[Tensor]:
+        """Logits ``[B, K, h_1, w_1]`` with the modalities of one subset after the other.
+
+        By default one forward pass each; a model whose fusion allows it encodes each image once.
+
+        Args:
+            images: ``[M, B, 3, H, W]`` of all modalities.
+            subsets: positions of the modalities that are there.
+            missing: ``drop`` leaves the others out, ``zero`` replaces them by images of zeros.
+        """
+        for positions in subsets:
+            rows = list(positions)
+            if missing == "zero":
+                kept = torch.zeros_like(images)
+                kept[rows] = images[rows]
+                yield self(kept).logits
+            else:
+                yield self(images[rows], tuple(positions)).logits
+
+    def units(self) -> list[nn.Module]:
+        """Modules that are compiled and sharded one by one, each called as a whole with tensors.
+
+        Nothing in them is random or waits for the device. None by default: then nothing is
+        compiled, and all parameters are sharded as one group.
+        """
+        return []
+
+    def reduced_modules(self) -> list[nn.Module]:
+        """Modules whose own parameters may have the short dtype of a step.
+
+        By default all but normalisations with running statistics.
+        """
+        return [m for m in self.modules() if getattr(m, "running_mean", None) is None]
+
+    def recompute(self, on: bool) -> None:
+        """Compute activations again in the backward pass instead of keeping them, or not.
+
+        Raises:
+            ConfigError: the model cannot.
+        """
+        if on:
+            raise ConfigError(
+                f"{type(self).__name__} cannot compute activations again: leave out "
+                "--model.checkpointing"
+            )
+
+    def attention_levels(self, images: int, side: int) -> list[AttentionLevel]:
+        """Attention layers whose kernel may be chosen by measurement; none by default.
+
+        Args:
+            images: of one call, all modalities together.
+            side: of an image, in pixels.
+        """
+        return []
+
+    def modality_parameters(self, modality: str) -> list[nn.Parameter]:
+        """Parameters that serve one modality alone, by its name; none by default: all share all."""
+        return []
+
+    def load_encoder(self, path: Path) -> object:
+        """Set the encoder from a file of published weights; what it returns says what was done.
+
+        Raises:
+            ConfigError: the model knows no such files.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} knows no files of encoder weights: leave out --model.weights"
+        )
+
+    def freeze(self, dtype: torch.dtype = torch.float32) -> Segmenter:
+        """Make this network a constant, in place: evaluation mode, no gradients.
+
+        Weights are kept in ``dtype``, which the images have to have then. It cannot be trained or
+        loaded into any more, and freezing it again changes nothing.
+        """
+        if not self.frozen:
+            self.frozen = True
+            self.eval().requires_grad_(False)
+            self.make_constant(dtype)
+        return self
+
+    def make_constant(self, dtype: torch.dtype) -> None:
+        """Compute once what does not depend on the input, for :meth:`freeze`."""
+        self.to(dtype)
+
+    def constants(self) -> list[Tensor]:
+        """What :meth:`make_constant` has made, beside parameters and buffers."""
+        return []

@@ -1,0 +1,72 @@
+"""The models by name of their backbone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..errors import ConfigError
+from .interface import Segmenter
+from .mit import BACKBONES
+from .segformer import SegFormer
+
+
+class Builder(Protocol):
+    """Makes a model with random weights, drawn from torch's generator, on the CPU."""
+
+    def __call__(
+        self,
+        backbone: str,
+        num_classes: int,
+        modalities: Sequence[str],
+        *,
+        embed_dim: int,
+        dropout: float,
+        drop_path: float,
+        norm_momentum: float,
+    ) -> Segmenter:
+        """Build it.
+
+        Args:
+            backbone: name under which the model is registered.
+            num_classes: K.
+            modalities: names of the M modalities of the run.
+            embed_dim: width of the head.
+            dropout: probability that a channel before the classifier is dropped in training.
+            drop_path: stochastic depth of the encoder's last block.
+            norm_momentum: share of the newest batch in BatchNorm statistics.
+        """
+        ...
+
+
+def _segformer(
+    backbone: str, num_classes: int, modalities: Sequence[str], *, embed_dim: int,
+    dropout: float, drop_path: float, norm_momentum: float,
+) -> Segmenter:  # fmt: skip
+    """M-SegFormer: all modalities share the encoder, whichever and however many they are."""
+    return SegFormer(
+        backbone, num_classes, embed_dim=embed_dim, dropout=dropout, drop_path=drop_path,
+        norm_momentum=norm_momentum,
+    )  # fmt: skip
+
+
+MODELS: dict[str, Builder] = dict.fromkeys(BACKBONES, _segformer)
+
+
+def register_backbone(name: str, builder: Builder) -> None:
+    """Make a model known under the name of its backbone, for ``--model.backbone``."""
+    MODELS[name] = builder
+
+
+def model_builder(name: str) -> Builder:
+    """The model registered as ``name``.
+
+    Raises:
+        ConfigError: there is no such model; the message suggests the nearest name.
+    """
+    if name not in MODELS:
+        nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+        known = ", ".join(MODELS)
+        raise ConfigError(f"unknown backbone {name!r}, did you mean {nearest!r}? Known: {known}")
+    return MODELS[name]
