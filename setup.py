@@ -32,6 +32,7 @@ setup(
         "fastseg.pipelines.catalogue",
         "fastseg.pipelines.projection",
         "fastseg.pipelines.synthetic",
+        "fastseg.pipelines.tools",
     ],
     package_dir={
         "fastseg": "fastseg",

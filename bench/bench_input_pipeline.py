@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = options.root or ROOT / "data" / f"bench-{options.side}"
     from bench import report
     from fastseg.host import keep_freed_memory
-    from fastseg.pipelines.pool import usable_cpus
+    from fastseg.pipelines.tools.process_pool import usable_cpus
 
     keep_freed_memory()
     threads = torch.get_num_threads()

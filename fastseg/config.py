@@ -20,7 +20,7 @@ from fastseg.models import BACKBONES
 from fastseg.optim import OptimConfig
 from fastseg.parallel import ParallelConfig
 from fastseg.pipelines import DataConfig
-from fastseg.pipelines.settings import (
+from fastseg.pipelines.tools.settings import (
     Count,
     Natural,
     Range,

@@ -23,8 +23,8 @@ from fastseg.pipelines.check import check_dataset, summarise
 from fastseg.pipelines.files import Missing, find_sample, list_split
 from fastseg.pipelines.pack import pack_split
 from fastseg.pipelines.packed import packed_folder
-from fastseg.pipelines.settings import Range, Workers, check_fields
 from fastseg.pipelines.statistics import measure
+from fastseg.pipelines.tools.settings import Range, Workers, check_fields
 
 
 @dataclass(frozen=True)

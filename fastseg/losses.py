@@ -11,7 +11,7 @@ from torch import Tensor
 from fastseg import kernels
 from fastseg.draws import Draws
 from fastseg.models import SegFormerOutput
-from fastseg.pipelines.settings import Fraction, Range, check_fields
+from fastseg.pipelines.tools.settings import Fraction, Range, check_fields
 from fastseg.schedule import Stage
 
 

@@ -7,7 +7,14 @@ from typing import Annotated, Literal, get_args
 
 import numpy as np
 
-from fastseg.pipelines.settings import Fraction, Natural, NotNegative, Positive, Range, check_fields
+from fastseg.pipelines.tools.settings import (
+    Fraction,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    check_fields,
+)
 
 _MOST_EPOCHS = 10**6
 

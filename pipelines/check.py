@@ -15,11 +15,11 @@ from .errors import DataError
 from .files import Gap, SplitFiles, beside, scan_split
 from .images import Pixels
 from .layout import case_of, conditions_of
-from .pool import bar, each
 from .raw import read_events, read_points, read_polar
 from .samples import read_label
 from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 from .synthetic import shown_name
+from .tools.process_pool import bar, each
 
 LISTED = 20
 """Findings of a kind that a summary prints."""

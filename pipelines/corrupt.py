@@ -25,11 +25,11 @@ from .decode import resampled
 from .errors import DataError
 from .files import SplitFiles
 from .geometry import Geometry
-from .names import name_bytes
 from .native import Array
 from .order import CORRUPTION, uniforms, words
 from .resample import resize
 from .spec import ModalitySpec
+from .tools.names import name_bytes
 
 Reader = Callable[[int, ModalitySpec, tuple[int, ...]], Array]
 """Sample number, modality and size to an image ``[3, H, W]``."""

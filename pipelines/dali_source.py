@@ -23,9 +23,9 @@ from .files import SplitFiles
 from .geometry import Geometry
 from .images import check_header, decode_ids
 from .plan import Plan
-from .reading import read_bytes
 from .samples import SampleReader, blank
 from .spec import ModalitySpec
+from .tools.reading import read_bytes
 
 Input = NDArray[Any]
 Size = tuple[int, int]

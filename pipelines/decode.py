@@ -15,8 +15,8 @@ from .arrays import read_array
 from .errors import DataError
 from .geometry import Axis
 from .images import Pixels, decode_ids, decode_image, refuse_lossy
-from .reading import read_bytes
 from .spec import ILLEGAL, DatasetSpec, ModalitySpec
+from .tools.reading import read_bytes
 
 Array = NDArray[Any]
 """uint8 or uint16 codes, or float32 values."""

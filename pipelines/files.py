@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import DataError
-from .folders import matching, refuse_closed
 from .layout import case_of, conditions_of, relative_path, sample_in_line, sample_of, wildcard
-from .names import name_bytes
-from .reading import check_regular
 from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
+from .tools.folders import matching, refuse_closed
+from .tools.names import name_bytes
+from .tools.reading import check_regular
 
 Missing = Literal["error", "zero", "skip"]
 

@@ -13,8 +13,8 @@ from .decode import check_width, wrong_size
 from .errors import DataError
 from .files import SplitFiles
 from .images import check_header
-from .reading import read_bytes, read_ends
 from .spec import FileSpec, ModalitySpec
+from .tools.reading import read_bytes, read_ends
 
 _HEAD, _TAIL = 1 << 16, 1 << 10
 """Bytes of a file that are read from its beginning and its end."""

@@ -17,9 +17,6 @@ import numpy as np
 from .errors import DataError
 from .files import SplitFiles
 from .native import Array
-from .pool import bar, usable_cpus
-from .prefetch import ThreadPrefetcher
-from .reading import read_bytes
 from .samples import FileStore
 from .shards import (
     PackedSample,
@@ -32,7 +29,10 @@ from .shards import (
     source_paths,
     source_state,
 )
-from .storage import write_whole
+from .tools.prefetch import ThreadPrefetcher
+from .tools.process_pool import bar, usable_cpus
+from .tools.reading import read_bytes
+from .tools.whole_files import write_whole
 
 _ALIGNMENT = 64
 """Arrays start at multiples of this many bytes."""

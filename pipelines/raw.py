@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import DataError
 from .images import decode_image
-from .reading import check_regular, read_bytes
+from .tools.reading import check_regular, read_bytes
 
 POINT_FIELDS = ("x", "y", "z", "intensity", "ring", "timestamp")
 """Columns of a LiDAR file: metres (front, left, up), 0..255, number, seconds."""

@@ -19,8 +19,8 @@ from typing import Any
 
 from .errors import DataError
 from .files import SplitFiles
-from .names import local, portable
 from .spec import DatasetSpec, ModalitySpec
+from .tools.names import local, portable
 
 _FORMAT = 1
 _DECODERS = 1

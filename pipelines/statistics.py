@@ -17,10 +17,10 @@ import numpy as np
 
 from .decode import Array, decode_modality
 from .files import SplitFiles
-from .pool import bar, each
 from .samples import read_label
 from .spec import ModalitySpec
 from .synthetic import shown_name
+from .tools.process_pool import bar, each
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from .errors import DataError
 from .noise import finisher, noisy
 from .normalise import Normaliser
 from .plan import Plan
-from .prefetch import ThreadPrefetcher
 from .samples import Sample, SampleReader, render
-from .workers import cannot_start, obey_parent_only, stop_signals_blocked, worker_fault
+from .tools.prefetch import ThreadPrefetcher
+from .tools.workers import cannot_start, obey_parent_only, stop_signals_blocked, worker_fault
 
 _PREFETCH = 2
 """Batches that are prepared ahead, per worker."""

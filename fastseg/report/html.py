@@ -26,7 +26,7 @@ def write_report(path: Path, report: RunReport) -> None:
     whole or not at all; the page comes last.
     """
     # the pipelines bring torch, which whoever only reads results does without
-    from ..pipelines.names import readable
+    from ..pipelines.tools.names import readable
 
     write_figures(path.parent / "figures", report)
     write_whole(path, readable(render(report)).encode())

@@ -53,7 +53,9 @@ PRINTED_BY = {
     "pipelines/packed.py": TRAIN | SCORE,
     "pipelines/plan.py": TRAIN | SCORE,
     # training renders scenes, too; the option's text says whose it is
-    "pipelines/pool.py": {f"fastseg.data {n}" for n in ("check", "stats", "prepare", "synthetic")},
+    "pipelines/tools/process_pool.py": {
+        f"fastseg.data {n}" for n in ("check", "stats", "prepare", "synthetic")
+    },
     "pipelines/projection/": PREPARE,
     "pipelines/synthetic/": TRAIN | {"fastseg.data synthetic"},
 }

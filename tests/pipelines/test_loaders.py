@@ -20,7 +20,7 @@ from fastseg.pipelines.catalogue import get_dataset
 from fastseg.pipelines.files import list_split
 from fastseg.pipelines.pack import pack_split
 from fastseg.pipelines.packed import packed_folder
-from fastseg.pipelines.prefetch import ThreadPrefetcher
+from fastseg.pipelines.tools.prefetch import ThreadPrefetcher
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

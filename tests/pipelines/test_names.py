@@ -16,8 +16,8 @@ from fastseg.contact_sheet import draw_sheet
 from fastseg.pipelines import CorruptionConfig, DataConfig, DataError, build_loader, get_dataset
 from fastseg.pipelines.check import check_dataset
 from fastseg.pipelines.files import list_split
-from fastseg.pipelines.names import local, name_bytes, portable, readable
 from fastseg.pipelines.projection.calibration import read_json
+from fastseg.pipelines.tools.names import local, name_bytes, portable, readable
 
 REPO = Path(__file__).parents[2]
 DELIVER, MCUBES = get_dataset("deliver"), get_dataset("mcubes")

@@ -18,8 +18,8 @@ from fastseg.pipelines.pack import pack_split
 from fastseg.pipelines.projection.calibration import read_json
 from fastseg.pipelines.projection.motion import read_gnss
 from fastseg.pipelines.raw import read_events
-from fastseg.pipelines.reading import read_bytes
-from fastseg.pipelines.transfer import fetch, unpack
+from fastseg.pipelines.tools.download import fetch, unpack
+from fastseg.pipelines.tools.reading import read_bytes
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from fastseg import data
-from fastseg.pipelines import DataError, transfer
-from fastseg.pipelines.transfer import fetch, unpack
+from fastseg.pipelines import DataError
+from fastseg.pipelines.tools import download as transfer
+from fastseg.pipelines.tools.download import fetch, unpack
 
 CONTENT = {"set/img/a.png": b"first" * 50, "set/img/b.png": b"second", "set/empty.txt": b""}
 

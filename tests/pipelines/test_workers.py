@@ -16,8 +16,8 @@ import torch
 
 from fastseg import cli
 from fastseg.pipelines import DataConfig, DataError, torch_loader
-from fastseg.pipelines.pool import each
-from fastseg.pipelines.workers import worker_fault
+from fastseg.pipelines.tools.process_pool import each
+from fastseg.pipelines.tools.workers import worker_fault
 
 REPO = Path(__file__).parents[2]
 LOAD = """
@@ -116,7 +116,7 @@ def test_a_killed_process_of_a_pool_is_one_message() -> None:
 
 POOL = """
 import signal, time
-from fastseg.pipelines.pool import each
+from fastseg.pipelines.tools.process_pool import each
 def dawdle(item):
     time.sleep(0.02)
     return item

@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import urlsplit
 
-from .errors import DataError
-from .pool import bar
+from ..errors import DataError
+from .process_pool import bar
 from .reading import check_regular
 
 _BLOCK = 1 << 20

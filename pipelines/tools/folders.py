@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fnmatch import translate
 from pathlib import Path
 
-from .errors import DataError
+from ..errors import DataError
 
 
 def matching(root: Path, pattern: str) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""What knows nothing of data sets: settings, names, files, processes, random numbers."""
