@@ -30,6 +30,7 @@ setup(
         "fastseg.kernels.reference",
         "fastseg.pipelines",
         "fastseg.pipelines.catalogue",
+        "fastseg.pipelines.native",
         "fastseg.pipelines.projection",
         "fastseg.pipelines.synthetic",
         "fastseg.pipelines.tools",
@@ -39,7 +40,7 @@ setup(
         "fastseg.kernels": "kernels",
         "fastseg.pipelines": "pipelines",
     },
-    package_data={"fastseg": ["py.typed"], "fastseg.pipelines": ["*.c"]},
+    package_data={"fastseg": ["py.typed"], "fastseg.pipelines.native": ["*.c"]},
     # apex is not listed on purpose: the name on PyPI belongs to another project
     install_requires=[
         "torch>=2.10",

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import native
 from .config import DataConfig
-from .native import Array
+from .native import build as native
+from .native.build import Array
 from .order import LOOKS, sample_uniforms
 from .spec import ModalitySpec
 

@@ -25,7 +25,7 @@ from .decode import resampled
 from .errors import DataError
 from .files import SplitFiles
 from .geometry import Geometry
-from .native import Array
+from .native.build import Array
 from .order import CORRUPTION, uniforms, words
 from .resample import resize
 from .spec import ModalitySpec

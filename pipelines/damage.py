@@ -8,7 +8,7 @@ from typing import TypeVar
 from .corrupt import Reader
 from .errors import DataError
 from .files import SplitFiles
-from .native import Array
+from .native.build import Array
 from .spec import ModalitySpec
 
 Result = TypeVar("Result")

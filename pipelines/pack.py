@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import DataError
 from .files import SplitFiles
-from .native import Array
+from .native.build import Array
 from .samples import FileStore
 from .shards import (
     PackedSample,

@@ -14,7 +14,7 @@ import numpy as np
 from .errors import DataError
 from .files import SplitFiles
 from .images import Pixels
-from .native import Array
+from .native.build import Array
 from .shards import (
     PackedSample,
     Shard,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import native
 from .geometry import Axis, Geometry
-from .native import Array, Functions
+from .native import build as native
+from .native.build import Array, Functions
 from .spec import Interpolation
 
 _DTYPES = ("uint8", "uint16", "float32")

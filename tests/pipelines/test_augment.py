@@ -12,10 +12,11 @@ import torch
 from both import LOADERS, needs_dali
 from torch.nn import functional as F
 
-from fastseg.pipelines import DataConfig, Loader, augment, get_dataset, native
+from fastseg.pipelines import DataConfig, Loader, augment, get_dataset
 from fastseg.pipelines.augment import Looks, blur, compiled, draw_looks, gaussian, jitter
 from fastseg.pipelines.files import list_split
 from fastseg.pipelines.geometry import draw, train_geometry
+from fastseg.pipelines.native import build as native
 from fastseg.pipelines.samples import SampleReader
 
 needs_compiler = pytest.mark.skipif(compiled() is None, reason=f"no C: {native.library()[1]}")
