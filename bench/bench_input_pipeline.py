@@ -118,7 +118,7 @@ def make_data(root: Path, side: int) -> None:
     from PIL import Image
 
     from fastseg.pipelines import get_dataset
-    from fastseg.pipelines.files import list_split
+    from fastseg.pipelines.datasets.split_files import list_split
     from fastseg.pipelines.pack import pack_split
     from fastseg.pipelines.packed import packed_folder
     from fastseg.pipelines.synthetic import SyntheticConfig, generate
@@ -264,7 +264,7 @@ def runner(loader: Any, output: str) -> Callable[[int, int], None]:
 def plan_of(config: Any) -> Any:
     """The plan that fastseg's loaders follow."""
     from fastseg.pipelines import get_dataset
-    from fastseg.pipelines.files import list_split
+    from fastseg.pipelines.datasets.split_files import list_split
     from fastseg.pipelines.order import TrainOrder
     from fastseg.pipelines.plan import Plan
 

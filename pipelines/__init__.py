@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from .batch import Batch, Loader
-from .catalogue import get_dataset
 from .config import CorruptionConfig, DataConfig
+from .datasets.catalogue import get_dataset
+from .datasets.spec import DatasetSpec, ModalitySpec
 from .errors import DataError
-from .spec import DatasetSpec, ModalitySpec
 
 if TYPE_CHECKING:
     from .build import build_loader

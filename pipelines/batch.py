@@ -12,7 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .damage import Damage
-    from .files import SplitFiles
+    from .datasets.split_files import SplitFiles
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from os.path import lexists
 from pathlib import Path
 
 from .coverage import label_fault, train_ids
+from .datasets.path_templates import case_of, conditions_of
+from .datasets.spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
+from .datasets.split_files import Gap, SplitFiles, beside, scan_split
 from .decode import Array, decode_modality, wrong_size
 from .errors import DataError
-from .files import Gap, SplitFiles, beside, scan_split
 from .images import Pixels
-from .layout import case_of, conditions_of
 from .raw import read_events, read_points, read_polar
 from .samples import read_label
-from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 from .synthetic import shown_name
 from .tools.process_pool import bar, each
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from .spec import Sensor
+from .datasets.spec import Sensor
 from .tools.settings import (
     Count,
     Fraction,

@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import FAULTS, CorruptionConfig
+from .datasets.spec import ModalitySpec
+from .datasets.split_files import SplitFiles
 from .decode import resampled
 from .errors import DataError
-from .files import SplitFiles
 from .geometry import Geometry
 from .native.build import Array
 from .order import CORRUPTION, uniforms, words
 from .resample import resize
-from .spec import ModalitySpec
 from .tools.names import name_bytes
 
 Reader = Callable[[int, ModalitySpec, tuple[int, ...]], Array]

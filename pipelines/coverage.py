@@ -7,11 +7,11 @@ from contextlib import suppress
 
 import numpy as np
 
+from .datasets.spec import DatasetSpec
+from .datasets.split_files import SplitFiles
 from .errors import DataError
-from .files import SplitFiles
 from .images import Pixels
 from .samples import Store
-from .spec import DatasetSpec
 
 _SAMPLES = 64
 """Labels that are looked at before training, at most."""

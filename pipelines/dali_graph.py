@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from .augment import Augmenter, Looks
 from .dali_source import Port, Source
+from .datasets.spec import ModalitySpec
 from .decode import label_tables
 from .plan import Plan
-from .spec import ModalitySpec
 
 
 def build_pipeline(plan: Plan, steps: range, device_id: int | None) -> Any:

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from . import png
 from .augment import Augmenter, is_photo
 from .corrupt import Corruptor
+from .datasets.spec import ModalitySpec
+from .datasets.split_files import SplitFiles
 from .decode import check_width, resampled, wrong_size
-from .files import SplitFiles
 from .geometry import Geometry
 from .images import check_header, decode_ids
 from .plan import Plan
 from .samples import SampleReader, blank
-from .spec import ModalitySpec
 from .tools.reading import read_bytes
 
 Input = NDArray[Any]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .corrupt import Reader
+from .datasets.spec import ModalitySpec
+from .datasets.split_files import SplitFiles
 from .errors import DataError
-from .files import SplitFiles
 from .native.build import Array
-from .spec import ModalitySpec
 
 Result = TypeVar("Result")
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .arrays import read_array
+from .datasets.spec import ILLEGAL, DatasetSpec, ModalitySpec
 from .errors import DataError
 from .geometry import Axis
 from .images import Pixels, decode_ids, decode_image, refuse_lossy
-from .spec import ILLEGAL, DatasetSpec, ModalitySpec
 from .tools.reading import read_bytes
 
 Array = NDArray[Any]

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 from . import png
 from .arrays import read_array
+from .datasets.spec import FileSpec, ModalitySpec
+from .datasets.split_files import SplitFiles
 from .decode import check_width, wrong_size
 from .errors import DataError
-from .files import SplitFiles
 from .images import check_header
-from .spec import FileSpec, ModalitySpec
 from .tools.reading import read_bytes, read_ends
 
 _HEAD, _TAIL = 1 << 16, 1 << 10

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .config import Layout
-from .spec import ModalitySpec
+from .datasets.spec import ModalitySpec
 
 
 class Normaliser:

@@ -14,8 +14,8 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
+from .datasets.split_files import SplitFiles
 from .errors import DataError
-from .files import SplitFiles
 from .native.build import Array
 from .samples import FileStore
 from .shards import (

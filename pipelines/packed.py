@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .datasets.spec import DatasetSpec, ModalitySpec
+from .datasets.split_files import SplitFiles
 from .errors import DataError
-from .files import SplitFiles
 from .images import Pixels
 from .native.build import Array
 from .shards import (
@@ -24,7 +25,6 @@ from .shards import (
     source_paths,
     source_state,
 )
-from .spec import DatasetSpec, ModalitySpec
 
 
 def packed_folder(root: Path, spec: DatasetSpec) -> Path:

@@ -13,8 +13,8 @@ from .augment import Looks, draw_looks
 from .config import CorruptionConfig, DataConfig
 from .coverage import label_warning
 from .damage import Damage
+from .datasets.split_files import SplitFiles
 from .errors import DataError
-from .files import SplitFiles
 from .geometry import Geometry, draw, eval_geometry, train_geometry
 from .headers import check_files
 from .order import FixedOrder, Order, TrainOrder

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .datasets.spec import Interpolation
 from .geometry import Axis, Geometry
 from .native import build as native
 from .native.build import Array, Functions
-from .spec import Interpolation
 
 _DTYPES = ("uint8", "uint16", "float32")
 

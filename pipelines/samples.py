@@ -9,13 +9,13 @@ from typing import Protocol
 import numpy as np
 
 from .augment import Augmenter, is_photo
+from .datasets.spec import ModalitySpec
+from .datasets.split_files import SplitFiles
 from .decode import Array, decode_label, decode_modality, resampled, wrong_size
-from .files import SplitFiles
 from .geometry import Geometry
 from .headers import label_size
 from .images import Pixels
 from .resample import Resampler, compiled, resize
-from .spec import ModalitySpec
 
 
 @dataclass(frozen=True)

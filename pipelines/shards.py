@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .datasets.spec import DatasetSpec, ModalitySpec
+from .datasets.split_files import SplitFiles
 from .errors import DataError
-from .files import SplitFiles
-from .spec import DatasetSpec, ModalitySpec
 from .tools.names import local, portable
 
 _FORMAT = 1

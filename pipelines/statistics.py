@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from .datasets.spec import ModalitySpec
+from .datasets.split_files import SplitFiles
 from .decode import Array, decode_modality
-from .files import SplitFiles
 from .samples import read_label
-from .spec import ModalitySpec
 from .synthetic import shown_name
 from .tools.process_pool import bar, each
 

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from ..catalogue.muses import PROJECTED, SENSORS
+from ..datasets.catalogue.muses import PROJECTED, SENSORS
+from ..datasets.spec import unknown_name
 from ..errors import DataError
 from ..images import check_header
 from ..raw import import_h5py, read_events, read_points, read_polar
-from ..spec import unknown_name
 from ..tools.process_pool import bar, each
 from ..tools.reading import read_bytes
 from ..tools.settings import Range, Workers, check_fields

@@ -43,12 +43,12 @@ PRINTED_BY = {
     # evaluate takes the cache from the config of its run, which has refused this
     "pipelines/build.py --data.cache": TRAIN,
     # evaluate takes data set and modalities from its run
-    "pipelines/catalogue/kitti360.py": TRAIN | LOOK,
-    "pipelines/catalogue/muses.py --data.dataset": TRAIN | LOOK,
+    "pipelines/datasets/catalogue/kitti360.py": TRAIN | LOOK,
+    "pipelines/datasets/catalogue/muses.py --data.dataset": TRAIN | LOOK,
     "pipelines/check.py": {"fastseg.data check"},
     "pipelines/dali_loader.py": TRAIN | SCORE,
     "pipelines/decode.py": TRAIN | LOOK,
-    "pipelines/files.py": TRAIN | SCORE | LOOK,
+    "pipelines/datasets/split_files.py": TRAIN | SCORE | LOOK,
     "pipelines/pack.py": {"fastseg.data pack"},
     "pipelines/packed.py": TRAIN | SCORE,
     "pipelines/plan.py": TRAIN | SCORE,

@@ -62,7 +62,7 @@ def write_data(folder: Path) -> None:
     import trees
 
     from fastseg.pipelines import get_dataset
-    from fastseg.pipelines.files import list_split
+    from fastseg.pipelines.datasets.split_files import list_split
     from fastseg.pipelines.pack import pack_split
 
     trees.write_deliver(folder / "deliver")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastseg.pipelines import DataConfig, Loader, augment, get_dataset
 from fastseg.pipelines.augment import Looks, blur, compiled, draw_looks, gaussian, jitter
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.geometry import draw, train_geometry
 from fastseg.pipelines.native import build as native
 from fastseg.pipelines.samples import SampleReader

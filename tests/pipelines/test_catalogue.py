@@ -10,9 +10,9 @@ import pytest
 import trees
 
 from fastseg.pipelines import DataConfig, DataError, build_loader, get_dataset
-from fastseg.pipelines.catalogue import DATASETS
-from fastseg.pipelines.files import list_split
-from fastseg.pipelines.layout import relative_path, sample_of
+from fastseg.pipelines.datasets.catalogue import DATASETS
+from fastseg.pipelines.datasets.path_templates import relative_path, sample_of
+from fastseg.pipelines.datasets.split_files import list_split
 
 PATHS = {
     ("deliver", "grey_depth"): "depth/fog/val/MAP_4_point12/157550_depth_front.png",

@@ -16,9 +16,9 @@ from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, DataError, ge
 from fastseg.pipelines import corrupt as faults
 from fastseg.pipelines.corrupt import Corruptor, describe
 from fastseg.pipelines.dali_loader import dali_import_error
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.spec import ModalitySpec
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.samples import FileStore
-from fastseg.pipelines.spec import ModalitySpec
 
 EACH = ("freeze", "low_resolution", "lidar_jitter", "gaussian", "poisson", "shift", "blackout")
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastseg.pipelines import CorruptionConfig, DataConfig, DataError, Loader, get_dataset
 from fastseg.pipelines.dali_loader import dali_import_error
-from fastseg.pipelines.files import list_split, scan_split
+from fastseg.pipelines.datasets.split_files import list_split, scan_split
 from fastseg.pipelines.order import TrainOrder
 from fastseg.pipelines.pack import pack_split
 from fastseg.pipelines.packed import packed_folder

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fastseg.pipelines import DataError, get_dataset
-from fastseg.pipelines.files import list_split
-from fastseg.pipelines.layout import case_of, conditions_of
-from fastseg.pipelines.spec import label_table
+from fastseg.pipelines.datasets.path_templates import case_of, conditions_of
+from fastseg.pipelines.datasets.spec import label_table
+from fastseg.pipelines.datasets.split_files import list_split
 
 DELIVER = get_dataset("deliver")
 

@@ -13,8 +13,8 @@ from both import LOADERS
 from PIL import Image
 
 from fastseg.pipelines import DataConfig, DataError, Loader
-from fastseg.pipelines.catalogue import get_dataset
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.catalogue import get_dataset
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.headers import image_size
 
 

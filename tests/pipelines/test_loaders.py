@@ -16,8 +16,8 @@ from both import LOADERS, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import Batch, DataConfig, DataError, Loader, build, build_loader
-from fastseg.pipelines.catalogue import get_dataset
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.catalogue import get_dataset
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.pack import pack_split
 from fastseg.pipelines.packed import packed_folder
 from fastseg.pipelines.tools.prefetch import ThreadPrefetcher

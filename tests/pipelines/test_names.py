@@ -15,7 +15,7 @@ from fastseg import data
 from fastseg.contact_sheet import draw_sheet
 from fastseg.pipelines import CorruptionConfig, DataConfig, DataError, build_loader, get_dataset
 from fastseg.pipelines.check import check_dataset
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.projection.calibration import read_json
 from fastseg.pipelines.tools.names import local, name_bytes, portable, readable
 
@@ -27,7 +27,7 @@ FINGERPRINT = """
 import sys
 from pathlib import Path
 from fastseg.pipelines import get_dataset
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.split_files import list_split
 print(list_split(get_dataset("deliver"), Path(sys.argv[1]), "val").fingerprint)
 """
 
@@ -143,7 +143,7 @@ CLOSED = """
 import os, sys
 from pathlib import Path
 from fastseg.pipelines import DataError, get_dataset
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.split_files import list_split
 os.seteuid(65534)
 try:
     list_split(get_dataset("deliver"), Path(sys.argv[1]), "val")

@@ -16,7 +16,7 @@ from both import LOADERS, Open
 
 from fastseg import data
 from fastseg.pipelines import Batch, DataConfig, DataError, get_dataset, pack
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.pack import PackReport, pack_split
 from fastseg.pipelines.packed import PackedStore, packed_folder
 from fastseg.pipelines.shards import read_shard

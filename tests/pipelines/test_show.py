@@ -12,7 +12,7 @@ from PIL import Image
 from fastseg import data
 from fastseg.contact_sheet import draw_sheet
 from fastseg.pipelines import get_dataset
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.split_files import list_split
 
 
 def sheet(name: str, root: Path, *modalities: str, index: int = 0) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastseg import data
 from fastseg.pipelines import DataError, get_dataset
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.statistics import measure
 
 

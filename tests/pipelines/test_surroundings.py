@@ -17,7 +17,7 @@ from fastseg import data
 from fastseg import files as engine_files
 from fastseg.pipelines import DataConfig, DataError, build_loader, get_dataset, pack
 from fastseg.pipelines.check import check_dataset
-from fastseg.pipelines.files import list_split
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.tools import whole_files as storage
 
 REPO = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
 
 Interpolation = Literal["bilinear", "nearest"]
 Sensor = Literal["camera", "event", "lidar", "other"]

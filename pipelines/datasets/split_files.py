@@ -13,12 +13,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from .errors import DataError
-from .layout import case_of, conditions_of, relative_path, sample_in_line, sample_of, wildcard
+from ..errors import DataError
+from ..tools.folders import matching, refuse_closed
+from ..tools.names import name_bytes
+from ..tools.reading import check_regular
+from .path_templates import (
+    case_of,
+    conditions_of,
+    relative_path,
+    sample_in_line,
+    sample_of,
+    wildcard,
+)
 from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
-from .tools.folders import matching, refuse_closed
-from .tools.names import name_bytes
-from .tools.reading import check_regular
 
 Missing = Literal["error", "zero", "skip"]
 

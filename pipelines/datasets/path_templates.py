@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 
-from .errors import DataError
+from ..errors import DataError
 from .spec import DatasetSpec, FileSpec
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from .files import SplitFiles
+from .split_files import SplitFiles
 
 _THREADS = 16
 

@@ -1,0 +1,1 @@
+"""What a data set is, and which files its splits consist of."""
