@@ -35,6 +35,7 @@ setup(
         "fastseg.pipelines.projection",
         "fastseg.pipelines.synthetic",
         "fastseg.pipelines.tools",
+        "fastseg.pipelines.transform",
     ],
     package_dir={
         "fastseg": "fastseg",

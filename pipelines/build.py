@@ -15,13 +15,13 @@ from .datasets.catalogue import get_dataset
 from .datasets.spec import DatasetSpec
 from .datasets.split_files import SplitFiles, list_split
 from .errors import DataError
-from .geometry import eval_geometry
 from .headers import in_threads
 from .order import EvalOrder, Order, TrainOrder
 from .packed import PackedStore, packed_folder
 from .plan import Plan
 from .samples import FileStore, SampleReader, Store
 from .torch_loader import TorchLoader
+from .transform.geometry import eval_geometry
 
 
 def build_loader(

@@ -25,11 +25,11 @@ from .datasets.spec import ModalitySpec
 from .datasets.split_files import SplitFiles
 from .decode import resampled
 from .errors import DataError
-from .geometry import Geometry
 from .native.build import Array
 from .order import CORRUPTION, uniforms, words
-from .resample import resize
 from .tools.names import name_bytes
+from .transform.geometry import Geometry
+from .transform.resample import resize
 
 Reader = Callable[[int, ModalitySpec, tuple[int, ...]], Array]
 """Sample number, modality and size to an image ``[3, H, W]``."""

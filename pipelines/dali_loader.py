@@ -18,9 +18,9 @@ from .batch import Batch
 from .dali_graph import build_pipeline
 from .errors import DataError
 from .noise import finisher, noisy
-from .normalise import Normaliser
 from .plan import Plan
 from .samples import SampleReader
+from .transform.normalise import Normaliser
 
 _OLDEST = (2, 4)
 """The version whose decoders and resizing were compared with the torch loader's."""

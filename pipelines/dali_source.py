@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import png
-from .augment import Augmenter, is_photo
 from .corrupt import Corruptor
 from .datasets.spec import ModalitySpec
 from .datasets.split_files import SplitFiles
 from .decode import check_width, resampled, wrong_size
-from .geometry import Geometry
 from .images import check_header, decode_ids
 from .plan import Plan
 from .samples import SampleReader, blank
 from .tools.reading import read_bytes
+from .transform.geometry import Geometry
+from .transform.photometric import Augmenter, is_photo
 
 Input = NDArray[Any]
 Size = tuple[int, int]

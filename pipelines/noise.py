@@ -19,9 +19,9 @@ from torch import Tensor
 
 from .config import NOISE
 from .corrupt import may_hit, normal_draws, stream_key
-from .normalise import Normaliser, stacked
 from .order import words
 from .plan import Plan
+from .transform.normalise import Normaliser, stacked
 
 _SALT, _PEPPER, _NORMAL = (zlib.crc32(name) for name in (b"salt", b"pepper", b"normal"))
 

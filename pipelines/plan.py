@@ -9,16 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .augment import Looks, draw_looks
 from .config import CorruptionConfig, DataConfig
 from .coverage import label_warning
 from .damage import Damage
 from .datasets.split_files import SplitFiles
 from .errors import DataError
-from .geometry import Geometry, draw, eval_geometry, train_geometry
 from .headers import check_files
 from .order import FixedOrder, Order, TrainOrder
 from .samples import FileStore, Store
+from .transform.geometry import Geometry, draw, eval_geometry, train_geometry
+from .transform.photometric import Looks, draw_looks
 
 
 @dataclass(frozen=True)

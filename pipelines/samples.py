@@ -8,14 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
-from .augment import Augmenter, is_photo
 from .datasets.spec import ModalitySpec
 from .datasets.split_files import SplitFiles
 from .decode import Array, decode_label, decode_modality, resampled, wrong_size
-from .geometry import Geometry
 from .headers import label_size
 from .images import Pixels
-from .resample import Resampler, compiled, resize
+from .transform.geometry import Geometry
+from .transform.photometric import Augmenter, is_photo
+from .transform.resample import Resampler, compiled, resize
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,20 @@ import torch
 from both import LOADERS, needs_dali
 from torch.nn import functional as F
 
-from fastseg.pipelines import DataConfig, Loader, augment, get_dataset
-from fastseg.pipelines.augment import Looks, blur, compiled, draw_looks, gaussian, jitter
+from fastseg.pipelines import DataConfig, Loader, get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
-from fastseg.pipelines.geometry import draw, train_geometry
 from fastseg.pipelines.native import build as native
 from fastseg.pipelines.samples import SampleReader
+from fastseg.pipelines.transform import photometric as augment
+from fastseg.pipelines.transform.geometry import draw, train_geometry
+from fastseg.pipelines.transform.photometric import (
+    Looks,
+    blur,
+    compiled,
+    draw_looks,
+    gaussian,
+    jitter,
+)
 
 needs_compiler = pytest.mark.skipif(compiled() is None, reason=f"no C: {native.library()[1]}")
 FACTORS = [(1.0, 1.0, 1.0), (0.5, 1.5, 0.5), (1.5, 0.5, 1.5), (1.23, 0.77, 1.31), (0.0, 0.3, 0.0)]

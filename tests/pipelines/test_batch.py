@@ -12,7 +12,7 @@ from both import LOADERS
 
 from fastseg.pipelines import Batch, DataConfig, Loader, get_dataset
 from fastseg.pipelines.device import on_device
-from fastseg.pipelines.normalise import Normaliser, _portable
+from fastseg.pipelines.transform.normalise import Normaliser, _portable
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,15 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from fastseg.pipelines.geometry import Axis, Draws, Geometry, draw, eval_geometry, train_geometry
-from fastseg.pipelines.resample import resize_bilinear, resize_nearest
+from fastseg.pipelines.transform.geometry import (
+    Axis,
+    Draws,
+    Geometry,
+    draw,
+    eval_geometry,
+    train_geometry,
+)
+from fastseg.pipelines.transform.resample import resize_bilinear, resize_nearest
 
 SIZES = [(64, 64, 64), (40, 56, 32), (131, 97, 64)]  # height, width, crop
 DRAWS = [

@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 from properties import given, settings, st
 
-from fastseg.pipelines import resample
-from fastseg.pipelines.geometry import Axis, Draws, Geometry, train_geometry
 from fastseg.pipelines.native import build as native
-from fastseg.pipelines.resample import Resampler, compiled, resize_bilinear, resize_nearest
+from fastseg.pipelines.transform import resample
+from fastseg.pipelines.transform.geometry import Axis, Draws, Geometry, train_geometry
+from fastseg.pipelines.transform.resample import (
+    Resampler,
+    compiled,
+    resize_bilinear,
+    resize_nearest,
+)
 
 needs_compiler = pytest.mark.skipif(compiled() is None, reason=f"no C: {native.library()[1]}")
 DTYPES = ("uint8", "uint16", "float32")

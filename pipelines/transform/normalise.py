@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import Layout
-from .datasets.spec import ModalitySpec
+from ..config import Layout
+from ..datasets.spec import ModalitySpec
 
 
 class Normaliser:

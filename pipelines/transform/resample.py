@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .datasets.spec import Interpolation
+from ..datasets.spec import Interpolation
+from ..native import build as native
+from ..native.build import Array, Functions
 from .geometry import Axis, Geometry
-from .native import build as native
-from .native.build import Array, Functions
 
 _DTYPES = ("uint8", "uint16", "float32")
 
