@@ -31,6 +31,7 @@ setup(
         "fastseg.pipelines",
         "fastseg.pipelines.datasets",
         "fastseg.pipelines.datasets.catalogue",
+        "fastseg.pipelines.decode",
         "fastseg.pipelines.native",
         "fastseg.pipelines.projection",
         "fastseg.pipelines.synthetic",

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fastseg.pipelines.datasets.split_files import SplitFiles
-from fastseg.pipelines.decode import decode_modality
+from fastseg.pipelines.decode.by_spec import decode_modality
 from fastseg.pipelines.display import picture, to_values
 from fastseg.pipelines.samples import read_label
 from fastseg.pipelines.synthetic import shown_name

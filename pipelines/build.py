@@ -14,8 +14,8 @@ from .dali_loader import DaliLoader, dali_import_error
 from .datasets.catalogue import get_dataset
 from .datasets.spec import DatasetSpec
 from .datasets.split_files import SplitFiles, list_split
+from .decode.headers import in_threads
 from .errors import DataError
-from .headers import in_threads
 from .order import EvalOrder, Order, TrainOrder
 from .packed import PackedStore, packed_folder
 from .plan import Plan

@@ -13,10 +13,10 @@ from .coverage import label_fault, train_ids
 from .datasets.path_templates import case_of, conditions_of
 from .datasets.spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 from .datasets.split_files import Gap, SplitFiles, beside, scan_split
-from .decode import Array, decode_modality, wrong_size
+from .decode.by_spec import Array, decode_modality, wrong_size
+from .decode.images import Pixels
+from .decode.muses_raw import read_events, read_points, read_polar
 from .errors import DataError
-from .images import Pixels
-from .raw import read_events, read_points, read_polar
 from .samples import read_label
 from .synthetic import shown_name
 from .tools.process_pool import bar, each

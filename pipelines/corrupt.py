@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .config import FAULTS, CorruptionConfig
 from .datasets.spec import ModalitySpec
 from .datasets.split_files import SplitFiles
-from .decode import resampled
+from .decode.by_spec import resampled
 from .errors import DataError
 from .native.build import Array
 from .order import CORRUPTION, uniforms, words

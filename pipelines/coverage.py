@@ -9,8 +9,8 @@ import numpy as np
 
 from .datasets.spec import DatasetSpec
 from .datasets.split_files import SplitFiles
+from .decode.images import Pixels
 from .errors import DataError
-from .images import Pixels
 from .samples import Store
 
 _SAMPLES = 64

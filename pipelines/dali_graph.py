@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .dali_source import Port, Source
 from .datasets.spec import ModalitySpec
-from .decode import label_tables
+from .decode.by_spec import label_tables
 from .plan import Plan
 from .transform.photometric import Augmenter, Looks
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import png
 from .corrupt import Corruptor
 from .datasets.spec import ModalitySpec
 from .datasets.split_files import SplitFiles
-from .decode import check_width, resampled, wrong_size
-from .images import check_header, decode_ids
+from .decode import png
+from .decode.by_spec import check_width, resampled, wrong_size
+from .decode.images import check_header, decode_ids
 from .plan import Plan
 from .samples import SampleReader, blank
 from .tools.reading import read_bytes

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .datasets.spec import ModalitySpec
-from .images import Pixels
+from .decode.images import Pixels
 
 
 def to_values(modality: ModalitySpec, codes: NDArray[Any]) -> NDArray[np.float32]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from .datasets.spec import DatasetSpec, ModalitySpec
 from .datasets.split_files import SplitFiles
+from .decode.images import Pixels
 from .errors import DataError
-from .images import Pixels
 from .native.build import Array
 from .shards import (
     PackedSample,

@@ -13,8 +13,8 @@ from .config import CorruptionConfig, DataConfig
 from .coverage import label_warning
 from .damage import Damage
 from .datasets.split_files import SplitFiles
+from .decode.headers import check_files
 from .errors import DataError
-from .headers import check_files
 from .order import FixedOrder, Order, TrainOrder
 from .samples import FileStore, Store
 from .transform.geometry import Geometry, draw, eval_geometry, train_geometry

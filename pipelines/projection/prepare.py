@@ -11,9 +11,9 @@ from typing import Annotated
 
 from ..datasets.catalogue.muses import PROJECTED, SENSORS
 from ..datasets.spec import unknown_name
+from ..decode.images import check_header
+from ..decode.muses_raw import import_h5py, read_events, read_points, read_polar
 from ..errors import DataError
-from ..images import check_header
-from ..raw import import_h5py, read_events, read_points, read_polar
 from ..tools.process_pool import bar, each
 from ..tools.reading import read_bytes
 from ..tools.settings import Range, Workers, check_fields

@@ -47,7 +47,7 @@ PRINTED_BY = {
     "pipelines/datasets/catalogue/muses.py --data.dataset": TRAIN | LOOK,
     "pipelines/check.py": {"fastseg.data check"},
     "pipelines/dali_loader.py": TRAIN | SCORE,
-    "pipelines/decode.py": TRAIN | LOOK,
+    "pipelines/decode/by_spec.py": TRAIN | LOOK,
     "pipelines/datasets/split_files.py": TRAIN | SCORE | LOOK,
     "pipelines/pack.py": {"fastseg.data pack"},
     "pipelines/packed.py": TRAIN | SCORE,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastseg.pipelines import DataError
-from fastseg.pipelines.arrays import read_array
+from fastseg.pipelines.decode.arrays import read_array
 
 VALUES = np.random.default_rng(0).normal(size=(5, 7, 3)).astype(np.float32)
 

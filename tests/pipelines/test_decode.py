@@ -7,8 +7,9 @@ import pytest
 import trees
 from PIL import Image
 
-from fastseg.pipelines import DataError, get_dataset, images
-from fastseg.pipelines.decode import decode_label, decode_modality
+from fastseg.pipelines import DataError, get_dataset
+from fastseg.pipelines.decode import images
+from fastseg.pipelines.decode.by_spec import decode_label, decode_modality
 
 IMAGE = get_dataset("deliver").modalities[1]
 

@@ -325,7 +325,7 @@ def test_robustseg_stretches_and_survives_a_blank_image(
 
 
 def test_the_background_of_high_bytes_is_58(anyseg_tree: Path) -> None:
-    from fastseg.pipelines.decode import decode_modality
+    from fastseg.pipelines.decode.by_spec import decode_modality
 
     spec = replace(get_dataset("muses-anyseg"), resize=None)
     path = min((anyseg_tree / "lidar/val").rglob("*.png"))

@@ -15,7 +15,7 @@ from PIL import Image
 from fastseg.pipelines import DataConfig, DataError, Loader
 from fastseg.pipelines.datasets.catalogue import get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
-from fastseg.pipelines.headers import image_size
+from fastseg.pipelines.decode.headers import image_size
 
 
 @pytest.fixture

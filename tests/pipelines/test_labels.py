@@ -15,7 +15,7 @@ from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.check import CheckReport, check_dataset, summarise
 from fastseg.pipelines.datasets.catalogue import DATASETS
 from fastseg.pipelines.datasets.split_files import list_split
-from fastseg.pipelines.decode import decode_label
+from fastseg.pipelines.decode.by_spec import decode_label
 from fastseg.pipelines.pack import pack_split
 
 MUSES = get_dataset("muses")

@@ -11,9 +11,10 @@ import trees
 from PIL import Image
 
 from fastseg.pipelines import get_dataset
-from fastseg.pipelines.decode import decode_modality
+from fastseg.pipelines.decode.by_spec import decode_modality
+from fastseg.pipelines.decode.images import decode_image
+from fastseg.pipelines.decode.muses_raw import Events
 from fastseg.pipelines.display import to_values
-from fastseg.pipelines.images import decode_image
 from fastseg.pipelines.projection.calibration import Calibration
 from fastseg.pipelines.projection.encode import encode_counts, encode_values
 from fastseg.pipelines.projection.motion import Twist, compensate
@@ -25,7 +26,6 @@ from fastseg.pipelines.projection.sensors import (
     radar_image,
     radar_points,
 )
-from fastseg.pipelines.raw import Events
 
 SIZE = (108, 192)  # a tenth of the real one: focal length 96, centre (96, 54)
 NOW = trees.EXPOSURE / 1e6

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from ..errors import DataError
+from ..tools.reading import check_regular, read_bytes
 from .images import decode_image
-from .tools.reading import check_regular, read_bytes
 
 POINT_FIELDS = ("x", "y", "z", "intensity", "ring", "timestamp")
 """Columns of a LiDAR file: metres (front, left, up), 0..255, number, seconds."""

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from ..datasets.spec import FileSpec, ModalitySpec
+from ..datasets.split_files import SplitFiles
+from ..errors import DataError
+from ..tools.reading import read_bytes, read_ends
 from . import png
 from .arrays import read_array
-from .datasets.spec import FileSpec, ModalitySpec
-from .datasets.split_files import SplitFiles
-from .decode import check_width, wrong_size
-from .errors import DataError
+from .by_spec import check_width, wrong_size
 from .images import check_header
-from .tools.reading import read_bytes, read_ends
 
 _HEAD, _TAIL = 1 << 16, 1 << 10
 """Bytes of a file that are read from its beginning and its end."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..errors import DataError
 from . import png
-from .errors import DataError
 
 Pixels = NDArray[np.uint8]
 Codes = NDArray[Any]

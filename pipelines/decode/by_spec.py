@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..datasets.spec import ILLEGAL, DatasetSpec, ModalitySpec
+from ..errors import DataError
+from ..tools.reading import read_bytes
+from ..transform.geometry import Axis
 from .arrays import read_array
-from .datasets.spec import ILLEGAL, DatasetSpec, ModalitySpec
-from .errors import DataError
 from .images import Pixels, decode_ids, decode_image, refuse_lossy
-from .tools.reading import read_bytes
-from .transform.geometry import Axis
 
 Array = NDArray[Any]
 """uint8 or uint16 codes, or float32 values."""

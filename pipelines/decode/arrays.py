@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from .errors import DataError
+from ..errors import DataError
 
 _LARGEST = 1 << 30
 """Bytes that a member of an NPZ file may unpack to."""
