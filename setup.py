@@ -32,6 +32,7 @@ setup(
         "fastseg.pipelines.datasets",
         "fastseg.pipelines.datasets.catalogue",
         "fastseg.pipelines.decode",
+        "fastseg.pipelines.faults",
         "fastseg.pipelines.native",
         "fastseg.pipelines.projection",
         "fastseg.pipelines.synthetic",

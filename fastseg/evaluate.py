@@ -19,7 +19,7 @@ from fastseg.context import RunContext
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.host import keep_freed_memory
 from fastseg.pipelines import CorruptionConfig, DataConfig
-from fastseg.pipelines.corrupt import describe
+from fastseg.pipelines.faults.sensor_faults import describe
 from fastseg.pipelines.tools.settings import Count, Side, Workers, check_fields
 from fastseg.precision import Precision
 from fastseg.ranks import choose_device

@@ -9,13 +9,13 @@ import torch
 
 from .batch import Loader
 from .config import DataConfig
-from .corrupt import check_corruption
 from .dali_loader import DaliLoader, dali_import_error
 from .datasets.catalogue import get_dataset
 from .datasets.spec import DatasetSpec
 from .datasets.split_files import SplitFiles, list_split
 from .decode.headers import in_threads
 from .errors import DataError
+from .faults.sensor_faults import check_corruption
 from .order import EvalOrder, Order, TrainOrder
 from .packed import PackedStore, packed_folder
 from .plan import Plan

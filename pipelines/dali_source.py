@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .corrupt import Corruptor
 from .datasets.spec import ModalitySpec
 from .datasets.split_files import SplitFiles
 from .decode import png
 from .decode.by_spec import check_width, resampled, wrong_size
 from .decode.images import check_header, decode_ids
+from .faults.sensor_faults import Corruptor
 from .plan import Plan
 from .samples import SampleReader, blank
 from .tools.reading import read_bytes

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from .corrupt import Reader
 from .datasets.spec import ModalitySpec
 from .datasets.split_files import SplitFiles
 from .errors import DataError
+from .faults.sensor_faults import Reader
 from .native.build import Array
 
 Result = TypeVar("Result")

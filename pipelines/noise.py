@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import NOISE
-from .corrupt import may_hit, normal_draws, stream_key
+from .faults.sensor_faults import may_hit, normal_draws, stream_key
 from .order import words
 from .plan import Plan
 from .transform.normalise import Normaliser, stacked

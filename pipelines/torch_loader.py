@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .batch import Batch
-from .corrupt import Corruptor
 from .errors import DataError
+from .faults.sensor_faults import Corruptor
 from .noise import finisher, noisy
 from .plan import Plan
 from .samples import Sample, SampleReader, render

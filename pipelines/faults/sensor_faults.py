@@ -20,16 +20,16 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import FAULTS, CorruptionConfig
-from .datasets.spec import ModalitySpec
-from .datasets.split_files import SplitFiles
-from .decode.by_spec import resampled
-from .errors import DataError
-from .native.build import Array
-from .order import CORRUPTION, uniforms, words
-from .tools.names import name_bytes
-from .transform.geometry import Geometry
-from .transform.resample import resize
+from ..config import FAULTS, CorruptionConfig
+from ..datasets.spec import ModalitySpec
+from ..datasets.split_files import SplitFiles
+from ..decode.by_spec import resampled
+from ..errors import DataError
+from ..native.build import Array
+from ..order import CORRUPTION, uniforms, words
+from ..tools.names import name_bytes
+from ..transform.geometry import Geometry
+from ..transform.resample import resize
 
 Reader = Callable[[int, ModalitySpec, tuple[int, ...]], Array]
 """Sample number, modality and size to an image ``[3, H, W]``."""
