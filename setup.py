@@ -33,6 +33,8 @@ setup(
         "fastseg.pipelines.datasets.catalogue",
         "fastseg.pipelines.decode",
         "fastseg.pipelines.faults",
+        "fastseg.pipelines.loaders",
+        "fastseg.pipelines.loaders.dali",
         "fastseg.pipelines.native",
         "fastseg.pipelines.projection",
         "fastseg.pipelines.synthetic",

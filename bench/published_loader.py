@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.loaders.plan import Plan
 from fastseg.pipelines.transform.geometry import Draws, draw, train_geometry
 from fastseg.pipelines.transform.photometric import draw_looks
 

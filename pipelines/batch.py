@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .damage import Damage
     from .datasets.split_files import SplitFiles
+    from .loaders.unreadable import Damage
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ import torch
 
 from .batch import Loader
 from .config import DataConfig
-from .dali_loader import DaliLoader, dali_import_error
 from .datasets.catalogue import get_dataset
 from .datasets.spec import DatasetSpec
 from .datasets.split_files import SplitFiles, list_split
 from .decode.headers import in_threads
 from .errors import DataError
 from .faults.sensor_faults import check_corruption
-from .order import EvalOrder, Order, TrainOrder
+from .loaders.dali.loader import DaliLoader, dali_import_error
+from .loaders.order import EvalOrder, Order, TrainOrder
+from .loaders.plan import Plan
+from .loaders.samples import FileStore, SampleReader, Store
+from .loaders.torch_loader import TorchLoader
 from .packed import PackedStore, packed_folder
-from .plan import Plan
-from .samples import FileStore, SampleReader, Store
-from .torch_loader import TorchLoader
 from .transform.geometry import eval_geometry
 
 

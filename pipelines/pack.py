@@ -16,8 +16,8 @@ import numpy as np
 
 from .datasets.split_files import SplitFiles
 from .errors import DataError
+from .loaders.samples import FileStore
 from .native.build import Array
-from .samples import FileStore
 from .shards import (
     PackedSample,
     Place,

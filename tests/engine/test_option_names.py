@@ -46,12 +46,12 @@ PRINTED_BY = {
     "pipelines/datasets/catalogue/kitti360.py": TRAIN | LOOK,
     "pipelines/datasets/catalogue/muses.py --data.dataset": TRAIN | LOOK,
     "pipelines/check.py": {"fastseg.data check"},
-    "pipelines/dali_loader.py": TRAIN | SCORE,
+    "pipelines/loaders/dali/loader.py": TRAIN | SCORE,
     "pipelines/decode/by_spec.py": TRAIN | LOOK,
     "pipelines/datasets/split_files.py": TRAIN | SCORE | LOOK,
     "pipelines/pack.py": {"fastseg.data pack"},
     "pipelines/packed.py": TRAIN | SCORE,
-    "pipelines/plan.py": TRAIN | SCORE,
+    "pipelines/loaders/plan.py": TRAIN | SCORE,
     # training renders scenes, too; the option's text says whose it is
     "pipelines/tools/process_pool.py": {
         f"fastseg.data {n}" for n in ("check", "stats", "prepare", "synthetic")

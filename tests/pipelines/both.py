@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, Loader
-from fastseg.pipelines.dali_loader import dali_import_error
+from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
 needs_dali = pytest.mark.skipif(dali_import_error() is not None, reason="DALI is not installed")
 LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from fastseg.pipelines import DataConfig, Loader, get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
+from fastseg.pipelines.loaders.samples import SampleReader
 from fastseg.pipelines.native import build as native
-from fastseg.pipelines.samples import SampleReader
 from fastseg.pipelines.transform import photometric as augment
 from fastseg.pipelines.transform.geometry import draw, train_geometry
 from fastseg.pipelines.transform.photometric import (

@@ -11,7 +11,7 @@ import torch
 from both import LOADERS
 
 from fastseg.pipelines import Batch, DataConfig, Loader, get_dataset
-from fastseg.pipelines.device import on_device
+from fastseg.pipelines.loaders.to_device import on_device
 from fastseg.pipelines.transform.normalise import Normaliser, _portable
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ from bench import bench_input_pipeline as bench
 from bench import input_tables
 from bench.published_loader import PublishedLoader
 from fastseg.pipelines import Batch, DataConfig, Loader
-from fastseg.pipelines.dali_loader import dali_import_error
-from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.loaders.dali.loader import dali_import_error
+from fastseg.pipelines.loaders.plan import Plan
 from fastseg.pipelines.transform.geometry import Axis
 
 STEPS = 12  # three passes over 16 samples: every scene, flipped and not, small and large

@@ -13,12 +13,12 @@ import trees
 from both import LOADERS, Open, corrupted, evaluated, needs_dali
 
 from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, DataError, get_dataset
-from fastseg.pipelines.dali_loader import dali_import_error
 from fastseg.pipelines.datasets.spec import ModalitySpec
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.faults import sensor_faults as faults
 from fastseg.pipelines.faults.sensor_faults import Corruptor, describe
-from fastseg.pipelines.samples import FileStore
+from fastseg.pipelines.loaders.dali.loader import dali_import_error
+from fastseg.pipelines.loaders.samples import FileStore
 
 EACH = ("freeze", "low_resolution", "lidar_jitter", "gaussian", "poisson", "shift", "blackout")
 

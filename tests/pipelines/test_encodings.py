@@ -17,7 +17,7 @@ from trees import chunk, png
 
 from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.check import check_dataset
-from fastseg.pipelines.dali_loader import dali_import_error
+from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
 SIDE = trees.SIDE
 PIXELS = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8)

@@ -14,9 +14,9 @@ from both import LOADERS, Open, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import Batch, DataConfig, DataError, get_dataset
-from fastseg.pipelines.dali_loader import dali_import_error
 from fastseg.pipelines.datasets import catalogue
 from fastseg.pipelines.datasets.split_files import list_split
+from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

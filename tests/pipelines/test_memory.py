@@ -11,7 +11,7 @@ from pathlib import Path
 import memory
 import pytest
 
-from fastseg.pipelines.dali_loader import dali_import_error
+from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
 REPO = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(

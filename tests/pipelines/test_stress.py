@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import stress
 
-from fastseg.pipelines.dali_loader import dali_import_error
+from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali"])

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from fastseg import cli
-from fastseg.pipelines import DataConfig, DataError, torch_loader
+from fastseg.pipelines import DataConfig, DataError
+from fastseg.pipelines.loaders import torch_loader
 from fastseg.pipelines.tools.process_pool import each
 from fastseg.pipelines.tools.workers import worker_fault
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import Batch
-from .dali_graph import build_pipeline
-from .errors import DataError
-from .noise import finisher, noisy
-from .plan import Plan
-from .samples import SampleReader
-from .transform.normalise import Normaliser
+from ...batch import Batch
+from ...errors import DataError
+from ...transform.normalise import Normaliser
+from ..finish import finisher, noisy
+from ..plan import Plan
+from ..samples import SampleReader
+from .graph import build_pipeline
 
 _OLDEST = (2, 4)
 """The version whose decoders and resizing were compared with the torch loader's."""

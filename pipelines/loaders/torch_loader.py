@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .batch import Batch
-from .errors import DataError
-from .faults.sensor_faults import Corruptor
-from .noise import finisher, noisy
+from ..batch import Batch
+from ..errors import DataError
+from ..faults.sensor_faults import Corruptor
+from ..tools.prefetch import ThreadPrefetcher
+from ..tools.workers import cannot_start, obey_parent_only, stop_signals_blocked, worker_fault
+from ..transform.normalise import Normaliser
+from ..transform.photometric import Augmenter
+from .finish import finisher, noisy
 from .plan import Plan
 from .samples import Sample, SampleReader, render
-from .tools.prefetch import ThreadPrefetcher
-from .tools.workers import cannot_start, obey_parent_only, stop_signals_blocked, worker_fault
-from .transform.normalise import Normaliser
-from .transform.photometric import Augmenter
 
 _PREFETCH = 2
 """Batches that are prepared ahead, per worker."""

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .config import NOISE
-from .faults.sensor_faults import may_hit, normal_draws, stream_key
+from ..config import NOISE
+from ..faults.sensor_faults import may_hit, normal_draws, stream_key
+from ..transform.normalise import Normaliser, stacked
 from .order import words
 from .plan import Plan
-from .transform.normalise import Normaliser, stacked
 
 _SALT, _PEPPER, _NORMAL = (zlib.crc32(name) for name in (b"salt", b"pepper", b"normal"))
 

@@ -15,17 +15,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .datasets.spec import ModalitySpec
-from .datasets.split_files import SplitFiles
-from .decode import png
-from .decode.by_spec import check_width, resampled, wrong_size
-from .decode.images import check_header, decode_ids
-from .faults.sensor_faults import Corruptor
-from .plan import Plan
-from .samples import SampleReader, blank
-from .tools.reading import read_bytes
-from .transform.geometry import Geometry
-from .transform.photometric import Augmenter, is_photo
+from ...datasets.spec import ModalitySpec
+from ...datasets.split_files import SplitFiles
+from ...decode import png
+from ...decode.by_spec import check_width, resampled, wrong_size
+from ...decode.images import check_header, decode_ids
+from ...faults.sensor_faults import Corruptor
+from ...tools.reading import read_bytes
+from ...transform.geometry import Geometry
+from ...transform.photometric import Augmenter, is_photo
+from ..plan import Plan
+from ..samples import SampleReader, blank
 
 Input = NDArray[Any]
 Size = tuple[int, int]

@@ -9,16 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .config import CorruptionConfig, DataConfig
-from .coverage import label_warning
-from .damage import Damage
-from .datasets.split_files import SplitFiles
-from .decode.headers import check_files
-from .errors import DataError
+from ..config import CorruptionConfig, DataConfig
+from ..datasets.split_files import SplitFiles
+from ..decode.headers import check_files
+from ..errors import DataError
+from ..transform.geometry import Geometry, draw, eval_geometry, train_geometry
+from ..transform.photometric import Looks, draw_looks
+from .label_coverage import label_warning
 from .order import FixedOrder, Order, TrainOrder
 from .samples import FileStore, Store
-from .transform.geometry import Geometry, draw, eval_geometry, train_geometry
-from .transform.photometric import Looks, draw_looks
+from .unreadable import Damage
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import torch
 
-from .batch import Batch
+from ..batch import Batch
 
 
 def on_device(

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from ..errors import DataError
 
 _PERMUTATION, GEOMETRY, LOOKS, CORRUPTION = range(4)
 """Purpose of a stream, part of its key, so that no two purposes share numbers."""

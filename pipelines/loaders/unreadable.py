@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from .datasets.spec import ModalitySpec
-from .datasets.split_files import SplitFiles
-from .errors import DataError
-from .faults.sensor_faults import Reader
-from .native.build import Array
+from ..datasets.spec import ModalitySpec
+from ..datasets.split_files import SplitFiles
+from ..errors import DataError
+from ..faults.sensor_faults import Reader
+from ..native.build import Array
 
 Result = TypeVar("Result")
 

@@ -7,10 +7,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from .datasets.spec import DatasetSpec
-from .datasets.split_files import SplitFiles
-from .decode.images import Pixels
-from .errors import DataError
+from ..datasets.spec import DatasetSpec
+from ..datasets.split_files import SplitFiles
+from ..decode.images import Pixels
+from ..errors import DataError
 from .samples import Store
 
 _SAMPLES = 64

@@ -8,14 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
-from .datasets.spec import ModalitySpec
-from .datasets.split_files import SplitFiles
-from .decode.by_spec import Array, decode_label, decode_modality, resampled, wrong_size
-from .decode.headers import label_size
-from .decode.images import Pixels
-from .transform.geometry import Geometry
-from .transform.photometric import Augmenter, is_photo
-from .transform.resample import Resampler, compiled, resize
+from ..datasets.spec import ModalitySpec
+from ..datasets.split_files import SplitFiles
+from ..decode.by_spec import Array, decode_label, decode_modality, resampled, wrong_size
+from ..decode.headers import label_size
+from ..decode.images import Pixels
+from ..transform.geometry import Geometry
+from ..transform.photometric import Augmenter, is_photo
+from ..transform.resample import Resampler, compiled, resize
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dali_source import Port, Source
-from .datasets.spec import ModalitySpec
-from .decode.by_spec import label_tables
-from .plan import Plan
-from .transform.photometric import Augmenter, Looks
+from ...datasets.spec import ModalitySpec
+from ...decode.by_spec import label_tables
+from ...transform.photometric import Augmenter, Looks
+from ..plan import Plan
+from .source import Port, Source
 
 
 def build_pipeline(plan: Plan, steps: range, device_id: int | None) -> Any:

@@ -1,0 +1,1 @@
+"""From a plan to batches: which samples, in which order, read by torch or DALI."""
