@@ -29,6 +29,7 @@ setup(
         "fastseg.kernels",
         "fastseg.kernels.reference",
         "fastseg.pipelines",
+        "fastseg.pipelines.cache",
         "fastseg.pipelines.datasets",
         "fastseg.pipelines.datasets.catalogue",
         "fastseg.pipelines.decode",

@@ -118,9 +118,9 @@ def make_data(root: Path, side: int) -> None:
     from PIL import Image
 
     from fastseg.pipelines import get_dataset
+    from fastseg.pipelines.cache.read import packed_folder
+    from fastseg.pipelines.cache.write import pack_split
     from fastseg.pipelines.datasets.split_files import list_split
-    from fastseg.pipelines.pack import pack_split
-    from fastseg.pipelines.packed import packed_folder
     from fastseg.pipelines.synthetic import SyntheticConfig, generate
 
     spec, done = get_dataset("deliver"), root / "labels-rewritten"

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from .batch import Loader
+from .cache.read import PackedStore, packed_folder
 from .config import DataConfig
 from .datasets.catalogue import get_dataset
 from .datasets.spec import DatasetSpec
@@ -20,7 +21,6 @@ from .loaders.order import EvalOrder, Order, TrainOrder
 from .loaders.plan import Plan
 from .loaders.samples import FileStore, SampleReader, Store
 from .loaders.torch_loader import TorchLoader
-from .packed import PackedStore, packed_folder
 from .transform.geometry import eval_geometry
 
 

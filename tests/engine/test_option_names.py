@@ -49,8 +49,8 @@ PRINTED_BY = {
     "pipelines/loaders/dali/loader.py": TRAIN | SCORE,
     "pipelines/decode/by_spec.py": TRAIN | LOOK,
     "pipelines/datasets/split_files.py": TRAIN | SCORE | LOOK,
-    "pipelines/pack.py": {"fastseg.data pack"},
-    "pipelines/packed.py": TRAIN | SCORE,
+    "pipelines/cache/write.py": {"fastseg.data pack"},
+    "pipelines/cache/read.py": TRAIN | SCORE,
     "pipelines/loaders/plan.py": TRAIN | SCORE,
     # training renders scenes, too; the option's text says whose it is
     "pipelines/tools/process_pool.py": {

@@ -62,8 +62,8 @@ def write_data(folder: Path) -> None:
     import trees
 
     from fastseg.pipelines import get_dataset
+    from fastseg.pipelines.cache.write import pack_split
     from fastseg.pipelines.datasets.split_files import list_split
-    from fastseg.pipelines.pack import pack_split
 
     trees.write_deliver(folder / "deliver")
     trees.write_mcubes(folder / "mcubes")

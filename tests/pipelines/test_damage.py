@@ -14,11 +14,11 @@ from both import LOADERS, Open, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import CorruptionConfig, DataConfig, DataError, Loader, get_dataset
+from fastseg.pipelines.cache.read import packed_folder
+from fastseg.pipelines.cache.write import pack_split
 from fastseg.pipelines.datasets.split_files import list_split, scan_split
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 from fastseg.pipelines.loaders.order import TrainOrder
-from fastseg.pipelines.pack import pack_split
-from fastseg.pipelines.packed import packed_folder
 
 WAYS = {
     "in line": {},

@@ -16,10 +16,10 @@ from both import LOADERS, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import Batch, DataConfig, DataError, Loader, build, build_loader
+from fastseg.pipelines.cache.read import packed_folder
+from fastseg.pipelines.cache.write import pack_split
 from fastseg.pipelines.datasets.catalogue import get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
-from fastseg.pipelines.pack import pack_split
-from fastseg.pipelines.packed import packed_folder
 from fastseg.pipelines.tools.prefetch import ThreadPrefetcher
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

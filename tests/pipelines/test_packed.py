@@ -15,11 +15,12 @@ import trees
 from both import LOADERS, Open
 
 from fastseg import data
-from fastseg.pipelines import Batch, DataConfig, DataError, get_dataset, pack
+from fastseg.pipelines import Batch, DataConfig, DataError, get_dataset
+from fastseg.pipelines.cache import write as pack
+from fastseg.pipelines.cache.format import read_shard
+from fastseg.pipelines.cache.read import PackedStore, packed_folder
+from fastseg.pipelines.cache.write import PackReport, pack_split
 from fastseg.pipelines.datasets.split_files import list_split
-from fastseg.pipelines.pack import PackReport, pack_split
-from fastseg.pipelines.packed import PackedStore, packed_folder
-from fastseg.pipelines.shards import read_shard
 
 
 def pack_all(root: Path, dataset: str = "deliver", missing: str = "error") -> Path:

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .datasets.spec import DatasetSpec, ModalitySpec
-from .datasets.split_files import SplitFiles
-from .errors import DataError
-from .tools.names import local, portable
+from ..datasets.spec import DatasetSpec, ModalitySpec
+from ..datasets.split_files import SplitFiles
+from ..errors import DataError
+from ..tools.names import local, portable
 
 _FORMAT = 1
 _DECODERS = 1

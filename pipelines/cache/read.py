@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .datasets.spec import DatasetSpec, ModalitySpec
-from .datasets.split_files import SplitFiles
-from .decode.images import Pixels
-from .errors import DataError
-from .native.build import Array
-from .shards import (
+from ..datasets.spec import DatasetSpec, ModalitySpec
+from ..datasets.split_files import SplitFiles
+from ..decode.images import Pixels
+from ..errors import DataError
+from ..native.build import Array
+from .format import (
     PackedSample,
     Shard,
     read_shard,

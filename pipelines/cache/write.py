@@ -14,11 +14,15 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from .datasets.split_files import SplitFiles
-from .errors import DataError
-from .loaders.samples import FileStore
-from .native.build import Array
-from .shards import (
+from ..datasets.split_files import SplitFiles
+from ..errors import DataError
+from ..loaders.samples import FileStore
+from ..native.build import Array
+from ..tools.prefetch import ThreadPrefetcher
+from ..tools.process_pool import bar, usable_cpus
+from ..tools.reading import read_bytes
+from ..tools.whole_files import write_whole
+from .format import (
     PackedSample,
     Place,
     Shard,
@@ -29,10 +33,6 @@ from .shards import (
     source_paths,
     source_state,
 )
-from .tools.prefetch import ThreadPrefetcher
-from .tools.process_pool import bar, usable_cpus
-from .tools.reading import read_bytes
-from .tools.whole_files import write_whole
 
 _ALIGNMENT = 64
 """Arrays start at multiples of this many bytes."""
