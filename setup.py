@@ -34,6 +34,7 @@ setup(
         "fastseg.pipelines.datasets.catalogue",
         "fastseg.pipelines.decode",
         "fastseg.pipelines.faults",
+        "fastseg.pipelines.inspection",
         "fastseg.pipelines.loaders",
         "fastseg.pipelines.loaders.dali",
         "fastseg.pipelines.native",

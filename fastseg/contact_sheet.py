@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastseg.pipelines.datasets.split_files import SplitFiles
 from fastseg.pipelines.decode.by_spec import decode_modality
-from fastseg.pipelines.display import picture, to_values
+from fastseg.pipelines.inspection.display import picture, to_values
 from fastseg.pipelines.loaders.samples import read_label
 from fastseg.pipelines.synthetic import shown_name
 from fastseg.pipelines.tools.names import readable

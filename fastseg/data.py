@@ -21,9 +21,9 @@ from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.cache.read import packed_folder
 from fastseg.pipelines.cache.write import pack_split
-from fastseg.pipelines.check import check_dataset, summarise
 from fastseg.pipelines.datasets.split_files import Missing, find_sample, list_split
-from fastseg.pipelines.statistics import measure
+from fastseg.pipelines.inspection.check import check_dataset, summarise
+from fastseg.pipelines.inspection.statistics import measure
 from fastseg.pipelines.tools.settings import Range, Workers, check_fields
 
 

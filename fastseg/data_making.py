@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from fastseg.cli import BAD_INPUT
-from fastseg.pipelines.check import LISTED
 from fastseg.pipelines.datasets.catalogue.muses import SENSORS
+from fastseg.pipelines.inspection.check import LISTED
 from fastseg.pipelines.projection import PrepareConfig, prepare_muses
 from fastseg.pipelines.projection.prepare import PointWidth
 from fastseg.pipelines.synthetic import SyntheticConfig, generate, profile

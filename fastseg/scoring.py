@@ -23,8 +23,8 @@ from fastseg.evaluation import SubsetDecoder, evaluate_subsets
 from fastseg.metrics import ConfusionMatrix
 from fastseg.models import SegFormer
 from fastseg.pipelines import Batch, ModalitySpec, build_loader
-from fastseg.pipelines.display import picture
 from fastseg.pipelines.faults.sensor_faults import describe
+from fastseg.pipelines.inspection.display import picture
 from fastseg.pipelines.synthetic import shown_name
 from fastseg.report import (
     Picture,

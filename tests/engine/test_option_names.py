@@ -45,7 +45,7 @@ PRINTED_BY = {
     # evaluate takes data set and modalities from its run
     "pipelines/datasets/catalogue/kitti360.py": TRAIN | LOOK,
     "pipelines/datasets/catalogue/muses.py --data.dataset": TRAIN | LOOK,
-    "pipelines/check.py": {"fastseg.data check"},
+    "pipelines/inspection/check.py": {"fastseg.data check"},
     "pipelines/loaders/dali/loader.py": TRAIN | SCORE,
     "pipelines/decode/by_spec.py": TRAIN | LOOK,
     "pipelines/datasets/split_files.py": TRAIN | SCORE | LOOK,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastseg import data
 from fastseg.pipelines import DataError, get_dataset
-from fastseg.pipelines.check import CheckReport, check_dataset, summarise
+from fastseg.pipelines.inspection.check import CheckReport, check_dataset, summarise
 
 REPO = Path(__file__).parents[2]
 
@@ -282,7 +282,7 @@ def test_work_and_results_can_cross_processes(
         done = [pickle.loads(pickle.dumps(function))(item) for item in reversed(items)]
         return pickle.loads(pickle.dumps(done))
 
-    monkeypatch.setattr("fastseg.pipelines.check.each", each)
+    monkeypatch.setattr("fastseg.pipelines.inspection.check.each", each)
     assert check("deliver", deliver_tree, workers=2) == alone
 
 

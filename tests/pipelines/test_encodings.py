@@ -16,7 +16,7 @@ from PIL import Image
 from trees import chunk, png
 
 from fastseg.pipelines import DataConfig, DataError, get_dataset
-from fastseg.pipelines.check import check_dataset
+from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
 SIDE = trees.SIDE

@@ -19,9 +19,9 @@ import trees
 
 from fastseg import data
 from fastseg.pipelines import DataConfig, DataError, get_dataset
-from fastseg.pipelines.check import check_dataset
 from fastseg.pipelines.decode import muses_raw as raw
 from fastseg.pipelines.decode.images import decode_image
+from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 from fastseg.pipelines.projection import (
     PrepareConfig,

@@ -14,7 +14,7 @@ from fastseg.pipelines import get_dataset
 from fastseg.pipelines.decode.by_spec import decode_modality
 from fastseg.pipelines.decode.images import decode_image
 from fastseg.pipelines.decode.muses_raw import Events
-from fastseg.pipelines.display import to_values
+from fastseg.pipelines.inspection.display import to_values
 from fastseg.pipelines.projection.calibration import Calibration
 from fastseg.pipelines.projection.encode import encode_counts, encode_values
 from fastseg.pipelines.projection.motion import Twist, compensate

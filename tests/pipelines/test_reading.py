@@ -13,9 +13,9 @@ from both import LOADERS, Open
 
 from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.cache.write import pack_split
-from fastseg.pipelines.check import check_dataset
 from fastseg.pipelines.datasets.split_files import list_split, read_list
 from fastseg.pipelines.decode.muses_raw import read_events
+from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.projection.calibration import read_json
 from fastseg.pipelines.projection.motion import read_gnss
 from fastseg.pipelines.tools.download import fetch, unpack

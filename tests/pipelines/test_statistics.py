@@ -15,7 +15,7 @@ from PIL import Image
 from fastseg import data
 from fastseg.pipelines import DataError, get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
-from fastseg.pipelines.statistics import measure
+from fastseg.pipelines.inspection.statistics import measure
 
 
 def measured(name: str, root: Path, split: str = "train", *modalities: str) -> dict:
@@ -94,7 +94,7 @@ def test_order_and_processes_do_not_matter(
     def each(function, items, processes):
         return pickle.loads(pickle.dumps([pickle.loads(pickle.dumps(function))(i) for i in items]))
 
-    monkeypatch.setattr("fastseg.pipelines.statistics.each", each)
+    monkeypatch.setattr("fastseg.pipelines.inspection.statistics.each", each)
     other = measure(reverse, progress=False)
     assert json.dumps(other | {"fingerprint": ""}) == json.dumps(alone | {"fingerprint": ""})
 

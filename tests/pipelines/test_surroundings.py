@@ -17,8 +17,8 @@ from fastseg import data
 from fastseg import files as engine_files
 from fastseg.pipelines import DataConfig, DataError, build_loader, get_dataset
 from fastseg.pipelines.cache import write as pack
-from fastseg.pipelines.check import check_dataset
 from fastseg.pipelines.datasets.split_files import list_split
+from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.tools import whole_files as storage
 
 REPO = Path(__file__).parents[2]

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from .datasets.spec import ModalitySpec
-from .datasets.split_files import SplitFiles
-from .decode.by_spec import Array, decode_modality
-from .loaders.samples import read_label
-from .synthetic import shown_name
-from .tools.process_pool import bar, each
+from ..datasets.spec import ModalitySpec
+from ..datasets.split_files import SplitFiles
+from ..decode.by_spec import Array, decode_modality
+from ..loaders.samples import read_label
+from ..synthetic import shown_name
+from ..tools.process_pool import bar, each
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ from functools import partial
 from os.path import lexists
 from pathlib import Path
 
-from .datasets.path_templates import case_of, conditions_of
-from .datasets.spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
-from .datasets.split_files import Gap, SplitFiles, beside, scan_split
-from .decode.by_spec import Array, decode_modality, wrong_size
-from .decode.images import Pixels
-from .decode.muses_raw import read_events, read_points, read_polar
-from .errors import DataError
-from .loaders.label_coverage import label_fault, train_ids
-from .loaders.samples import read_label
-from .synthetic import shown_name
-from .tools.process_pool import bar, each
+from ..datasets.path_templates import case_of, conditions_of
+from ..datasets.spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
+from ..datasets.split_files import Gap, SplitFiles, beside, scan_split
+from ..decode.by_spec import Array, decode_modality, wrong_size
+from ..decode.images import Pixels
+from ..decode.muses_raw import read_events, read_points, read_polar
+from ..errors import DataError
+from ..loaders.label_coverage import label_fault, train_ids
+from ..loaders.samples import read_label
+from ..synthetic import shown_name
+from ..tools.process_pool import bar, each
 
 LISTED = 20
 """Findings of a kind that a summary prints."""

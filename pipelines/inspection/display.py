@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .datasets.spec import ModalitySpec
-from .decode.images import Pixels
+from ..datasets.spec import ModalitySpec
+from ..decode.images import Pixels
 
 
 def to_values(modality: ModalitySpec, codes: NDArray[Any]) -> NDArray[np.float32]:

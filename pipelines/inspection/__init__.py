@@ -1,0 +1,1 @@
+"""What people want to know about a data set: its faults, statistics and pictures."""
