@@ -25,8 +25,8 @@ from ..datasets.spec import ModalitySpec
 from ..datasets.split_files import SplitFiles
 from ..decode.by_spec import resampled
 from ..errors import DataError
-from ..loaders.order import CORRUPTION, uniforms, words
 from ..native.build import Array
+from ..tools.keyed_random import CORRUPTION, uniforms, words
 from ..tools.names import name_bytes
 from ..transform.geometry import Geometry
 from ..transform.resample import resize

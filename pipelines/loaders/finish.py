@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..config import NOISE
 from ..faults.sensor_faults import may_hit, normal_draws, stream_key
+from ..tools.keyed_random import words
 from ..transform.normalise import Normaliser, stacked
-from .order import words
 from .plan import Plan
 
 _SALT, _PEPPER, _NORMAL = (zlib.crc32(name) for name in (b"salt", b"pepper", b"normal"))

@@ -1,7 +1,6 @@
 """Which sample comes when: arithmetic on (seed, epoch, step), no state to save.
 
 Resuming is asking for another step, and any number of processes sees the same global batches.
-Only raw Philox words are used, whose values NumPy guarantees across versions.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-
-_PERMUTATION, GEOMETRY, LOOKS, CORRUPTION = range(4)
-"""Purpose of a stream, part of its key, so that no two purposes share numbers."""
+from ..tools.keyed_random import PERMUTATION, words
 
 
 class Order(Protocol):
@@ -146,29 +143,9 @@ class FixedOrder:
         return self.epoch, self.indices
 
 
-def sample_uniforms(
-    seed: int, epoch: int, index: int, count: int, purpose: int = GEOMETRY
-) -> NDArray[np.float64]:
-    """``count`` numbers in [0, 1) that belong to one sample in one epoch."""
-    return uniforms(count, seed, purpose, epoch, index)
-
-
-def uniforms(count: int, *key: int) -> NDArray[np.float64]:
-    """``count`` numbers in [0, 1) of the stream ``key``."""
-    # 53 bits fill the mantissa of a double
-    return (words(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 @lru_cache(maxsize=4)
 def _permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.argsort(words(num_samples, seed, _PERMUTATION, epoch), kind="stable")
-
-
-def words(count: int, *key: int) -> NDArray[np.uint64]:
-    """``count`` random 64-bit words of the stream ``key``."""
-    stream = np.random.Philox(np.random.SeedSequence(key))
-    drawn: NDArray[np.uint64] = stream.random_raw(count)
-    return drawn
+    return np.argsort(words(num_samples, seed, PERMUTATION, epoch), kind="stable")
 
 
 def _check_rank(rank: int, world: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..loaders.order import sample_uniforms
+from ..tools.keyed_random import sample_uniforms
 
 Index = NDArray[np.int64]
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ..config import DataConfig
 from ..datasets.spec import ModalitySpec
-from ..loaders.order import LOOKS, sample_uniforms
 from ..native import build as native
 from ..native.build import Array
+from ..tools.keyed_random import LOOKS, sample_uniforms
 
 _GREY = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in torchvision's ``rgb_to_grayscale``."""

@@ -5,7 +5,8 @@ import pytest
 from properties import given, settings, st
 
 from fastseg.pipelines import DataError
-from fastseg.pipelines.loaders.order import EvalOrder, TrainOrder, sample_uniforms
+from fastseg.pipelines.loaders.order import EvalOrder, TrainOrder
+from fastseg.pipelines.tools.keyed_random import sample_uniforms
 
 SHAPES = [(25, 4, 1), (25, 4, 2), (24, 4, 3), (7, 1, 3)]  # samples, batch, processes
 FIRST_ORDER = (0, 3, 7, 5, 1, 2, 6, 4)
