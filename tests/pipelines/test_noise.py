@@ -11,7 +11,7 @@ import torch
 from both import LOADERS, Open, corrupted, evaluated
 
 from fastseg.pipelines import DataConfig
-from fastseg.pipelines.loaders.finish import add_noise
+from fastseg.pipelines.faults.noise import add_noise
 
 
 @pytest.fixture
