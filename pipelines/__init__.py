@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .batch import Batch, Loader
+from .batch import Batch
 from .config import CorruptionConfig, DataConfig
 from .datasets.catalogue import get_dataset
 from .datasets.spec import DatasetSpec, ModalitySpec
 from .errors import DataError
+from .loaders.interface import Loader
 
 if TYPE_CHECKING:
     from .build import build_loader

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from .batch import Loader
 from .cache.read import PackedStore, packed_folder
 from .config import DataConfig
 from .datasets.catalogue import get_dataset
@@ -17,6 +16,7 @@ from .decode.headers import in_threads
 from .errors import DataError
 from .faults.sensor_faults import check_corruption
 from .loaders.dali.loader import DaliLoader, dali_import_error
+from .loaders.interface import Loader
 from .loaders.order import EvalOrder, Order, TrainOrder
 from .loaders.plan import Plan
 from .loaders.samples import FileStore, SampleReader, Store
