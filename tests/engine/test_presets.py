@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import trees
 
 from fastseg import train
 from fastseg.cli import parse_config
@@ -14,6 +13,7 @@ from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.datasets import catalogue
 from fastseg.presets import PRESETS, get_preset
+from tests.support import dataset_trees as trees
 
 REPO = Path(__file__).parents[2]
 SMALL = [

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import trees
 
 from fastseg.pipelines import DataConfig, Loader, build_loader
+from tests.support import dataset_trees as trees
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from both import LOADERS, needs_dali
 from torch.nn import functional as F
 
 from fastseg.pipelines import DataConfig, Loader, get_dataset
@@ -26,6 +25,7 @@ from fastseg.pipelines.transform.photometric import (
     gaussian,
     jitter,
 )
+from tests.support.loader_cases import LOADERS, needs_dali
 
 needs_compiler = pytest.mark.skipif(compiled() is None, reason=f"no C: {native.library()[1]}")
 FACTORS = [(1.0, 1.0, 1.0), (0.5, 1.5, 0.5), (1.5, 0.5, 1.5), (1.23, 0.77, 1.31), (0.0, 0.3, 0.0)]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from both import LOADERS
 
 from fastseg.pipelines import Batch, DataConfig, Loader, get_dataset
 from fastseg.pipelines.loaders.to_device import on_device
 from fastseg.pipelines.transform.normalise import Normaliser, _portable
+from tests.support.loader_cases import LOADERS
 
 CPU = torch.device("cpu")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 
 from fastseg.pipelines import DataConfig, DataError, build_loader, get_dataset
 from fastseg.pipelines.datasets.catalogue import DATASETS
 from fastseg.pipelines.datasets.path_templates import relative_path, sample_of
 from fastseg.pipelines.datasets.split_files import list_split
+from tests.support import dataset_trees as trees
 
 PATHS = {
     ("deliver", "grey_depth"): "depth/fog/val/MAP_4_point12/157550_depth_front.png",

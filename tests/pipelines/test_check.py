@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 from PIL import Image
 
 from fastseg import data
 from fastseg.pipelines import DataError, get_dataset
 from fastseg.pipelines.inspection.check import CheckReport, check_dataset, summarise
+from tests.support import dataset_trees as trees
 
 REPO = Path(__file__).parents[2]
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trees
-from both import LOADERS, Open, corrupted, evaluated, needs_dali
 
 from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, DataError, get_dataset
 from fastseg.pipelines.datasets.spec import ModalitySpec
@@ -19,6 +17,8 @@ from fastseg.pipelines.faults import sensor_faults as faults
 from fastseg.pipelines.faults.sensor_faults import Corruptor, describe
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 from fastseg.pipelines.loaders.samples import FileStore
+from tests.support import dataset_trees as trees
+from tests.support.loader_cases import LOADERS, Open, corrupted, evaluated, needs_dali, pack_all
 
 EACH = ("freeze", "low_resolution", "lidar_jitter", "gaussian", "poisson", "shift", "blackout")
 
@@ -230,8 +230,6 @@ def test_every_loader_puts_in_the_same_faults(
     config = replace(config, corruption=everything, eval_corruption=everything, scale=(1, 1))
     wanted = list(open_loader(config, train=train, seed=3).batches(0, 1 if not train else 5))
     if packed:
-        from test_packed import pack_all
-
         pack_all(config.root)
     other = replace(config, loader=loader, workers=2, eval_batch_size=5)
     got = list(open_loader(other, train=train, seed=3).batches(0, None if not train else 5))

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trees
-from both import LOADERS, Open, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import CorruptionConfig, DataConfig, DataError, Loader, get_dataset
@@ -19,6 +17,8 @@ from fastseg.pipelines.cache.write import pack_split
 from fastseg.pipelines.datasets.split_files import list_split, scan_split
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 from fastseg.pipelines.loaders.order import TrainOrder
+from tests.support import dataset_trees as trees
+from tests.support.loader_cases import LOADERS, Open, needs_dali
 
 WAYS = {
     "in line": {},

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 from PIL import Image
 
 from fastseg.pipelines import DataError, get_dataset
 from fastseg.pipelines.decode import images
 from fastseg.pipelines.decode.by_spec import decode_label, decode_modality
+from tests.support import dataset_trees as trees
 
 IMAGE = get_dataset("deliver").modalities[1]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trees
-from both import Open, needs_dali
 from PIL import Image
-from trees import chunk, png
 
 from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
+from tests.support import dataset_trees as trees
+from tests.support.dataset_trees import chunk, png
+from tests.support.loader_cases import Open, needs_dali
 
 SIDE = trees.SIDE
 PIXELS = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8)

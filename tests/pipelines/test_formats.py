@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trees
-from both import LOADERS, Open, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import Batch, DataConfig, DataError, get_dataset
 from fastseg.pipelines.datasets import catalogue
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
+from tests.support import dataset_trees as trees
+from tests.support.loader_cases import LOADERS, Open, needs_dali
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

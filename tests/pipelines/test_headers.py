@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
-from both import LOADERS
 from PIL import Image
 
 from fastseg.pipelines import DataConfig, DataError, Loader
 from fastseg.pipelines.datasets.catalogue import get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.decode.headers import image_size
+from tests.support import dataset_trees as trees
+from tests.support.loader_cases import LOADERS
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
-from both import LOADERS, Open
 
 from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.cache.write import pack_split
@@ -17,6 +15,8 @@ from fastseg.pipelines.datasets.catalogue import DATASETS
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.decode.by_spec import decode_label
 from fastseg.pipelines.inspection.check import CheckReport, check_dataset, summarise
+from tests.support import dataset_trees as trees
+from tests.support.loader_cases import LOADERS, Open
 
 MUSES = get_dataset("muses")
 IDS = np.random.default_rng(0).integers(0, 19, trees.FRAME, dtype=np.uint8)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from both import LOADERS, needs_dali
 from PIL import Image
 
 from fastseg.pipelines import Batch, DataConfig, DataError, Loader, build, build_loader
@@ -21,6 +20,7 @@ from fastseg.pipelines.cache.write import pack_split
 from fastseg.pipelines.datasets.catalogue import get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.tools.prefetch import ThreadPrefetcher
+from tests.support.loader_cases import LOADERS, needs_dali
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

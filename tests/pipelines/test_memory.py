@@ -1,4 +1,4 @@
-"""Memory stays flat over fifty epochs; ``memory.py`` alone looks at more."""
+"""Memory stays flat over fifty epochs; ``loader_memory`` alone looks at more."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import memory
 import pytest
 
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
+from tests.support import loader_memory as memory
 
 REPO = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
@@ -23,10 +23,9 @@ BOUND_MIB = 10
 
 def grown(names: list[str], *more: str) -> dict[str, float]:
     """MiB that each variant has gained, in a process that holds nothing else."""
-    path = os.pathsep.join([str(REPO), str(Path(__file__).parent)])
     done = subprocess.run(
-        [sys.executable, memory.__file__, "--variants", *names, *more],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", memory.__name__, "--variants", *names, *more],
+        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

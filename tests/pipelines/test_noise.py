@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from both import LOADERS, Open, corrupted, evaluated
 
 from fastseg.pipelines import DataConfig
 from fastseg.pipelines.faults.noise import add_noise
+from tests.support.loader_cases import LOADERS, Open, corrupted, evaluated
 
 
 @pytest.fixture

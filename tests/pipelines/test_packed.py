@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trees
-from both import LOADERS, Open
 
 from fastseg import data
 from fastseg.pipelines import Batch, DataConfig, DataError, get_dataset
@@ -21,15 +19,8 @@ from fastseg.pipelines.cache.format import read_shard
 from fastseg.pipelines.cache.read import PackedStore, packed_folder
 from fastseg.pipelines.cache.write import PackReport, pack_split
 from fastseg.pipelines.datasets.split_files import list_split
-
-
-def pack_all(root: Path, dataset: str = "deliver", missing: str = "error") -> Path:
-    spec = get_dataset(dataset)
-    folder = packed_folder(root, spec)
-    for split in ("train", "val"):
-        files = list_split(spec, root, split, missing=missing)
-        pack_split(files, folder / split, workers=1, progress=False)
-    return folder
+from tests.support import dataset_trees as trees
+from tests.support.loader_cases import LOADERS, Open, pack_all
 
 
 def assert_same(first: list[Batch], second: list[Batch]) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 
 from fastseg import data
 from fastseg.pipelines import DataConfig, DataError, get_dataset
@@ -31,6 +30,7 @@ from fastseg.pipelines.projection import (
 )
 from fastseg.pipelines.projection.motion import read_gnss
 from fastseg.pipelines.projection.sensors import Motion, event_image, lidar_image, radar_image
+from tests.support import dataset_trees as trees
 
 REPO = Path(__file__).parents[2]
 SCENE = "train/clear/day/REC0000_frame_000000"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 from PIL import Image
 
 from fastseg.pipelines import get_dataset
@@ -26,6 +25,7 @@ from fastseg.pipelines.projection.sensors import (
     radar_image,
     radar_points,
 )
+from tests.support import dataset_trees as trees
 
 SIZE = (108, 192)  # a tenth of the real one: focal length 96, centre (96, 54)
 NOW = trees.EXPOSURE / 1e6

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from both import LOADERS, Open
 
 from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.cache.write import pack_split
@@ -20,6 +19,7 @@ from fastseg.pipelines.projection.calibration import read_json
 from fastseg.pipelines.projection.motion import read_gnss
 from fastseg.pipelines.tools.download import fetch, unpack
 from fastseg.pipelines.tools.reading import read_bytes
+from tests.support.loader_cases import LOADERS, Open
 
 
 @pytest.fixture(autouse=True)

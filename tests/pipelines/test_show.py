@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 from PIL import Image
 
 from fastseg import data
 from fastseg.contact_sheet import draw_sheet
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
+from tests.support import dataset_trees as trees
 
 
 def sheet(name: str, root: Path, *modalities: str, index: int = 0) -> np.ndarray:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 from PIL import Image
 
 from fastseg import data
 from fastseg.pipelines import DataError, get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.inspection.statistics import measure
+from tests.support import dataset_trees as trees
 
 
 def measured(name: str, root: Path, split: str = "train", *modalities: str) -> dict:

@@ -1,13 +1,13 @@
-"""Every kind of input pipeline survives being built and run; ``stress.py`` alone does it longer."""
+"""Every kind of input pipeline survives being built and run; ``loader_stress`` does it longer."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import stress
 
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
+from tests.support import loader_stress as stress
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali"])

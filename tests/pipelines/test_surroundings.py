@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import trees
 
 from fastseg import data
 from fastseg import files as engine_files
@@ -20,6 +19,7 @@ from fastseg.pipelines.cache import write as pack
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.tools import whole_files as storage
+from tests.support import dataset_trees as trees
 
 REPO = Path(__file__).parents[2]
 

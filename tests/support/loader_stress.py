@@ -1,7 +1,7 @@
 """Builds and runs every kind of input pipeline again and again, in processes that may crash.
 
-``python tests/pipelines/stress.py`` makes 100 runs of each variant and prints one line per variant;
-the exit code is 1 if any process did not end well. The tests make two.
+``python -m tests.support.loader_stress`` makes 100 runs of each variant and prints one line per
+variant; the exit code is 1 if any process did not end well. The tests make two.
 """
 
 from __future__ import annotations
@@ -59,11 +59,10 @@ VARIANTS = {
 
 def write_data(folder: Path) -> None:
     """The tiny trees that the variants read, decoded ones included."""
-    import trees
-
     from fastseg.pipelines import get_dataset
     from fastseg.pipelines.cache.write import pack_split
     from fastseg.pipelines.datasets.split_files import list_split
+    from tests.support import dataset_trees as trees
 
     trees.write_deliver(folder / "deliver")
     trees.write_mcubes(folder / "mcubes")
@@ -104,10 +103,9 @@ def run_once(variant: Variant, folder: Path, seed: int) -> None:
 
 def spawn(names: Sequence[str], folder: Path, runs: int, timeout: float) -> tuple[int, str]:
     """``runs`` runs of each variant in a process of their own: exit code, and how far it came."""
-    path = os.pathsep.join(
-        [str(REPO), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    )
-    command = [sys.executable, "-X", "faulthandler", __file__, "--child", str(folder)]
+    path = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
+    module = "tests.support.loader_stress"
+    command = [sys.executable, "-X", "faulthandler", "-m", module, "--child", str(folder)]
     done = subprocess.run(
         [*command, "--runs", str(runs), "--variants", *names],
         env=os.environ | {"PYTHONPATH": path},
@@ -133,7 +131,6 @@ def main() -> int:
                 print(f"{name}: run {number}", flush=True)
                 run_once(VARIANTS[name], options.child, number)
         return 0
-    sys.path[:0] = [str(REPO), str(Path(__file__).parent)]
     folder = Path(tempfile.mkdtemp(prefix="stress-"))
     crashes = 0
     try:

@@ -1,6 +1,6 @@
 """Memory of the loaders' processes over many epochs.
 
-``python tests/pipelines/memory.py --epochs 200`` prints, per variant, what a process and its
+``python -m tests.support.loader_memory --epochs 200`` prints, per variant, what a process and its
 children hold after 5 epochs and how much more after all of them; the tests look at 50.
 """
 
@@ -101,9 +101,8 @@ def measure(root: Path, name: str, epochs: int, *, leak: bool = False) -> tuple[
 
 
 def main() -> None:
-    import trees
-
     from fastseg import data
+    from tests.support import dataset_trees as trees
 
     names = [f"{what}, {variant}" for what in ("training", "evaluation") for variant in VARIANTS]
     parser = argparse.ArgumentParser(description=__doc__)
