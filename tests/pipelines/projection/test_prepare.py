@@ -32,7 +32,7 @@ from fastseg.pipelines.projection.motion import read_gnss
 from fastseg.pipelines.projection.sensors import Motion, event_image, lidar_image, radar_image
 from tests.support import dataset_trees as trees
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 SCENE = "train/clear/day/REC0000_frame_000000"
 
 

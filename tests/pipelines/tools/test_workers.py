@@ -20,7 +20,7 @@ from fastseg.pipelines.loaders import torch_loader
 from fastseg.pipelines.tools.process_pool import each
 from fastseg.pipelines.tools.workers import worker_fault
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 LOAD = """
 import sys
 from pathlib import Path

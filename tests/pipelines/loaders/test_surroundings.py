@@ -21,7 +21,7 @@ from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.tools import whole_files as storage
 from tests.support import dataset_trees as trees
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 
 def run(*arguments: object) -> int:

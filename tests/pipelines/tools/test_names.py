@@ -19,7 +19,7 @@ from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.projection.calibration import read_json
 from fastseg.pipelines.tools.names import local, name_bytes, portable, readable
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 DELIVER, MCUBES = get_dataset("deliver"), get_dataset("mcubes")
 MARK = b"\xef\xbb\xbf"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

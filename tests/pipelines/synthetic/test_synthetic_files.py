@@ -20,7 +20,7 @@ from fastseg.pipelines.errors import DataError
 from fastseg.pipelines.synthetic import PROFILES, SyntheticConfig, generate, profile, shown_name
 from fastseg.pipelines.synthetic.writer import array_hash
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 
 def make(out: Path, **changes: int) -> SyntheticConfig:

@@ -20,7 +20,7 @@ from fastseg.pipelines import DataError, get_dataset
 from fastseg.pipelines.inspection.check import CheckReport, check_dataset, summarise
 from tests.support import dataset_trees as trees
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 
 def check(name: str, root: Path, **options: object) -> CheckReport:

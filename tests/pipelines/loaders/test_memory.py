@@ -13,7 +13,7 @@ import pytest
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 from tests.support import loader_memory as memory
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason=f"no way to measure on {sys.platform}"
 )
