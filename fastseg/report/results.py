@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import write_whole
+from ..pipelines.tools.whole_files import write_whole
 
 MEAN = "Mean"
 UNHARMED = "none"

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from fastseg import data
-from fastseg import files as engine_files
 from fastseg.pipelines import DataConfig, DataError, build_loader, get_dataset
 from fastseg.pipelines.cache import write as pack
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.inspection.check import check_dataset
-from fastseg.pipelines.tools import whole_files as storage
+from fastseg.pipelines.tools.whole_files import write_whole
 from tests.support import dataset_trees as trees
 
 REPO = Path(__file__).parents[3]
@@ -142,12 +141,12 @@ def test_a_disk_that_fills_up(deliver_tree: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("full_disk")
-@pytest.mark.parametrize("write_whole", [engine_files.write_whole, storage.write_whole])
-def test_files_appear_whole_or_not_at_all(tmp_path: Path, write_whole) -> None:
+@pytest.mark.parametrize("durable", [True, False])
+def test_files_appear_whole_or_not_at_all(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "file"
-    write_whole(path, b"before")
+    write_whole(path, b"before", durable)
     with pytest.raises(OSError, match="No space left") as caught:
-        write_whole(path, bytes(2000))
+        write_whole(path, bytes(2000), durable)
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -126,7 +126,7 @@ def test_what_is_there_is_kept(raw_tree: Path) -> None:
     assert (report.scenes, report.written, report.kept) == (10, 18 + 1, 11)
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
     assert lost.read_bytes() == before[lost]
-    assert not list(raw_tree.rglob("*.tmp"))
+    assert not list(raw_tree.rglob(".*.partial"))
 
 
 def test_sensors_and_widths_can_be_chosen(raw_tree: Path) -> None:

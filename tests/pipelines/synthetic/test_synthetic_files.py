@@ -51,7 +51,7 @@ def test_layout(made):
     assert {p.parts[-4] for p in images} == {"cloud", "fog", "night", "rain", "sun"}
     cases = {p.parts[-2].split("_", 3)[3] for p in images if p.parts[-2].count("_") == 3}
     assert cases == {"motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres"}
-    assert not list(made.out.rglob("*.tmp"))
+    assert not list(made.out.rglob(".*.partial"))
     assert sorted(p.name for p in made.out.iterdir() if p.is_file()) == ["manifest.json"]
 
 
