@@ -6,16 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fastseg.config import (
-    EvaluationConfig,
-    ModelConfig,
-    SyntheticData,
-    TrainConfig,
-    unknown,
-)
+from fastseg.config import EvaluationConfig, ModelConfig, SyntheticData, TrainConfig
 from fastseg.errors import ConfigError
 from fastseg.losses import LossOptions
 from fastseg.pipelines import DataConfig
+from fastseg.pipelines.tools.unknown import unknown
 from fastseg.schedule import LossWeights, Stage
 
 

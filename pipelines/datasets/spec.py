@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
 
 from ..errors import DataError
+from ..tools.unknown import did_you_mean
 
 Interpolation = Literal["bilinear", "nearest"]
 Sensor = Literal["camera", "event", "lidar", "other"]
@@ -247,8 +247,7 @@ def label_table(train_ids: Mapping[int, int]) -> tuple[int, ...]:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> DataError:
     """The error for a misspelt name, with the nearest known one."""
     names = list(known)
-    nearest = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    hint = did_you_mean(name, names)
     return DataError(f"unknown {kind}: {name!r}; {hint}known: {', '.join(names)}")
 
 
