@@ -145,10 +145,12 @@ def readings(
     spec: DatasetSpec, modalities: Sequence[ModalitySpec]
 ) -> tuple[tuple[tuple[str, str], ...], str]:
     """How files become arrays: (name, fingerprint) of each modality, fingerprint of the label."""
-    common = (_DECODERS, spec.layout, spec.skip_columns, spec.resize)
+    common = (_DECODERS, spec.path_template, spec.skip_columns, spec.resize)
 
     def fingerprint(*values: object) -> str:
-        return hashlib.sha256(repr((common, values)).encode()).hexdigest()[:16]
+        # caches that are there hold hashes of what the field of a file was called before
+        text = repr((common, values)).replace(", path_template=", ", layout=")
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     named = tuple(
         (m.name, fingerprint(*(getattr(m, field) for field in _DECODING), m.dtype.name))

@@ -13,7 +13,7 @@ from .spec import DatasetSpec, FileSpec
 def relative_path(spec: DatasetSpec, split: str, sample_id: str, file: FileSpec) -> str:
     """Path of a sample's file under the root."""
     fields = {**parse_sample_id(spec, sample_id), **_fixed(file, split)}
-    return (file.layout or spec.layout).format(**fields)
+    return (file.path_template or spec.path_template).format(**fields)
 
 
 def parse_sample_id(spec: DatasetSpec, sample_id: str) -> dict[str, str]:
@@ -31,14 +31,16 @@ def parse_sample_id(spec: DatasetSpec, sample_id: str) -> dict[str, str]:
 def sample_of(spec: DatasetSpec, split: str, file: FileSpec, path: str) -> str | None:
     """Id of the sample that a path under the root belongs to as ``file``; None for others."""
     fixed = _fixed(file, split)
-    match = _regex(file.layout or spec.layout, tuple(fixed.items())).fullmatch(path)
+    match = _regex(file.path_template or spec.path_template, tuple(fixed.items())).fullmatch(path)
     return None if match is None else spec.sample_id.format(**match.groupdict(), split=split)
 
 
 def wildcard(spec: DatasetSpec, split: str, file: FileSpec) -> str:
     """Glob pattern of all paths of ``file`` under the root."""
     fixed = _fixed(file, split)
-    return re.sub(r"\{(\w+)\}", lambda m: fixed.get(m[1], "*"), file.layout or spec.layout)
+    return re.sub(
+        r"\{(\w+)\}", lambda m: fixed.get(m[1], "*"), file.path_template or spec.path_template
+    )
 
 
 def sample_in_line(spec: DatasetSpec, line: str, there: Collection[str] = ()) -> str | None:

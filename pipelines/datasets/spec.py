@@ -29,9 +29,9 @@ class FileSpec:
     tag: str = ""
     """Part of the file name that tells this file from the others of its sample."""
     suffix: str = ".png"
-    """End of the file name, for layouts with ``{suffix}``."""
-    layout: str = ""
-    """Path of its own, in place of the data set's layout."""
+    """End of the file name, for path templates with ``{suffix}``."""
+    path_template: str = ""
+    """Path of its own, in place of the data set's template."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class LabelSpec:
 
 @dataclass(frozen=True)
 class ConditionSpec:
-    """A field of the layout that names the conditions of a sample, such as its weather."""
+    """A field of the path template that names the conditions of a sample, such as its weather."""
 
     field: str
     """Name of the field."""
@@ -141,7 +141,7 @@ class ConditionSpec:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Layout, modalities, label map and classes of one data set.
+    """Paths, modalities, label map and classes of one data set.
 
     Raises:
         ValueError: names or letters repeat, lengths do not agree, or train ids exceed 8 bits.
@@ -149,10 +149,10 @@ class DatasetSpec:
 
     name: str
     """Name in configs and checkpoints."""
-    layout: str
+    path_template: str
     """Path under the root with ``{folder}``, ``{split}``, ``{tag}``, ``{suffix}``, free fields."""
     sample_id: str
-    """Name of a sample, from the fields of ``layout`` that all its files share."""
+    """Name of a sample, from the fields of ``path_template`` that all its files share."""
     modalities: tuple[ModalitySpec, ...]
     """The modalities that are used unless named, in their canonical order."""
     label: LabelSpec
@@ -167,7 +167,7 @@ class DatasetSpec:
     """Modalities that are used only if named."""
     split_list: str = ""
     """File with one sample of ``{split}`` per line, up to the first space; empty: splits are
-    folders, a field of the layout."""
+    folders, a field of the path template."""
     list_line: str = ""
     """What a line of ``split_list`` looks like; empty: a sample id."""
     conditions: tuple[ConditionSpec, ...] = ()

@@ -95,7 +95,7 @@ def list_split(
     so a gap cannot hide.
 
     Args:
-        spec: the data set's layout.
+        spec: of the data set.
         root: folder that holds it.
         split: one of ``spec.splits``.
         modalities: names to use, in order; none for all.
@@ -194,7 +194,7 @@ def read_list(spec: DatasetSpec, root: Path, split: str, there: Collection[str] 
     name, which then has spaces in it. A byte order mark at the start of the file is no part of it.
 
     Args:
-        spec: the data set's layout.
+        spec: of the data set.
         root: folder that holds it.
         split: one of ``spec.splits``.
         there: ids of samples that have files.
@@ -278,7 +278,7 @@ def _nothing(
     filters: Sequence[str],
     parts: Mapping[str, tuple[FileSpec, ...]],
 ) -> DataError:
-    example = spec.layout.replace("{split}", split)
+    example = spec.path_template.replace("{split}", split)
     folders = dict.fromkeys(file.folder for files in parts.values() for file in files)
     source = f" of {root / spec.split_list.format(split=split)}" if spec.split_list else ""
     return DataError(

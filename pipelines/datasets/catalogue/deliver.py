@@ -68,7 +68,7 @@ _GREY_DEPTH = ModalitySpec("grey_depth", "G", (FileSpec("depth", "depth"),))
 
 DELIVER = DatasetSpec(
     name="deliver",
-    layout="{folder}/{condition}/{split}/{scene}/{frame}_{tag}_front.png",
+    path_template="{folder}/{condition}/{split}/{scene}/{frame}_{tag}_front.png",
     sample_id="{condition}/{split}/{scene}/{frame}",
     modalities=(_IMG, _DEPTH, _EVENT, _LIDAR),
     extras=(_GREY_DEPTH,),

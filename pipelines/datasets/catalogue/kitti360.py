@@ -19,7 +19,7 @@ _TRAIN_IDS = {
 
 KITTI360 = DatasetSpec(
     name="kitti360",
-    layout="{folder}/{drive}/image_00/data_rect/{frame}{tag}.png",
+    path_template="{folder}/{drive}/image_00/data_rect/{frame}{tag}.png",
     sample_id="{drive}/{frame}",
     modalities=(
         ModalitySpec(
@@ -34,7 +34,7 @@ KITTI360 = DatasetSpec(
         ModalitySpec(
             "event",
             "E",
-            (FileSpec("data_2d_event", layout="{folder}/{drive}/{frame}_event_image.png"),),
+            (FileSpec("data_2d_event", path_template="{folder}/{drive}/{frame}_event_image.png"),),
             sensor="event",
             interpolation="nearest",
         ),
@@ -48,7 +48,8 @@ KITTI360 = DatasetSpec(
     ),
     label=LabelSpec(
         FileSpec(
-            "data_2d_semantics/train", layout="{folder}/{drive}/image_00/semantic/{frame}.png"
+            "data_2d_semantics/train",
+            path_template="{folder}/{drive}/image_00/semantic/{frame}.png",
         ),
         label_table({**dict.fromkeys((*range(45), 255), 255), **_TRAIN_IDS}),
     ),

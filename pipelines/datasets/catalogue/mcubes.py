@@ -72,7 +72,7 @@ _NIR = ModalitySpec(
 
 MCUBES = DatasetSpec(
     name="mcubes",
-    layout="{folder}/{stem}{suffix}",
+    path_template="{folder}/{stem}{suffix}",
     sample_id="{stem}",
     modalities=(_IMAGE, _AOLP, _DOLP, _NIR),
     label=LabelSpec(FileSpec("GT"), label_table({**{i: i for i in range(20)}, 255: 255})),

@@ -23,7 +23,7 @@ _CLASSES = (
 
 MFNET = DatasetSpec(
     name="mfnet",
-    layout="{folder}/{stem}{suffix}",
+    path_template="{folder}/{stem}{suffix}",
     sample_id="{stem}",
     modalities=(
         ModalitySpec(

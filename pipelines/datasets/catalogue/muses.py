@@ -80,7 +80,7 @@ _TRAIN_IDS = {**{train_id: train_id for train_id in range(19)}, 255: 255}
 
 MUSES = DatasetSpec(
     name="muses",
-    layout="{folder}/{split}/{weather}/{tod}/{scene}_{tag}{suffix}",
+    path_template="{folder}/{split}/{weather}/{tod}/{scene}_{tag}{suffix}",
     sample_id="{split}/{weather}/{tod}/{scene}",
     modalities=(_CAMERA, _EVENTS, _LIDAR),
     extras=(_RADAR,),

@@ -29,7 +29,7 @@ def _colour(index: int) -> tuple[int, int, int]:
 
 NYU = DatasetSpec(
     name="nyu",
-    layout="{folder}/{stem}{suffix}",
+    path_template="{folder}/{stem}{suffix}",
     sample_id="{stem}",
     modalities=(
         ModalitySpec(
