@@ -1,4 +1,4 @@
-"""What every loader gives and every step takes."""
+"""Batches, which every loader gives and every step takes."""
 
 from __future__ import annotations
 

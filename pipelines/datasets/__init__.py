@@ -1,1 +1,1 @@
-"""What a data set is, and which files its splits consist of."""
+"""Specs of the data sets, and the files that their splits consist of."""

@@ -1,1 +1,1 @@
-"""What people want to know about a data set: its faults, statistics and pictures."""
+"""Faults, statistics and pictures of a data set, for people."""

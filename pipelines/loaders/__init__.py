@@ -1,1 +1,1 @@
-"""From a plan to batches: which samples, in which order, read by torch or DALI."""
+"""Batches of samples in a planned order, read and put together by torch or by DALI."""

@@ -1,1 +1,1 @@
-"""What knows nothing of data sets: settings, names, files, processes, random numbers."""
+"""Settings, names, files, processes and random numbers; nothing here knows of data sets."""

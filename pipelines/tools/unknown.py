@@ -1,4 +1,4 @@
-"""What to say of a name that does not exist."""
+"""Messages for names that do not exist."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 _NO_WAITING = (errno.EACCES, errno.EBADF, errno.EINVAL)
-"""What the system says of folders that it cannot wait for, such as some on a network."""
+"""Errors of systems that cannot wait for a folder, such as some on a network."""
 
 
 def write_whole(path: Path, data: bytes | str, durable: bool = True) -> None:

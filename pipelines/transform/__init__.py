@@ -1,1 +1,1 @@
-"""What happens to pixels between a file and the network: crop, resize, colour, scale."""
+"""Crop, resize, colour and scale: from the pixels of a file to the input of the network."""

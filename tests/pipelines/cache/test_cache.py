@@ -15,7 +15,7 @@ import torch
 from fastseg import data
 from fastseg.pipelines import Batch, DataConfig, DataError, get_dataset
 from fastseg.pipelines.cache import write as pack
-from fastseg.pipelines.cache.format import read_shard
+from fastseg.pipelines.cache.format import read_shard, readings
 from fastseg.pipelines.cache.read import PackedStore, packed_folder
 from fastseg.pipelines.cache.write import PackReport, pack_split
 from fastseg.pipelines.datasets.split_files import list_split
@@ -93,6 +93,19 @@ def test_some_modalities_in_another_order(
     cached = open_loader(config, train=True)
     assert "packed" in cached.reason
     assert_same(plain, list(cached.batches(0, 4)))
+
+
+def test_a_cache_of_an_earlier_version_counts() -> None:
+    # kitti360 has files with a path template of their own; what decoders give has not changed since
+    spec = get_dataset("kitti360")
+    named, label = readings(spec, spec.modalities)
+    assert dict(named) == {
+        "img": "4d6112664e595d4c",
+        "depth": "66138a4edebbb9af",
+        "event": "4fdfd8ea2ad775f1",
+        "lidar": "e6f471629015b072",
+    }
+    assert label == "b107468a283f0c60"
 
 
 def test_readings_that_differ_later_share_a_cache(deliver_tree: Path, open_loader: Open) -> None:
