@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = options.root or ROOT / "data" / f"bench-{options.side}"
     from bench import report
     from fastseg.host import keep_freed_memory
-    from fastseg.pipelines.pool import usable_cpus
+    from fastseg.pipelines.tools.process_pool import usable_cpus
 
     keep_freed_memory()
     threads = torch.get_num_threads()
@@ -118,9 +118,9 @@ def make_data(root: Path, side: int) -> None:
     from PIL import Image
 
     from fastseg.pipelines import get_dataset
-    from fastseg.pipelines.files import list_split
-    from fastseg.pipelines.pack import pack_split
-    from fastseg.pipelines.packed import packed_folder
+    from fastseg.pipelines.cache.read import packed_folder
+    from fastseg.pipelines.cache.write import pack_split
+    from fastseg.pipelines.datasets.split_files import list_split
     from fastseg.pipelines.synthetic import SyntheticConfig, generate
 
     spec, done = get_dataset("deliver"), root / "labels-rewritten"
@@ -205,7 +205,7 @@ def open_providers(root: Path, size: int, cores: int) -> Iterator[Provider]:
     """The published loader first, then each of ours after a comparison with it."""
     from bench.published_loader import PublishedLoader
     from fastseg.pipelines import DataConfig, build_loader
-    from fastseg.pipelines.dali_loader import dali_import_error
+    from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
     config = DataConfig(
         dataset=AS_PUBLISHED,
@@ -244,7 +244,7 @@ def open_providers(root: Path, size: int, cores: int) -> Iterator[Provider]:
 
 def runner(loader: Any, output: str) -> Callable[[int, int], None]:
     """What makes the batches of some steps as ``output``."""
-    from fastseg.pipelines.device import on_device
+    from fastseg.pipelines.loaders.to_device import on_device
 
     def run(start: int, stop: int) -> None:
         stream = loader.batches(start, stop)
@@ -264,9 +264,9 @@ def runner(loader: Any, output: str) -> Callable[[int, int], None]:
 def plan_of(config: Any) -> Any:
     """The plan that fastseg's loaders follow."""
     from fastseg.pipelines import get_dataset
-    from fastseg.pipelines.files import list_split
-    from fastseg.pipelines.order import TrainOrder
-    from fastseg.pipelines.plan import Plan
+    from fastseg.pipelines.datasets.split_files import list_split
+    from fastseg.pipelines.loaders.order import TrainOrder
+    from fastseg.pipelines.loaders.plan import Plan
 
     files = list_split(get_dataset(config.dataset), config.root, "train")
     return Plan(files, config, TrainOrder(len(files), config.batch_size, 0), 0, True)
@@ -291,7 +291,7 @@ def check(batch: Any, truth: tuple[list[torch.Tensor], torch.Tensor], plan: Any)
 
 def left_out() -> list[str]:
     """Providers that cannot run here, and why."""
-    from fastseg.pipelines.dali_loader import dali_import_error
+    from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
     if problem := dali_import_error():
         return [f"- dali: not run, it cannot be used ({problem})"]

@@ -106,7 +106,7 @@ def versions() -> dict[str, str]:
     """Libraries that decide the numbers."""
     import PIL
 
-    from fastseg.pipelines import native
+    from fastseg.pipelines.native import build as native
 
     found = {"Pillow": PIL.__version__, "DALI": "none"}
     for package in metadata.distributions():

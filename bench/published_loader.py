@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from fastseg.pipelines.augment import draw_looks
-from fastseg.pipelines.geometry import Draws, draw, train_geometry
-from fastseg.pipelines.plan import Plan
+from fastseg.pipelines.loaders.plan import Plan
+from fastseg.pipelines.transform.geometry import Draws, draw, train_geometry
+from fastseg.pipelines.transform.photometric import draw_looks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIGMA = 0.8

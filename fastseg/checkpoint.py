@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastseg.errors import CheckpointError, listed
-from fastseg.files import commit
+from fastseg.pipelines.tools.whole_files import commit
 from fastseg.shards import module_tensors
 from fastseg.tensor_files import misfits, not_finite, tensors_digest, write_tensors
 

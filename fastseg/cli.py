@@ -23,8 +23,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from fastseg.config import TrainConfig, read_config
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.pipelines import DataError
-from fastseg.pipelines.settings import as_path
-from fastseg.pipelines.workers import worker_fault
+from fastseg.pipelines.tools.settings import as_path
+from fastseg.pipelines.tools.workers import worker_fault
 from fastseg.places import check_places
 from fastseg.presets import PRESETS, get_preset
 from fastseg.ranks import OthersFailed, Ranks, join

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +20,7 @@ from fastseg.models import MODELS
 from fastseg.optim import OptimConfig
 from fastseg.parallel import ParallelConfig
 from fastseg.pipelines import DataConfig
-from fastseg.pipelines.settings import (
+from fastseg.pipelines.tools.settings import (
     Count,
     Natural,
     Range,
@@ -33,6 +32,7 @@ from fastseg.pipelines.settings import (
     misfit,
     shown,
 )
+from fastseg.pipelines.tools.unknown import unknown
 from fastseg.precision import PrecisionChoice
 
 # fields that cannot change what is learnt: a run may go on after they changed
@@ -252,14 +252,6 @@ def _check_name(what: str, name: str) -> None:
         raise ValueError(f"{what} must consist of letters, digits, - _ and ., got {shown(name)}")
     if name.startswith("."):
         raise ValueError(f"{what} must not start with a dot, got {shown(name)}")
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Message for a name that does not exist, with the nearest one that does."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {shown(name)}: {hint}known are {', '.join(known)}"
 
 
 def to_dict(config: Any) -> Any:

@@ -7,12 +7,12 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fastseg.pipelines.decode import decode_modality
-from fastseg.pipelines.display import picture, to_values
-from fastseg.pipelines.files import SplitFiles
-from fastseg.pipelines.names import readable
-from fastseg.pipelines.samples import read_label
+from fastseg.pipelines.datasets.split_files import SplitFiles
+from fastseg.pipelines.decode.by_spec import decode_modality
+from fastseg.pipelines.inspection.display import picture, to_values
+from fastseg.pipelines.loaders.samples import read_label
 from fastseg.pipelines.synthetic import shown_name
+from fastseg.pipelines.tools.names import readable
 from fastseg.report.pictures import label_picture, reduced
 from fastseg.report.theme import LIGHT
 

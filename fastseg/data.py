@@ -16,15 +16,15 @@ import fastseg
 from fastseg.cli import BAD_INPUT, PATHS, explain_os_error, print_any_name, while_read
 from fastseg.contact_sheet import draw_sheet
 from fastseg.data_making import Fetch, Prepare, Synthetic, Unpack
-from fastseg.files import write_whole
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
-from fastseg.pipelines.check import check_dataset, summarise
-from fastseg.pipelines.files import Missing, find_sample, list_split
-from fastseg.pipelines.pack import pack_split
-from fastseg.pipelines.packed import packed_folder
-from fastseg.pipelines.settings import Range, Workers, check_fields
-from fastseg.pipelines.statistics import measure
+from fastseg.pipelines.cache.read import packed_folder
+from fastseg.pipelines.cache.write import pack_split
+from fastseg.pipelines.datasets.split_files import Missing, find_sample, list_split
+from fastseg.pipelines.inspection.check import check_dataset, summarise
+from fastseg.pipelines.inspection.statistics import measure
+from fastseg.pipelines.tools.settings import Range, Workers, check_fields
+from fastseg.pipelines.tools.whole_files import write_whole
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastseg.pipelines import Loader
-from fastseg.pipelines.states import file_states
+from fastseg.pipelines.datasets.file_states import file_states
 
 
 @dataclass(frozen=True)

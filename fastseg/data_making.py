@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 import tyro
 
 from fastseg.cli import BAD_INPUT
-from fastseg.pipelines.catalogue.muses import SENSORS
-from fastseg.pipelines.check import LISTED
+from fastseg.pipelines.datasets.catalogue.muses import SENSORS
+from fastseg.pipelines.inspection.check import LISTED
 from fastseg.pipelines.projection import PrepareConfig, prepare_muses
 from fastseg.pipelines.projection.prepare import PointWidth
-from fastseg.pipelines.settings import Natural, SceneSide, Seed, Workers, check_fields
 from fastseg.pipelines.synthetic import SyntheticConfig, generate, profile
-from fastseg.pipelines.transfer import fetch, unpack
+from fastseg.pipelines.tools.download import fetch, unpack
+from fastseg.pipelines.tools.settings import Natural, SceneSide, Seed, Workers, check_fields
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import fastseg
 from fastseg import nvidia_apex
 from fastseg.cli import command
 from fastseg.kernels import _launch
-from fastseg.pipelines import native
+from fastseg.pipelines.native import build as native
 from fastseg.precision import best_precision
 
 

@@ -21,8 +21,8 @@ from fastseg.host import keep_freed_memory
 from fastseg.methods import METHODS
 from fastseg.methods.robustseg import RobustSeg
 from fastseg.pipelines import CorruptionConfig, DataConfig
-from fastseg.pipelines.corrupt import describe
-from fastseg.pipelines.settings import Count, Side, Workers, check_fields
+from fastseg.pipelines.faults.sensor_faults import describe
+from fastseg.pipelines.tools.settings import Count, Side, Workers, check_fields
 from fastseg.precision import Precision
 from fastseg.ranks import choose_device
 from fastseg.report import write_results

@@ -13,7 +13,7 @@ import torch
 
 from fastseg.choice import Choice
 from fastseg.kernels._launch import HAS_TRITON, runs_on, why_broken
-from fastseg.pipelines.settings import check_fields
+from fastseg.pipelines.tools.settings import check_fields
 
 Switch = Literal["auto", "on", "off"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastseg.pipelines.workers import STOP_SIGNALS
+from fastseg.pipelines.tools.workers import STOP_SIGNALS
 from fastseg.ranks import Ranks
 
 SAME_REQUEST_S = 2.0

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from fastseg import nvidia_apex
 from fastseg.choice import Choice
 from fastseg.nvidia_apex import ApexOptimizer
-from fastseg.pipelines.settings import NotNegative, Positive, Range, check_fields
+from fastseg.pipelines.tools.settings import NotNegative, Positive, Range, check_fields
 from fastseg.precision import LossScale
 from fastseg.ranks import Ranks
 from fastseg.shards import local_part

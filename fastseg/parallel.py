@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from fastseg.batch_norm import synchronise_batch_norm
 from fastseg.errors import ConfigError
 from fastseg.models import Segmenter
-from fastseg.pipelines.settings import Natural, Range, check_fields
+from fastseg.pipelines.tools.settings import Natural, Range, check_fields
 from fastseg.precision import reduced_dtype
 from fastseg.ranks import Ranks
 

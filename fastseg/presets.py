@@ -6,17 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fastseg.config import (
-    EvaluationConfig,
-    ModelConfig,
-    SyntheticData,
-    TrainConfig,
-    unknown,
-)
+from fastseg.config import EvaluationConfig, ModelConfig, SyntheticData, TrainConfig
 from fastseg.errors import ConfigError
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.methods.stage import Stage
 from fastseg.pipelines import DataConfig
+from fastseg.pipelines.tools.unknown import unknown
 
 
 def two_stages(teacher: Stage, student: Stage) -> dict[str, Stage]:

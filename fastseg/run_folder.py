@@ -11,8 +11,8 @@ from types import TracebackType
 
 from fastseg.config import TrainConfig, changed_fields, read_config, to_dict
 from fastseg.errors import ConfigError
-from fastseg.files import remove, unfinished, write_whole
 from fastseg.methods import METHODS
+from fastseg.pipelines.tools.whole_files import remove, unfinished, write_whole
 from fastseg.precision import best_precision
 from fastseg.ranks import Ranks, choose_device
 from fastseg.telemetry import say

@@ -24,8 +24,8 @@ from fastseg.evaluation import evaluate_subsets, logits_of_subsets
 from fastseg.metrics import ConfusionMatrix
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch, ModalitySpec, build_loader
-from fastseg.pipelines.corrupt import describe
-from fastseg.pipelines.display import picture
+from fastseg.pipelines.faults.sensor_faults import describe
+from fastseg.pipelines.inspection.display import picture
 from fastseg.pipelines.synthetic import shown_name
 from fastseg.report import (
     Picture,

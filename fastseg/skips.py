@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fastseg.errors import ConfigError
-from fastseg.files import write_whole
 from fastseg.pipelines import Batch
-from fastseg.pipelines.corrupt import describe
+from fastseg.pipelines.faults.sensor_faults import describe
+from fastseg.pipelines.tools.whole_files import write_whole
 from fastseg.session import Session
 from fastseg.shards import local_part
 from fastseg.telemetry import say

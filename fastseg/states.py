@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fastseg.ema import WeightAverage
 from fastseg.errors import listed
-from fastseg.files import commit, remove, sync, unfinished
 from fastseg.optim import parameter_groups
+from fastseg.pipelines.tools.whole_files import commit, remove, sync, unfinished
 from fastseg.shards import (
     load_module_tensors,
     load_optimizer_tensors,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastseg.files import write_whole
+from fastseg.pipelines.tools.whole_files import write_whole
 
 
 class MetricsLog:

@@ -25,7 +25,7 @@ from fastseg.models import Segmenter
 from fastseg.optim import choose_optimizer
 from fastseg.parallel import copy_size
 from fastseg.pipelines import Batch, DataError, build_loader
-from fastseg.pipelines.device import on_device
+from fastseg.pipelines.loaders.to_device import on_device
 from fastseg.probe import choose_mode
 from fastseg.profiling import StepWatch, open_board
 from fastseg.run_folder import RunFolder

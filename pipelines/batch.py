@@ -1,18 +1,13 @@
-"""The contract between every loader and the trainer."""
+"""Batches, which every loader gives and every step takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .damage import Damage
-    from .files import SplitFiles
 
 
 @dataclass(frozen=True)
@@ -75,41 +70,3 @@ class Batch:
             codes = tuple(code[:count] for code in self.codes)
         ids = self.sample_ids[:count]
         return replace(self, codes=codes, classes=self.classes[:count], sample_ids=ids)
-
-
-class Loader(Protocol):
-    """What both loaders offer.
-
-    ``name`` says which one it is (``"torch"`` or ``"dali"``); ``reason`` why it was chosen;
-    ``warning`` what to say about the data before it is used, or nothing; ``fingerprint`` is a hash
-    of the sample ids; ``damage`` knows those that cannot be read; ``files`` are the samples.
-    """
-
-    name: str
-    reason: str
-    warning: str
-    fingerprint: str
-    files: SplitFiles
-    num_samples: int
-    steps_per_epoch: int
-    damage: Damage
-
-    def batches(self, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
-        """Batches of the global steps ``start`` (inclusive) to ``stop`` (exclusive).
-
-        For training the stream is endless (``stop=None``) and epoch = step // steps_per_epoch.
-        For evaluation one pass has ``steps_per_epoch`` batches, the last one possibly smaller.
-        """
-        ...
-
-    def check(self) -> None:
-        """Before an evaluation: look at everything that it will read, as far as headers tell.
-
-        Raises:
-            DataError: a file of this process's samples cannot be used.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release worker processes and threads. Safe to call twice."""
-        ...

@@ -7,21 +7,21 @@ from dataclasses import replace
 
 import torch
 
-from .batch import Loader
-from .catalogue import get_dataset
+from .cache.read import PackedStore, packed_folder
 from .config import DataConfig
-from .corrupt import check_corruption
-from .dali_loader import DaliLoader, dali_import_error
+from .datasets.catalogue import get_dataset
+from .datasets.spec import DatasetSpec
+from .datasets.split_files import SplitFiles, list_split
+from .decode.headers import in_threads
 from .errors import DataError
-from .files import SplitFiles, list_split
-from .geometry import eval_geometry
-from .headers import in_threads
-from .order import EvalOrder, Order, TrainOrder
-from .packed import PackedStore, packed_folder
-from .plan import Plan
-from .samples import FileStore, SampleReader, Store
-from .spec import DatasetSpec
-from .torch_loader import TorchLoader
+from .faults.sensor_faults import check_corruption
+from .loaders.dali.loader import DaliLoader, dali_import_error
+from .loaders.interface import Loader
+from .loaders.order import EvalOrder, Order, TrainOrder
+from .loaders.plan import Plan
+from .loaders.samples import FileStore, SampleReader, Store
+from .loaders.torch_loader import TorchLoader
+from .transform.geometry import eval_geometry
 
 
 def build_loader(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from .settings import (
+from .datasets.spec import Sensor
+from .tools.settings import (
     Count,
     Fraction,
     Probability,
@@ -17,7 +18,6 @@ from .settings import (
     check_fields,
     check_order,
 )
-from .spec import Sensor
 
 Layout = Literal["auto", "planes", "channels_last"]
 _Rescaling = Annotated[float, Range(0, 100, above=True)]

@@ -20,7 +20,7 @@ from fastseg.methods.pairing import draw_pairing
 from fastseg.methods.seeds import Seeds, Share
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import SegmenterOutput
-from fastseg.pipelines.settings import Fraction, NotNegative, Range, check_fields
+from fastseg.pipelines.tools.settings import Fraction, NotNegative, Range, check_fields
 
 
 @dataclass(frozen=True)

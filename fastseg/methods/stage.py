@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from fastseg.pipelines.settings import Fraction, Natural, NotNegative, Positive, Range, check_fields
+from fastseg.pipelines.tools.settings import (
+    Fraction,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    check_fields,
+)
 
 NOBODY = "nobody"
 RANDOM, ENCODER = "random", "encoder"

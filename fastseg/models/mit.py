@@ -11,7 +11,6 @@ weights are the authors' but for one bias, which keeps the gradient of a blank i
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
+from ..pipelines.tools.unknown import unknown
 from .attention import Attention
 
 # the released weights were trained with 1e-6 in blocks and after levels, and with torch's default
@@ -78,9 +78,7 @@ def get_backbone(name: str) -> Backbone:
         ConfigError: there is no such backbone; the message suggests the nearest name.
     """
     if name not in BACKBONES:
-        nearest = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.0)[0]
-        known = ", ".join(BACKBONES)
-        raise ConfigError(f"unknown backbone {name!r}, did you mean {nearest!r}? Known: {known}")
+        raise ConfigError(unknown("backbone", name, BACKBONES))
     return BACKBONES[name]
 
 

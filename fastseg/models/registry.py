@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Protocol
 
 from ..errors import ConfigError
+from ..pipelines.tools.unknown import unknown
 from .interface import Segmenter
 from .mit import BACKBONES
 from .segformer import SegFormer
@@ -66,7 +66,5 @@ def model_builder(name: str) -> Builder:
         ConfigError: there is no such model; the message suggests the nearest name.
     """
     if name not in MODELS:
-        nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
-        known = ", ".join(MODELS)
-        raise ConfigError(f"unknown backbone {name!r}, did you mean {nearest!r}? Known: {known}")
+        raise ConfigError(unknown("backbone", name, MODELS))
     return MODELS[name]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..files import write_whole
+from ..pipelines.tools.whole_files import write_whole
 from .charts import Panel, confusion_panel, subset_panels, training_panels, validation_panels
 from .pictures import draw_pictures
 from .results import RunReport

@@ -7,7 +7,8 @@ import math
 from html import escape
 from pathlib import Path
 
-from ..files import write_whole
+from ..pipelines.tools.names import readable
+from ..pipelines.tools.whole_files import write_whole
 from .charts import training_panels, validation_panels
 from .figures import write_figures
 from .gallery import gallery
@@ -25,9 +26,6 @@ def write_report(path: Path, report: RunReport) -> None:
     script and can be mailed as one file. A part without data says what is missing. Files appear
     whole or not at all; the page comes last.
     """
-    # the pipelines bring torch, which whoever only reads results does without
-    from ..pipelines.names import readable
-
     write_figures(path.parent / "figures", report)
     write_whole(path, readable(render(report)).encode())
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import write_whole
+from ..pipelines.tools.whole_files import write_whole
 
 MEAN = "Mean"
 UNHARMED = "none"
@@ -35,7 +35,7 @@ class SubsetResult:
         miou_present: mean over the classes that occur; NaN if none does.
         iou: K values; NaN for an absent class.
         corruption: faults of the sensors while they were scored, as
-            ``fastseg.pipelines.corrupt.describe`` names them.
+            ``fastseg.pipelines.faults.sensor_faults.describe`` names them.
     """
 
     model: str

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..reading import check_regular
+from ..tools.reading import check_regular
 
 Matrix = NDArray[np.float64]
 

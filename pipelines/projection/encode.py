@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..catalogue.muses import CODE_SHIFT, CODE_STEPS
+from ..datasets.catalogue.muses import CODE_SHIFT, CODE_STEPS
 
 _UP = 2
 """PNG filter: each byte minus the one above, which turns empty areas into zeros."""

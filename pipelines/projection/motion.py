@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..reading import check_regular
+from ..tools.reading import check_regular
 from .calibration import Matrix
 
 _FIELDS = 28

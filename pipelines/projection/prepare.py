@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from ..catalogue.muses import PROJECTED, SENSORS
+from ..datasets.catalogue.muses import PROJECTED, SENSORS
+from ..datasets.spec import unknown_name
+from ..decode.images import check_header
+from ..decode.muses_raw import import_h5py, read_events, read_points, read_polar
 from ..errors import DataError
-from ..images import check_header
-from ..pool import bar, each
-from ..raw import import_h5py, read_events, read_points, read_polar
-from ..reading import read_bytes
-from ..settings import Range, Workers, check_fields
-from ..spec import unknown_name
-from ..storage import write_whole
+from ..tools.process_pool import bar, each
+from ..tools.reading import read_bytes
+from ..tools.settings import Range, Workers, check_fields
+from ..tools.whole_files import write_whole
 from .calibration import Calibration, read_calibration, read_json
 from .encode import encode_counts, encode_values
 from .motion import read_gnss

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..catalogue.muses import SENSORS
+from ..datasets.catalogue.muses import SENSORS
+from ..datasets.spec import unknown_name
 from ..errors import DataError
-from ..spec import unknown_name
 from .calibration import read_json
 
 SPLITS = ("train", "val", "test")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..raw import AZIMUTHS, POLAR_HEADER, Events
+from ..decode.muses_raw import AZIMUTHS, POLAR_HEADER, Events
 from .calibration import Calibration, Matrix
 from .motion import Twist, compensate
 from .raster import Size, project, spread, winners

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from ..settings import Natural, SceneSide, Seed, Workers, check_fields
+from ..tools.settings import Natural, SceneSide, Seed, Workers, check_fields
 
 SPLITS: Final[tuple[str, ...]] = ("train", "val", "test")
 # size, then frames of train, val, test; full has the counts of the published set

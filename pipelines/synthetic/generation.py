@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ..pool import bar, each
+from ..tools.process_pool import bar, each
 from .config import SPLITS, SyntheticConfig
 from .manifest import close_folder, open_folder
 from .plan import FOLDERS, Frame, plan

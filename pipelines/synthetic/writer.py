@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..storage import write_whole
+from ..tools.whole_files import write_whole
 from .config import SyntheticConfig
 from .frame import render_frame
 from .plan import FOLDERS, Frame

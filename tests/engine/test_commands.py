@@ -20,7 +20,7 @@ from fastseg import data, doctor, evaluate, scoring, train
 from fastseg.cli import explain, parse
 from fastseg.config import read_config
 from fastseg.kernels import _launch
-from fastseg.pipelines import native
+from fastseg.pipelines.native import build as native
 from fastseg.precision import best_precision
 from fastseg.step import TrainStep
 from fastseg.subsets import all_subsets

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastseg.interrupt import SAME_REQUEST_S
-from fastseg.pipelines.dali_loader import dali_import_error
+from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
 REPO = Path(__file__).parents[2]
 PATIENCE_S = 60
@@ -206,7 +206,7 @@ def test_a_killed_worker_is_one_message(start, scenes, tmp_path):
 STUCK = """
 import sys, time
 from fastseg import interrupt
-from fastseg.pipelines.torch_loader import BatchSource
+from fastseg.pipelines.loaders.torch_loader import BatchSource
 interrupt.DATA_PATIENCE_S = 1.0
 plain = BatchSource._assemble
 def stuck(self, step):

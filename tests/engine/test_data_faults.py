@@ -13,8 +13,8 @@ from PIL import Image
 from fastseg.data_change import DataFacts
 from fastseg.errors import ConfigError
 from fastseg.pipelines import DataError, get_dataset
-from fastseg.pipelines.files import list_split
-from fastseg.pipelines.pack import pack_split
+from fastseg.pipelines.cache.write import pack_split
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.ranks import Ranks
 
 

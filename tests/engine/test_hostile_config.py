@@ -14,8 +14,8 @@ from fastseg.data_making import Prepare, Synthetic
 from fastseg.errors import ConfigError
 from fastseg.evaluate import EvaluateConfig
 from fastseg.pipelines.projection import PrepareConfig
-from fastseg.pipelines.settings import MOST, Range, field_types, misfit
 from fastseg.pipelines.synthetic import SyntheticConfig
+from fastseg.pipelines.tools.settings import MOST, Range, field_types, misfit
 from fastseg.presets import get_preset
 
 HOSTILE = [

@@ -132,7 +132,7 @@ def test_every_parameter_has_a_gradient():
 
 
 def test_unknown_backbone_suggests_the_nearest():
-    with pytest.raises(ConfigError, match="'mit-b3', did you mean 'mit_b3'"):
+    with pytest.raises(ConfigError, match="'mit-b3': did you mean 'mit_b3'"):
         get_backbone("mit-b3")
 
 

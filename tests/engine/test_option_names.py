@@ -43,17 +43,19 @@ PRINTED_BY = {
     # evaluate takes the cache from the config of its run, which has refused this
     "pipelines/build.py --data.cache": TRAIN,
     # evaluate takes data set and modalities from its run
-    "pipelines/catalogue/kitti360.py": TRAIN | LOOK,
-    "pipelines/catalogue/muses.py --data.dataset": TRAIN | LOOK,
-    "pipelines/check.py": {"fastseg.data check"},
-    "pipelines/dali_loader.py": TRAIN | SCORE,
-    "pipelines/decode.py": TRAIN | LOOK,
-    "pipelines/files.py": TRAIN | SCORE | LOOK,
-    "pipelines/pack.py": {"fastseg.data pack"},
-    "pipelines/packed.py": TRAIN | SCORE,
-    "pipelines/plan.py": TRAIN | SCORE,
+    "pipelines/datasets/catalogue/kitti360.py": TRAIN | LOOK,
+    "pipelines/datasets/catalogue/muses.py --data.dataset": TRAIN | LOOK,
+    "pipelines/inspection/check.py": {"fastseg.data check"},
+    "pipelines/loaders/dali/loader.py": TRAIN | SCORE,
+    "pipelines/decode/by_spec.py": TRAIN | LOOK,
+    "pipelines/datasets/split_files.py": TRAIN | SCORE | LOOK,
+    "pipelines/cache/write.py": {"fastseg.data pack"},
+    "pipelines/cache/read.py": TRAIN | SCORE,
+    "pipelines/loaders/plan.py": TRAIN | SCORE,
     # training renders scenes, too; the option's text says whose it is
-    "pipelines/pool.py": {f"fastseg.data {n}" for n in ("check", "stats", "prepare", "synthetic")},
+    "pipelines/tools/process_pool.py": {
+        f"fastseg.data {n}" for n in ("check", "stats", "prepare", "synthetic")
+    },
     "pipelines/projection/": PREPARE,
     "pipelines/synthetic/": TRAIN | {"fastseg.data synthetic"},
 }

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import trees
 
 from fastseg import train
 from fastseg.cli import parse_config
-from fastseg.pipelines import catalogue, get_dataset
+from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
+from fastseg.pipelines.datasets import catalogue
 from fastseg.presets import PRESETS, get_preset
+from tests.support import dataset_trees as trees
 
 REPO = Path(__file__).parents[2]
 SMALL = [

@@ -164,7 +164,7 @@ def test_models_are_found_by_the_name_of_their_backbone(config):
     from fastseg.errors import ConfigError
     from fastseg.models import model_builder
 
-    with pytest.raises(ConfigError, match="unknown backbone 'toy_con', did you mean 'toy_conv'"):
+    with pytest.raises(ConfigError, match="unknown backbone 'toy_con': did you mean 'toy_conv'"):
         model_builder("toy_con")
     network = RunContext(
         replace(config, model=replace(config.model, backbone=toy_backbone.NAME))

@@ -10,7 +10,7 @@ import torch
 
 from fastseg import kernels
 from fastseg.methods import LossWeights, Method, MethodOptions, Stage, register
-from fastseg.pipelines.settings import NotNegative, Positive, check_fields
+from fastseg.pipelines.tools.settings import NotNegative, Positive, check_fields
 
 NAME = "toy_mutual"
 

@@ -1,0 +1,1 @@
+"""The decoded cache of a split: its format, how it is written and read."""

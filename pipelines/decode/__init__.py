@@ -1,0 +1,1 @@
+"""Files to pixels, exactly; what decoders disagree about is refused by name."""

@@ -1,0 +1,1 @@
+"""Faults, statistics and pictures of a data set, for people."""

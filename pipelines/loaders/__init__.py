@@ -1,0 +1,1 @@
+"""Batches of samples in a planned order, read and put together by torch or by DALI."""

@@ -1,0 +1,1 @@
+"""Hot loops in C, and how they are compiled."""

@@ -1,0 +1,1 @@
+"""Settings, names, files, processes and random numbers; nothing here knows of data sets."""
