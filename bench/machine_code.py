@@ -56,21 +56,33 @@ class Case(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Fingerprint of what the compiler gets; comments and line numbers do not count."""
+        """Fingerprint of what the compiler gets; prose, places and line numbers do not count."""
         arguments = [x.dtype if isinstance(x, torch.Tensor) else x for x in self.arguments]
         launch = (arguments, sorted(self.constexprs.items()), self.num_warps, self.num_stages)
-        text = f"{launch}{sorted(_sources(self.kernel, {}).items())}"
+        text = f"{launch}{_sources(self.kernel)}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _sources(kernel: Any, found: dict[str, str]) -> dict[str, str]:
-    """Syntax trees of a kernel and of all it calls, and the global constants that they use."""
-    function = kernel.fn
-    name = f"{function.__module__}.{function.__qualname__}"
-    if name in found:
-        return found
+def _sources(kernel: Any) -> list[str]:
+    """What a kernel and all it calls are made of: syntax trees, and the global constants in them.
+
+    A function goes by its name without its module, and docstrings are left out: neither a move to
+    another file nor prose makes a row stale.
+    """
+    found: dict[Any, list[str]] = {}
+    _collect(kernel.fn, found)
+    return sorted(text for texts in found.values() for text in texts)
+
+
+def _collect(function: Any, found: dict[Any, list[str]]) -> None:
+    if function in found:
+        return
+    name = function.__qualname__
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    found[name] = ast.dump(tree)
+    (definition,) = tree.body
+    if ast.get_docstring(definition):  # type: ignore[arg-type]
+        del definition.body[0]  # type: ignore[attr-defined]
+    texts = found[function] = [f"{name} {ast.dump(tree)}"]
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             value = function.__globals__.get(node.id)
@@ -81,10 +93,9 @@ def _sources(kernel: Any, found: dict[str, str]) -> dict[str, str]:
         if isinstance(value, triton.JITFunction):
             # Triton's own are told by its version
             if not value.fn.__module__.startswith("triton."):
-                _sources(value, found)
+                _collect(value.fn, found)
         elif isinstance(value, tl.constexpr | int | float | str):
-            found[f"{name} {ast.unparse(node)}"] = repr(value)
-    return found
+            texts.append(f"{name} {ast.unparse(node)} = {value!r}")
 
 
 @dataclass(frozen=True)

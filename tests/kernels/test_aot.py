@@ -71,6 +71,39 @@ def test_the_table_is_that_of_these_kernels_for_every_release():
     assert done.returncode == 0, done.stderr
 
 
+KERNEL = '''
+import triton
+SCALE = triton.language.constexpr(2)
+
+@triton.jit
+def helper(x):
+    """{prose}"""
+    return x * SCALE
+
+@triton.jit
+def _kernel(x_ptr):
+    # {prose}
+    triton.language.store(x_ptr, helper(triton.language.load(x_ptr)){more})
+'''
+FINGERPRINTS = """
+import first, moved, other
+from bench.aot import Case
+found = [Case("", m._kernel, (), {}, 4, 3, 0, 0).source for m in (first, moved, other)]
+assert found[0] == found[1] != found[2], found
+moved.SCALE.value = 3
+assert Case("", moved._kernel, (), {}, 4, 3, 0, 0).source != found[0]
+"""
+
+
+def test_a_move_or_prose_leaves_the_fingerprint_and_code_or_a_constant_changes_it(tmp_path):
+    texts = {"first": ("Twice.", ""), "moved": ("Two times.", ""), "other": ("Twice.", " + 1")}
+    for name, (prose, more) in texts.items():
+        (tmp_path / f"{name}.py").write_text(KERNEL.format(prose=prose, more=more))
+    path = f"import sys\nsys.path[:0] = {[str(ROOT), str(tmp_path)]!r}\n"
+    done = run("-c", path + FINGERPRINTS)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_row_of_an_older_source_or_none_is_stale(tmp_path, monkeypatch):
     def kernel():
         """Only its name counts."""
