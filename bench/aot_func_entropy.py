@@ -18,9 +18,9 @@ from triton.runtime import JITFunction
 
 from bench.machine_code import Case
 from bench.shapes import PAPER
-from fastseg.kernels.functional_entropy_fisher import _fisher_gradient, _fisher_regulariser
-from fastseg.kernels.functional_entropy_profile import _profile_gradient, _profile_regulariser
-from fastseg.kernels.functional_entropy_value import (
+from fastseg.kernels.entropy.fisher import _fisher_gradient, _fisher_regulariser
+from fastseg.kernels.entropy.profile import _profile_gradient, _profile_regulariser
+from fastseg.kernels.entropy.value import (
     _functional_entropy,
     _functional_entropy_gradient,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -12,12 +11,9 @@ from torch import Tensor
 
 from bench.aot_proto_pool import DTYPES, levels, recorded
 from bench.shapes import WIDTHS
-from fastseg.kernels import _similarity_maps
-from fastseg.kernels._similarity_maps import pixels_of, similarity_gradients, similarity_maps
-from fastseg.kernels.prototype_pool import sizes_of
-
-# the package hides the module behind its function
-divergence = importlib.import_module("fastseg.kernels.similarity_divergence")
+from fastseg.kernels.prototypes.pool import sizes_of
+from fastseg.kernels.similarity import divergence, maps
+from fastseg.kernels.similarity.maps import pixels_of, similarity_gradients, similarity_maps
 
 # registers and bytes of shared memory
 BUDGETS = {
@@ -29,8 +25,7 @@ BUDGETS = {
     "_similarity_divergence_fwd_kernel": (64, 4096),
 }
 KERNELS = {
-    module: [name for name in BUDGETS if hasattr(module, name)]
-    for module in (_similarity_maps, divergence)
+    module: [name for name in BUDGETS if hasattr(module, name)] for module in (maps, divergence)
 }
 
 

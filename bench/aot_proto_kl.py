@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 
 from bench.aot_proto_pool import as_cases, recorded
 from bench.shapes import WIDTHS
-
-# the package hides the module behind its function
-module = importlib.import_module("fastseg.kernels.prototype_divergence")
+from fastseg.kernels.prototypes import divergence
 
 
 def cases() -> list[tuple[Any, ...]]:
@@ -45,8 +42,8 @@ def _launches(
     paired: bool = True,
 ) -> list[tuple[Any, Any, Any]]:
     size = b * num_classes * sum(widths)
-    with recorded(module, "_prototype_divergence_fwd_kernel") as launches:
-        module.diverge(
+    with recorded(divergence, "_prototype_divergence_fwd_kernel") as launches:
+        divergence.diverge(
             torch.empty(student * size, device="meta"),
             torch.empty(teacher * size, device="meta"),
             torch.empty((len(widths), b, num_classes), dtype=torch.int64, device="meta"),

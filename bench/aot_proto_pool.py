@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bench.shapes import WIDTHS
-from fastseg.kernels import prototype_pool
-from fastseg.kernels._feature_maps import layout_of
+from fastseg.kernels.common.feature_maps import layout_of
+from fastseg.kernels.prototypes import pool
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 KERNELS = tuple(f"_prototype_pool_{part}_kernel" for part in ("fwd", "reduce", "bwd"))
@@ -85,13 +85,13 @@ def launches_of(
     num_classes: int,
 ) -> list[tuple[Any, Any, Any]]:
     """Both networks pooled, and the student's gradient."""
-    with recorded(prototype_pool, *KERNELS) as launches:
-        _, counts = prototype_pool.pool_maps([*student, *teacher], labels, num_classes, False)
-        size = sum(prototype_pool.sizes_of([x.shape for x in student], num_classes))
+    with recorded(pool, *KERNELS) as launches:
+        _, counts = pool.pool_maps([*student, *teacher], labels, num_classes, False)
+        size = sum(pool.sizes_of([x.shape for x in student], num_classes))
         grad = torch.empty(size, device="meta")
         layouts = [number for x in student for number in layout_of(x)]
         scale = torch.empty((), device="meta")
-        prototype_pool.unpool_maps(grad, scale, labels, counts, layouts, False)
+        pool.unpool_maps(grad, scale, labels, counts, layouts, False)
     return launches
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 
-from fastseg.kernels import _dual_cells, ohem_select, segment
-from fastseg.kernels import _segmentation_loss_kernels as loss
-
-# the package hides the module behind its function
-host = importlib.import_module("fastseg.kernels.segmentation_loss")
+from fastseg.kernels.segmentation import bilinear, ohem_select, predict
+from fastseg.kernels.segmentation import loss as host
+from fastseg.kernels.segmentation import loss_kernels as loss
 
 # batch, classes, height and width of the logits; 1024 x 1024 and 512 x 512 labels, DELIVER's,
 # MCubeS's and MUSES's classes
@@ -55,13 +52,13 @@ def _loss(
     x = _meta(*shape, dtype=FLOATS[dtype])
     teacher = x if has_teacher else None
     target = _meta(b, h * factor, w * factor, dtype=LABELS[labels])
-    blocks, groups = _dual_cells.launch_grid(x, factor)
-    cells = blocks * _dual_cells.LANES
+    blocks, groups = bilinear.launch_grid(x, factor)
+    cells = blocks * bilinear.LANES
     maps = _meta(4, factor, factor, cells)
     sums, counts = _meta(2, SLOTS), _meta(2, SLOTS, dtype=torch.int32)
     flags = {
         "HAS_TEACHER": has_teacher, "TEMPERED": tempered, "FACTOR": factor,
-        "ROWS": _dual_cells.ROWS[factor], "BLOCK": _dual_cells.LANES, "WIDE": wide,
+        "ROWS": bilinear.ROWS[factor], "BLOCK": bilinear.LANES, "WIDE": wide,
     }  # fmt: skip
     words = [f"K{k}-{h}x{w}-f{factor}-{dtype}", "" if labels == "u8" else labels]
     words += ["" if has_teacher else "no-teacher"]
@@ -92,8 +89,8 @@ def _fold() -> list[tuple[Any, ...]]:
                 grad = _meta(b, k, h, w, dtype=FLOATS[dtype])
                 if layout == "nhwc":
                     grad = grad.to(memory_format=torch.channels_last)
-                blocks, groups = _dual_cells.launch_grid(grad, factor)
-                cells = blocks * _dual_cells.LANES
+                blocks, groups = bilinear.launch_grid(grad, factor)
+                cells = blocks * bilinear.LANES
                 corners = _meta(4, groups, k, cells)
                 flags = {
                     "FACTOR": factor,
@@ -142,22 +139,22 @@ def _predictions() -> list[tuple[Any, ...]]:
             for dtype, float_dtype in FLOATS.items():
                 x = _meta(b, k, h, w, dtype=float_dtype)
                 out = _meta(b, h * factor, w * factor, dtype=torch.uint8)
-                flags = {"FACTOR": factor, "ROWS": _dual_cells.ROWS[factor]}
-                flags |= {"BLOCK": _dual_cells.LANES, "WIDE": False}
+                flags = {"FACTOR": factor, "ROWS": bilinear.ROWS[factor]}
+                flags |= {"BLOCK": bilinear.LANES, "WIDE": False}
                 name = f"K{k}-{h}x{w}-f{factor}-{dtype}"
-                found.append((name, segment._upsample_argmax_kernel, (x, out, b, k, h, w),
+                found.append((name, predict._upsample_argmax_kernel, (x, out, b, k, h, w),
                               flags, 1, 3, 128, 8192))  # fmt: skip
     for k in (19, 20, 25, 200):
         for labels, label_dtype in LABELS.items():
             predictions = _meta(2, 1024, 1024, dtype=torch.uint8)
             target = _meta(2, 1024, 1024, dtype=label_dtype)
             partial = _meta(128, k * k, dtype=torch.int32)
-            found.append((f"K{k}-{labels}", segment._confusion_kernel,
-                          (predictions, target, partial, target.numel(), k, segment._BINS // k),
-                          {"BINS": segment._BINS, "BLOCK": segment._BLOCK},
+            found.append((f"K{k}-{labels}", predict._confusion_kernel,
+                          (predictions, target, partial, target.numel(), k, predict._BINS // k),
+                          {"BINS": predict._BINS, "BLOCK": predict._BLOCK},
                           4, 3, 128, 32768))  # fmt: skip
     counts = _meta(25, 25, dtype=torch.int64)
-    found.append(("K25", segment._confusion_sum_kernel,
+    found.append(("K25", predict._confusion_sum_kernel,
                   (_meta(512, 625, dtype=torch.int32), counts, 625, 512),
                   {"BLOCK": 64, "BLOCK_R": 32}, 4, 3, 96, 8192))  # fmt: skip
     return found

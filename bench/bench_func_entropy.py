@@ -102,7 +102,7 @@ def providers() -> dict[str, Regulariser]:
     """What can run here, by name."""
     found: dict[str, Regulariser] = {"official": official, "eager": eager}
     if shapes.ON_GPU:
-        from fastseg.kernels.functional_entropy import representation_regularisation
+        from fastseg.kernels.entropy.regularisation import representation_regularisation
 
         seed = torch.tensor([SEED], device=shapes.DEVICE)
         found["fused"] = lambda student, teacher, case, noise=None: representation_regularisation(
@@ -207,7 +207,7 @@ def entropies() -> dict[str, Callable[[Tensor], Tensor]]:
     """What computes functional entropies of values here, by name."""
     found = {"eager": reference.functional_entropy}
     if shapes.ON_GPU:
-        from fastseg.kernels.functional_entropy import functional_entropy
+        from fastseg.kernels.entropy.regularisation import functional_entropy
 
         found["fused"] = functional_entropy
     found["compile"] = torch.compile(reference.functional_entropy, dynamic=False)

@@ -101,7 +101,7 @@ def providers() -> dict[str, Loss]:
     """What can run here, by name."""
     found = {"official": official, "eager": definition("mask")}
     if shapes.ON_GPU:
-        from fastseg.kernels.ifv_distillation import ifv_distillation
+        from fastseg.kernels.similarity.ifv_distillation import ifv_distillation
 
         found["fused"] = lambda student, inputs: ifv_distillation(
             student, inputs.teacher, inputs.labels, inputs.num_classes

@@ -100,7 +100,7 @@ def providers() -> dict[str, Loss]:
         "index_add": pooled_by(index_add_pools),
     }
     if shapes.ON_GPU:
-        from fastseg.kernels.hybrid_distillation import hybrid_prototype_distillation
+        from fastseg.kernels.prototypes.hybrid_distillation import hybrid_prototype_distillation
 
         found["fused"] = lambda student, inputs: hybrid_prototype_distillation(
             student, inputs.teacher, inputs.labels, inputs.num_classes, inputs.pairing
@@ -166,7 +166,7 @@ def divergences() -> dict[str, Loss]:
 
     found = {"official": official_divergence, "eager": of_levels(reference.prototype_divergence)}
     if shapes.ON_GPU:
-        from fastseg.kernels.prototype_divergence import prototype_divergence
+        from fastseg.kernels.prototypes.divergence import prototype_divergence
 
         found["fused"] = of_levels(prototype_divergence)
     found["compile"] = torch.compile(found["eager"], dynamic=False)

@@ -73,7 +73,7 @@ def providers() -> dict[str, Pool]:
         "index_add": without_counts(index_add_pools),
     }
     if shapes.ON_GPU:
-        from fastseg.kernels.prototype_pool import masked_prototype_pools
+        from fastseg.kernels.prototypes.pool import masked_prototype_pools
 
         found["fused"] = without_counts(masked_prototype_pools)
     found["compile"] = torch.compile(found["eager"], dynamic=False)

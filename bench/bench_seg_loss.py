@@ -77,7 +77,7 @@ def providers() -> dict[str, Loss]:
         "torch_bf16": torch_bf16,
     }
     if shapes.ON_GPU:
-        from fastseg.kernels.segmentation_loss import segmentation_loss
+        from fastseg.kernels.segmentation.loss import segmentation_loss
 
         found["fused"] = lambda x, y, t, p: segmentation_loss(x, y, t, threshold=p, min_kept=KEPT)
     return {**found, "compile": torch.compile(eager, dynamic=False)}
@@ -148,7 +148,7 @@ def predictors() -> dict[str, Callable[[Tensor, Tensor, int], Tensor]]:
     found: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {}
     found["eager"] = segmentation.upsample_confusion
     if shapes.ON_GPU:
-        from fastseg.kernels.segment import upsample_confusion
+        from fastseg.kernels.segmentation.predict import upsample_confusion
 
         found["fused"] = upsample_confusion
     return {**found, "compile": torch.compile(found["eager"], dynamic=False)}

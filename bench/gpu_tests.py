@@ -54,7 +54,7 @@ def concerns(file: str, setting: str) -> bool:
 
 def no_launch() -> str:
     """Why kernels with the arguments of a training step cannot be launched; nothing if they can."""
-    program = "import torch; from fastseg.kernels._probe import launch_one as f; f(torch.device(0))"
+    program = "import torch; from fastseg.kernels.probe import launch_one as f; f(torch.device(0))"
     with tempfile.TemporaryFile("w+") as log:
         process = processes.start(["-c", program], log)
         if not processes.ended(process, FIRST_LAUNCH):

@@ -16,7 +16,7 @@ import tyro
 import fastseg
 from fastseg import nvidia_apex
 from fastseg.cli import command
-from fastseg.kernels import _launch
+from fastseg.kernels.common import switch as _launch
 from fastseg.pipelines import native
 from fastseg.precision import best_precision
 

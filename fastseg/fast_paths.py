@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from fastseg.kernels._launch import HAS_TRITON, runs_on, why_broken
+from fastseg.kernels.common.switch import HAS_TRITON, runs_on, why_broken
 from fastseg.pipelines.settings import check_fields
 
 Switch = Literal["auto", "on", "off"]

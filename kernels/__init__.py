@@ -1,6 +1,6 @@
 """Operators of the distillation losses. Import as ``fastseg.kernels``.
 
-Needs torch; with Triton, CUDA tensors are served by kernels (see :mod:`._launch` for the switch).
+Needs torch; with Triton, CUDA tensors are served by kernels (see :mod:`.common.switch`).
 """
 
 import sys
@@ -15,8 +15,8 @@ if __name__ == "kernels":
             sys.modules[_name.removeprefix("fastseg.")] = _module
 else:
     from . import reference, testing
-    from ._launch import force_kernels, force_reference
-    from .functional_entropy import (
+    from .common.switch import force_kernels, force_reference
+    from .entropy.regularisation import (
         fisher_regulariser,
         functional_entropy,
         profile_regulariser,

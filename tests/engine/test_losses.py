@@ -8,7 +8,8 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.draws import Draws, pack
-from fastseg.kernels import _launch, reference
+from fastseg.kernels import reference
+from fastseg.kernels.common import switch
 from fastseg.losses import LossOptions, stage_losses
 from fastseg.models import SegFormerOutput
 from fastseg.optim import guarded_step
@@ -136,7 +137,7 @@ def train(steps):
     return curve
 
 
-@pytest.mark.skipif(not _launch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton")
+@pytest.mark.skipif(not switch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton")
 def test_kernels_and_definitions_give_the_same_training(monkeypatch):
     # kernels and definitions draw other noise from the same seed: give both the same
     regulariser = kernels.representation_regularisation

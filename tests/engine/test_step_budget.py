@@ -22,7 +22,7 @@ from fastseg import step as step_module
 from fastseg.config import ModelConfig, TrainConfig
 from fastseg.context import RunContext
 from fastseg.forecast import LiveBytes, count_memory
-from fastseg.kernels import _launch
+from fastseg.kernels.common import switch
 from fastseg.losses import LossOptions
 from fastseg.models import SegFormer
 from fastseg.optim import build_optimizer
@@ -31,7 +31,7 @@ from fastseg.schedule import LossWeights, Stage
 from fastseg.step import TrainStep
 
 pytestmark = pytest.mark.skipif(
-    not _launch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton"
+    not switch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton"
 )
 
 GB = 1e9
@@ -281,7 +281,7 @@ def on_device(monkeypatch):
     """A step function whose tensors are on another device than the host's."""
 
     def make(modalities):
-        monkeypatch.setattr(_launch, "DEVICES", (*_launch.DEVICES, "meta"))
+        monkeypatch.setattr(switch, "DEVICES", (*switch.DEVICES, "meta"))
         # the optimizer's multi-tensor kernels do not know this device; they are counted above
         nothing = torch.zeros((), device="meta")
         monkeypatch.setattr(step_module, "guarded_step", lambda *_: (nothing, nothing))

@@ -180,9 +180,8 @@ def _serve_fast_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     import triton.language as tl
     from triton.runtime.interpreter import interpreter_builder
 
-    from fastseg.kernels import functional_entropy_fisher as fisher
-    from fastseg.kernels import functional_entropy_math as common
-    from fastseg.kernels import functional_entropy_profile as profile
+    from fastseg.kernels.entropy import fisher, profile
+    from fastseg.kernels.entropy import kernel_math as common
 
     def serve(approximate: Any) -> Any:
         def call(x: Any) -> Any:

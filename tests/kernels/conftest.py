@@ -9,7 +9,7 @@ import gpu_arithmetic
 import pytest
 import torch
 
-from fastseg.kernels import _launch
+from fastseg.kernels.common import switch
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def device() -> torch.device:
     """Where the kernels run: the GPU, else the CPU under Triton's interpreter."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    if not _launch.INTERPRET:
+    if not switch.INTERPRET:
         pytest.skip("no GPU, and TRITON_INTERPRET=1 was not set when Triton was imported")
     return torch.device("cpu")
 
@@ -28,16 +28,16 @@ def kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     The interpreter computes with the rounding of a GPU: what passes here passes there.
     """
-    if _launch.INTERPRET:
+    if switch.INTERPRET:
         gpu_arithmetic.emulate(monkeypatch)
-    with _launch.force_kernels():
+    with switch.force_kernels():
         yield
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that the interpreter launches from here on."""
-    if not _launch.INTERPRET:
+    if not switch.INTERPRET:
         pytest.skip("counts the interpreter's launches")
     from triton.runtime import interpreter
 

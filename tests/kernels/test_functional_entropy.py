@@ -4,8 +4,9 @@ import gpu_arithmetic
 import pytest
 import torch
 
-from fastseg.kernels import _launch, reference
-from fastseg.kernels.functional_entropy import (
+from fastseg.kernels import reference
+from fastseg.kernels.common import switch
+from fastseg.kernels.entropy.regularisation import (
     fisher_regulariser,
     functional_entropy,
     profile_regulariser,
@@ -14,10 +15,9 @@ from fastseg.kernels.functional_entropy import (
 from fastseg.kernels.modules import FunctionalEntropy, RepresentationRegularisation
 from fastseg.kernels.testing import assert_as_accurate
 
-if _launch.HAS_TRITON:
-    from fastseg.kernels import functional_entropy_fisher as fisher
-    from fastseg.kernels import functional_entropy_profile as profile
-    from fastseg.kernels import functional_entropy_value as value_ops
+if switch.HAS_TRITON:
+    from fastseg.kernels.entropy import fisher, profile
+    from fastseg.kernels.entropy import value as value_ops
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -68,7 +68,7 @@ def assert_matches(form, student, teacher, noise, slack, **options):
     kernel, definition, more = FORMS[form]
     options |= {"samples": len(noise), **more}
     fused = run(kernel, student, teacher, noise=noise, **options)
-    with _launch.force_reference():
+    with switch.force_reference():
         eager = run(definition, student, teacher, noise=noise, **options)
         double = (x.double() for x in (student, teacher))
         truth = run(definition, *double, noise=noise.double(), **options)
@@ -227,7 +227,7 @@ def test_functional_entropy_matches_reference(shape, dim, dtype, slack, device):
         return call
 
     fused = run(weighted(functional_entropy), values)
-    with _launch.force_reference():
+    with switch.force_reference():
         eager = run(weighted(reference.functional_entropy), values)
         truth = run(weighted(reference.functional_entropy), values.double())
     away = values > 0  # at zero the slope is minus infinity, and finite by the dtype's rounding
@@ -254,7 +254,7 @@ def test_functional_entropy_is_homogeneous(factor, device):
 def test_functional_entropy_of_equal_values_is_zero_up_to_rounding(
     level, errors, device, monkeypatch
 ):
-    if _launch.INTERPRET:
+    if switch.INTERPRET:
         gpu_arithmetic.emulate(monkeypatch, errors)
     entropy = functional_entropy(torch.full((3, 4), level, device=device))
     # two sums and a division by three, which is 2 ulp off on a GPU: f / f' - 1 is at most 8 2^-24,
@@ -330,7 +330,7 @@ def test_opcheck(device):
 def test_float64_and_the_cpu_are_left_to_the_reference():
     student = [normal(1, 2, 3, 4, 2).double()]
     teacher = [normal(1, 2, 3, 4, 2, seed=1).double()]
-    with _launch._in_mode("auto"):
+    with switch._in_mode("auto"):
         for x, t in ((student, teacher), ([student[0].float()], [teacher[0].float()])):
             for form in ("paper", "code", "code-normalised"):
                 got = representation_regularisation(x, t, seed=torch.tensor([5]), form=form)

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastseg.kernels import _launch
-from fastseg.kernels.functional_entropy import fisher_regulariser, profile_regulariser
+from fastseg.kernels.common import switch
+from fastseg.kernels.entropy.regularisation import fisher_regulariser, profile_regulariser
 
-if _launch.HAS_TRITON:
+if switch.HAS_TRITON:
     import triton
     import triton.language as tl
 
-    from fastseg.kernels import functional_entropy_math as common
+    from fastseg.kernels.entropy import kernel_math as common
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -43,7 +43,7 @@ def noise_of(rows, images, elements, seed, stream):
     return torch.tensor(np.stack(noise[:rows]), dtype=torch.float32)
 
 
-if _launch.HAS_TRITON:
+if switch.HAS_TRITON:
 
     @triton.jit
     def _draw_kernel(out_ptr, seed_ptr, stream, N, FAST: tl.constexpr, BLOCK: tl.constexpr):
@@ -104,7 +104,7 @@ def rounding_of(radius):
 
 def test_the_smallest_radii_are_finite(device, monkeypatch):
     # a logarithm that is off may be positive just below one
-    if _launch.INTERPRET:
+    if switch.INTERPRET:
         gpu_arithmetic.emulate(monkeypatch, "up")
     steps = torch.arange(4096, device=device)
     u, v = (-1 - steps).int(), (steps * 1_048_576).int()

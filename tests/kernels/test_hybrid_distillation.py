@@ -9,10 +9,10 @@ from fastseg.kernels.testing import assert_as_accurate
 
 pytest.importorskip("triton")
 
-from fastseg.kernels.hybrid_distillation import (
+from fastseg.kernels.modules import HybridPrototypeDistillation
+from fastseg.kernels.prototypes.hybrid_distillation import (
     hybrid_prototype_distillation,
 )
-from fastseg.kernels.modules import HybridPrototypeDistillation
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

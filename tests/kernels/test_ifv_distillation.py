@@ -8,8 +8,8 @@ from fastseg.kernels.reference import similarity as reference
 from fastseg.kernels.testing import assert_as_accurate
 
 pytest.importorskip("triton")
-from fastseg.kernels.ifv_distillation import ifv_distillation
 from fastseg.kernels.modules import IFVDistillation
+from fastseg.kernels.similarity.ifv_distillation import ifv_distillation
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

@@ -7,14 +7,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastseg.kernels import reference
-from fastseg.kernels.reference import lanes
-from fastseg.kernels.reference.lanes import sum_over_samples
+from fastseg.kernels.reference import threads
+from fastseg.kernels.reference.threads import sum_over_samples
 
-LIKE = torch.zeros(1).expand(lanes._SMALLEST + 1)
+LIKE = torch.zeros(1).expand(threads._SMALLEST + 1)
 
 
 @pytest.fixture
-def threads():
+def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -22,7 +22,7 @@ def threads():
 
 @pytest.fixture
 def small_work_is_shared(monkeypatch):
-    monkeypatch.setattr(lanes, "_SMALLEST", 0)
+    monkeypatch.setattr(threads, "_SMALLEST", 0)
 
 
 class Watch(TorchDispatchMode):
@@ -51,8 +51,8 @@ class Work:
     ("count", "samples", "number_of_lanes", "each"),
     [(1, 10, 1, 1), (2, 10, 2, 1), (8, 10, 4, 2), (8, 3, 3, 2), (2, 1, 1, 2)],
 )
-def test_every_sample_is_in_one_lane(count, samples, number_of_lanes, each, threads):
-    threads(count)
+def test_every_sample_is_in_one_lane(count, samples, number_of_lanes, each, set_threads):
+    set_threads(count)
     work = Work()
     total, number = sum_over_samples(work, samples, LIKE)
     assert total.item() == sum(s * s for s in range(samples))
@@ -65,8 +65,8 @@ def test_every_sample_is_in_one_lane(count, samples, number_of_lanes, each, thre
     assert torch.get_num_threads() == count
 
 
-def test_an_error_is_raised_here_and_the_threads_are_as_before(threads):
-    threads(2)
+def test_an_error_is_raised_here_and_the_threads_are_as_before(set_threads):
+    set_threads(2)
 
     def work(chosen):
         raise ValueError("of a lane")
@@ -76,16 +76,16 @@ def test_an_error_is_raised_here_and_the_threads_are_as_before(threads):
     assert torch.get_num_threads() == 2
 
 
-def test_lanes_have_no_gradients(threads):
-    threads(2)
+def test_lanes_have_no_gradients(set_threads):
+    set_threads(2)
     x = torch.ones(3, requires_grad=True)
     (total,) = sum_over_samples(lambda chosen: (len(list(chosen)) * x.sum(),), 4, LIKE)
     assert total.item() == 12
     assert not total.requires_grad
 
 
-def test_little_work_stays_here(threads):
-    threads(2)
+def test_little_work_stays_here(set_threads):
+    set_threads(2)
     work = Work()
     sum_over_samples(work, 6, LIKE[1:])
     assert [(chosen, who) for chosen, who, _ in work.shares] == [
@@ -94,8 +94,8 @@ def test_little_work_stays_here(threads):
 
 
 @pytest.mark.usefixtures("small_work_is_shared")
-def test_who_watches_operators_sees_them_all(threads):
-    threads(2)
+def test_who_watches_operators_sees_them_all(set_threads):
+    set_threads(2)
     x, t = (torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(i)) for i in b"ab")
     with Watch() as watch:
         reference.profile_regulariser(x, t, seed=1, samples=6)
@@ -104,12 +104,12 @@ def test_who_watches_operators_sees_them_all(threads):
 
 @pytest.mark.usefixtures("small_work_is_shared")
 @pytest.mark.parametrize("name", ["profile_regulariser", "fisher_regulariser"])
-def test_threads_change_the_regularisers_by_rounding_alone(name, threads):
+def test_threads_change_the_regularisers_by_rounding_alone(name, set_threads):
     generator = torch.Generator().manual_seed(3)
     x, t = (torch.randn(2, 3, 8, 6, 5, generator=generator) for _ in "xt")
     found = []
     for count in (1, 2, 2, 3):
-        threads(count)
+        set_threads(count)
         student = x.clone().requires_grad_()
         value = getattr(reference, name)(student, t, seed=5, samples=7)
         value.backward()

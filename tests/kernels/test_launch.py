@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastseg.kernels
-from fastseg.kernels import _launch
+from fastseg.kernels.common import switch
 
 CHECKOUT = Path(fastseg.kernels.__file__).parents[1]
 ONE = torch.ones(1)
@@ -24,7 +24,7 @@ def fresh(monkeypatch):
                 monkeypatch.delenv(name, raising=False)
             else:
                 monkeypatch.setenv(name, value)
-        spec = importlib.util.spec_from_file_location("fresh_launch", _launch.__file__)
+        spec = importlib.util.spec_from_file_location("fresh_launch", switch.__file__)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -33,53 +33,53 @@ def fresh(monkeypatch):
 
 
 def test_the_interpreter_is_on_in_this_process_or_there_is_a_gpu():
-    if not _launch.HAS_TRITON or os.environ.get("TRITON_INTERPRET") == "0":
+    if not switch.HAS_TRITON or os.environ.get("TRITON_INTERPRET") == "0":
         pytest.skip("no Triton, or its interpreter was turned off by hand")
-    assert torch.cuda.is_available() or _launch.INTERPRET
-    assert _launch.UP is _launch.INTERPRET
-    assert ("cpu" in _launch.DEVICES) is _launch.INTERPRET
+    assert torch.cuda.is_available() or switch.INTERPRET
+    assert switch.UP is switch.INTERPRET
+    assert ("cpu" in switch.DEVICES) is switch.INTERPRET
 
 
 def test_an_ordinary_tensor_of_the_cpu_gets_the_reference():
-    assert not _launch.runs_on(torch.ones(1))
+    assert not switch.runs_on(torch.ones(1))
 
 
 @pytest.mark.usefixtures("kernels")
 def test_a_test_that_asks_gets_the_kernels(device):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert _launch.runs_on(torch.ones(1, dtype=dtype, device=device))
+        assert switch.runs_on(torch.ones(1, dtype=dtype, device=device))
 
 
 def test_the_modes_nest_and_end_with_their_blocks(device):
     x = torch.ones(1, device=device)
-    before = _launch.runs_on(x)
-    with _launch.force_kernels():
-        assert _launch.runs_on(x)
-        with pytest.raises(KeyError), _launch.force_reference():  # noqa: PT012
-            assert not _launch.runs_on(x)
+    before = switch.runs_on(x)
+    with switch.force_kernels():
+        assert switch.runs_on(x)
+        with pytest.raises(KeyError), switch.force_reference():  # noqa: PT012
+            assert not switch.runs_on(x)
             raise KeyError
-        assert _launch.runs_on(x)
-    assert _launch.runs_on(x) is before
+        assert switch.runs_on(x)
+    assert switch.runs_on(x) is before
 
 
 @pytest.mark.parametrize(
     "tensor", [torch.ones(1, device="meta"), torch.ones(1).double()], ids=["device", "dtype"]
 )
 def test_a_missing_kernel_is_an_error_when_kernels_are_asked_for(tensor):
-    assert not _launch.runs_on(tensor)
-    with _launch.force_kernels(), pytest.raises(RuntimeError, match="no kernel for a torch"):
-        _launch.runs_on(tensor)
+    assert not switch.runs_on(tensor)
+    with switch.force_kernels(), pytest.raises(RuntimeError, match="no kernel for a torch"):
+        switch.runs_on(tensor)
 
 
 def test_a_compiled_function_follows_the_mode(device):
     @torch.compile(backend="eager", fullgraph=True)
     def choose(x):
-        return x + 1 if _launch.runs_on(x) else x - 1
+        return x + 1 if switch.runs_on(x) else x - 1
 
     x = torch.zeros(1, device=device)
-    with _launch.force_reference():
+    with switch.force_reference():
         assert choose(x) == -1
-    with _launch.force_kernels():
+    with switch.force_kernels():
         assert choose(x) == 1
 
 
@@ -98,7 +98,7 @@ def test_fresh_memory_is_poisoned(make):
     ],
     ids=["plain", "interpreter", "reference", "strict"],
 )
-@pytest.mark.skipif(not _launch.HAS_TRITON, reason="Triton is missing")
+@pytest.mark.skipif(not switch.HAS_TRITON, reason="Triton is missing")
 def test_the_environment_decides(fresh, interpreter, mode, devices, served):
     launch = fresh(TRITON_INTERPRET=interpreter, FASTSEG_KERNELS=mode)
     assert tuple(launch.DEVICES) == devices
@@ -122,8 +122,8 @@ import sys
 sys.modules["triton"] = None
 import torch
 import fastseg.kernels
-from fastseg.kernels import _launch
-assert not _launch.HAS_TRITON and not _launch.INTERPRET and not _launch.runs_on(torch.ones(1))
+from fastseg.kernels.common import switch
+assert not switch.HAS_TRITON and not switch.INTERPRET and not switch.runs_on(torch.ones(1))
 features, labels = torch.ones(1, 1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
 assert fastseg.kernels.masked_prototype_pool(features, labels, 1)[1].item() == 16
 """
@@ -142,14 +142,14 @@ assert fastseg.kernels.masked_prototype_pool(features, labels, 1)[1].item() == 1
 @pytest.fixture
 def no_compiler(monkeypatch):
     """A GPU whose machine cannot build kernels."""
-    probe = pytest.importorskip("fastseg.kernels._probe", reason="needs Triton")
+    probe = pytest.importorskip("fastseg.kernels.probe", reason="needs Triton")
 
     def launch_one(device):
         raise RuntimeError("Failed to find C compiler.\nSet CC")
 
     monkeypatch.setattr(probe, "launch_one", launch_one)
-    monkeypatch.setattr(_launch, "_mode", "auto")
-    monkeypatch.setattr(_launch, "_broken", None)
+    monkeypatch.setattr(switch, "_mode", "auto")
+    monkeypatch.setattr(switch, "_broken", None)
     return torch.device("cuda")
 
 
@@ -157,37 +157,38 @@ def test_where_nothing_can_be_built_the_reference_serves(no_compiler):
     class OnGpu:
         device, dtype = no_compiler, torch.float32
 
-    assert _launch.runs_on(OnGpu)
-    _launch.settle(torch.device("cpu"))
-    assert _launch.runs_on(OnGpu)
-    assert _launch.why_broken() is None
-    _launch.settle(no_compiler)
-    assert not _launch.runs_on(OnGpu)
-    assert _launch.why_broken() == "Failed to find C compiler."
-    _launch.settle(no_compiler)  # the next context of this process
-    assert _launch.why_broken() == "Failed to find C compiler."
+    assert switch.runs_on(OnGpu)
+    switch.settle(torch.device("cpu"))
+    assert switch.runs_on(OnGpu)
+    assert switch.why_broken() is None
+    switch.settle(no_compiler)
+    assert not switch.runs_on(OnGpu)
+    assert switch.why_broken() == "Failed to find C compiler."
+    switch.settle(no_compiler)  # the next context of this process
+    assert switch.why_broken() == "Failed to find C compiler."
 
 
 def test_strict_says_that_nothing_can_be_built(no_compiler):
-    with _launch.force_kernels(), pytest.raises(RuntimeError, match="Failed to find C compiler"):
-        _launch.settle(no_compiler)
-    assert _launch.why_broken() is None
+    with switch.force_kernels(), pytest.raises(RuntimeError, match="Failed to find C compiler"):
+        switch.settle(no_compiler)
+    assert switch.why_broken() is None
 
 
 @pytest.mark.usefixtures("kernels")
 def test_what_is_tried_has_the_arguments_of_a_step_and_is_looked_at(device, monkeypatch):
-    from fastseg.kernels import _feature_maps, _probe
+    from fastseg.kernels import probe
+    from fastseg.kernels.common import feature_maps
 
     sizes = []
-    plain = _feature_maps.FeatureMaps.geometry_of
+    plain = feature_maps.FeatureMaps.geometry_of
 
     def spy(self, tiles, chunk):
         fields, programs = plain(self, tiles, chunk)
         sizes.append(sum(map(len, fields)))
         return fields, programs
 
-    monkeypatch.setattr(_feature_maps.FeatureMaps, "geometry_of", spy)
-    _probe.launch_one(device)
+    monkeypatch.setattr(feature_maps.FeatureMaps, "geometry_of", spy)
+    probe.launch_one(device)
     # one launch for all of them: ten fields of the four levels of two networks
     assert sizes == [80]
 
@@ -195,7 +196,7 @@ def test_what_is_tried_has_the_arguments_of_a_step_and_is_looked_at(device, monk
         means, counts = plain_pool(features, labels, num_classes, twice)
         return torch.empty_like(means), counts
 
-    plain_pool = _probe.pool_maps
-    monkeypatch.setattr(_probe, "pool_maps", nothing)
+    plain_pool = probe.pool_maps
+    monkeypatch.setattr(probe, "pool_maps", nothing)
     with pytest.raises(RuntimeError, match="have written wrong numbers, or nothing"):
-        _probe.launch_one(device)
+        probe.launch_one(device)

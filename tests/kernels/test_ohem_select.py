@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastseg.kernels.ohem_select import ohem_select
+from fastseg.kernels.segmentation.ohem_select import ohem_select
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 from properties import given, settings, st
 
-from fastseg.kernels import _launch, reference
+from fastseg.kernels import reference
+from fastseg.kernels.common import switch
 from fastseg.kernels.testing import assert_as_accurate
 
 pytest.importorskip("triton")
 from fastseg.kernels.modules import PrototypeDivergence
-from fastseg.kernels.prototype_divergence import prototype_divergence
+from fastseg.kernels.prototypes.divergence import prototype_divergence
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -178,7 +179,7 @@ def test_the_module_is_the_function(device):
 
 def test_the_definition_serves_float64(device):
     student, teacher, counts, pairing = make_inputs((1, 1, 1, 3, 2), device)
-    with _launch.force_reference():
+    with switch.force_reference():
         value = prototype_divergence(student.double(), teacher.double(), counts, pairing)
     assert value.dtype == torch.float64
 

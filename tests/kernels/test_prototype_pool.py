@@ -4,16 +4,17 @@ import pytest
 import torch
 from properties import given, settings, st
 
-from fastseg.kernels import _launch, reference
+from fastseg.kernels import reference
+from fastseg.kernels.common import switch
 from fastseg.kernels.testing import assert_as_accurate
 
 pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from fastseg.kernels import _prototype_pool_kernels, prototype_pool
 from fastseg.kernels.modules import MaskedPrototypePool
-from fastseg.kernels.prototype_pool import (
+from fastseg.kernels.prototypes import pool, pool_kernels
+from fastseg.kernels.prototypes.pool import (
     masked_prototype_pool,
     masked_prototype_pools,
 )
@@ -117,8 +118,8 @@ def test_labels_do_not_wrap_around(dtype, stray, device):
 @pytest.mark.parametrize("programs", [1, 10**9], ids=["few-programs", "many-programs"])
 @pytest.mark.parametrize("layout", ["planar", "channels-last"])
 def test_chunks_of_several_tiles_and_many_chunks(programs, layout, device, monkeypatch):
-    monkeypatch.setattr(prototype_pool, "_PROGRAMS", programs)
-    monkeypatch.setattr(prototype_pool, "_PROGRAMS_BWD", programs)
+    monkeypatch.setattr(pool, "_PROGRAMS", programs)
+    monkeypatch.setattr(pool, "_PROGRAMS_BWD", programs)
     features, labels, k = make_inputs((1, 2, 8, (20, 24), (40, 48), 9), device)
     check(features if layout == "planar" else LAYOUTS["channels-last"](features), labels, k)
 
@@ -176,7 +177,7 @@ def test_relabelling_permutes_and_scaling_scales(seed, factor):
 @triton.jit
 def _halves_kernel(x_ptr, upper_ptr, lower_ptr, BLOCK: tl.constexpr):
     offs = tl.arange(0, BLOCK)
-    upper, lower = _prototype_pool_kernels.tf32_halves(tl.load(x_ptr + offs))
+    upper, lower = pool_kernels.tf32_halves(tl.load(x_ptr + offs))
     tl.store(upper_ptr + offs, upper)
     tl.store(lower_ptr + offs, lower)
 
@@ -240,7 +241,7 @@ def test_the_definition_serves_what_the_kernel_does_not(device):
     prototypes, counts = masked_prototype_pool(features, labels, 300)
     assert prototypes.shape == (1, 1, 300, 4)
     assert counts.shape == (1, 300)
-    with _launch.force_reference():
+    with switch.force_reference():
         assert masked_prototype_pool(features.double(), labels, 3)[0].dtype == torch.float64
 
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from properties import given, settings, st
 
-from fastseg.kernels import _launch
+from fastseg.kernels.common import switch
 from fastseg.kernels.reference import similarity as reference
 from fastseg.kernels.testing import assert_as_accurate
 
 pytest.importorskip("triton")
-from fastseg.kernels import _similarity_maps
 from fastseg.kernels.modules import PrototypeSimilarity
-from fastseg.kernels.prototype_similarity import prototype_similarity
+from fastseg.kernels.similarity import maps
+from fastseg.kernels.similarity.cosine import prototype_similarity
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -131,7 +131,7 @@ def test_labels_do_not_wrap_around(device):
 @pytest.mark.parametrize("programs", [1, 10**9], ids=["few-programs", "many-programs"])
 @pytest.mark.parametrize("layout", ["planar", "channels-last"])
 def test_sums_of_several_tiles_and_many_chunks(programs, layout, device, monkeypatch):
-    monkeypatch.setattr(_similarity_maps, "_PROGRAMS", programs)
+    monkeypatch.setattr(maps, "_PROGRAMS", programs)
     features, labels, k = make_inputs((1, 1, 8, (12, 16), (24, 32), 3), device)
     check(features if layout == "planar" else LAYOUTS["channels-last"](features), labels, k)
 
@@ -245,7 +245,7 @@ def test_empty_features(shape, device):
 def test_the_definition_serves_what_the_kernel_does_not(device):
     features, labels, _ = make_inputs((1, 1, 4, (2, 2), (4, 4), 3), device)
     assert prototype_similarity(features, labels, 300).shape == (1, 1, 2, 2)
-    with _launch.force_reference():
+    with switch.force_reference():
         assert prototype_similarity(features.double(), labels, 3).dtype == torch.float64
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from fastseg.kernels.modules import UpsampleArgmax, UpsampleConfusion
 from fastseg.kernels.reference import segmentation
-from fastseg.kernels.segment import (
+from fastseg.kernels.segmentation.predict import (
     _confusion,
     _upsample_argmax,
     upsample_argmax,

@@ -9,7 +9,7 @@ from torch.nn import functional
 from fastseg.kernels import reference
 from fastseg.kernels.modules import SegmentationLoss
 from fastseg.kernels.reference import segmentation
-from fastseg.kernels.segmentation_loss import (
+from fastseg.kernels.segmentation.loss import (
     _segmentation_loss,
     segmentation_loss,
 )

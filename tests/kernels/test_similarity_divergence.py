@@ -4,13 +4,13 @@ import pytest
 import torch
 from properties import example, given, settings, st
 
-from fastseg.kernels import _launch
+from fastseg.kernels.common import switch
 from fastseg.kernels.reference import similarity as reference
 from fastseg.kernels.testing import assert_as_accurate
 
 pytest.importorskip("triton")
 from fastseg.kernels.modules import SimilarityDivergence
-from fastseg.kernels.similarity_divergence import similarity_divergence
+from fastseg.kernels.similarity.divergence import similarity_divergence
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -193,7 +193,7 @@ def test_the_definition_serves_what_the_kernel_does_not(device):
     check(student, teacher, labels, 300)
     wide = make_inputs((1, 1, (1, 4100), (1, 4100)), device)
     check(*wide)
-    with _launch.force_reference():
+    with switch.force_reference():
         value = similarity_divergence(student.double(), teacher.double(), labels, k)
         assert value.dtype == torch.float64
 

@@ -5,16 +5,14 @@ thread handles in one round of it. The bounds leave the targets within reach: at
 issue rate of an H200 the regulariser's 240 are 4 ms of a step at 1024 x 1024, B=2, M=4.
 """
 
-import importlib
-
 import pytest
 import torch
 
 pytest.importorskip("triton")
 from bench import aot
-from fastseg.kernels import _dual_cells, functional_entropy_math
-
-pool = importlib.import_module("fastseg.kernels.prototype_pool")
+from fastseg.kernels.entropy import kernel_math
+from fastseg.kernels.prototypes import pool
+from fastseg.kernels.segmentation import bilinear
 
 
 def per_thread(tile, *axes):
@@ -50,13 +48,13 @@ def test_pooling_writes_an_element_of_its_gradient_in_twelve():
 def test_the_regulariser_handles_an_element_and_sample_in_240(level):
     # the loop over the channels: what is in it once, is counted as if it were in every sample
     side = 1024 >> (level + 1)
-    tile = functional_entropy_math.pick_tile(side, side, torch.bfloat16)
+    tile = kernel_math.pick_tile(side, side, torch.bfloat16)
     elements = tile.BLOCK_R * tile.BLOCK_D // (32 * tile.num_warps)
     assert instructions("profile_fwd", f"code-1024px-b0-level{level}-bfloat16") <= 240 * elements
 
 
 def test_the_segmentation_loss_handles_a_class_of_a_pixel_in_72():
-    pixels = _dual_cells.ROWS[4] * 4  # of a cell, by a thread
+    pixels = bilinear.ROWS[4] * 4  # of a cell, by a thread
     both = sum(
         instructions(f"segmentation_loss_{way}", "K25-256x256-f4-bf16") for way in ("fwd", "bwd")
     )

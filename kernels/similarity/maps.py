@@ -10,15 +10,15 @@ import torch
 import triton
 from torch import Tensor
 
-from ._feature_maps import FeatureMaps, group_maps, layout_of, new_maps, starts_of
-from ._launch import UP, on_device_of
-from ._prototype_similarity_kernels import (
+from ..common.feature_maps import FeatureMaps, group_maps, layout_of, new_maps, starts_of
+from ..common.switch import UP, on_device_of
+from ..prototypes.pool import sizes_of
+from .cosine_kernels import (
     _prototype_similarity_bwd_kernel,
     _prototype_similarity_fwd_kernel,
     _prototype_similarity_project_kernel,
     _prototype_similarity_pull_kernel,
 )
-from .prototype_pool import sizes_of
 
 MAX_CHANNELS = 4096  # the projection holds all of them
 # at least, as far as there are pixels: some for each of the 132 multiprocessors of an H200

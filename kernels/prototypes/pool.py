@@ -20,15 +20,15 @@ import torch
 import triton
 from torch import Tensor
 
-from . import reference
-from ._feature_maps import DTYPES, FeatureMaps, group_maps, layout_of, new_maps, starts_of
-from ._launch import DEVICES, UP, on_device_of, runs_on
-from ._prototype_pool_kernels import (
+from .. import reference
+from ..common.feature_maps import DTYPES, FeatureMaps, group_maps, layout_of, new_maps, starts_of
+from ..common.switch import DEVICES, UP, on_device_of, runs_on
+from ..reference.pooling import Divide
+from .pool_kernels import (
     _prototype_pool_bwd_kernel,
     _prototype_pool_fwd_kernel,
     _prototype_pool_reduce_kernel,
 )
-from .reference.pooling import Divide
 
 MAX_CLASSES = 256  # a tile holds all of them
 # at least, as far as there are pixels: some for each of the 132 multiprocessors of an H200

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._feature_maps import layout_of, new_maps
-from ._launch import DEVICES
-from ._similarity_maps import MAX_CHANNELS, pixels_of, similarity_gradients, similarity_maps
-from .prototype_pool import as_integers, pool_maps, served, sizes_of
-from .reference import similarity as definition
+from ..common.feature_maps import layout_of, new_maps
+from ..common.switch import DEVICES
+from ..prototypes.pool import as_integers, pool_maps, served, sizes_of
+from ..reference import similarity as definition
+from .maps import MAX_CHANNELS, pixels_of, similarity_gradients, similarity_maps
 
 
 @torch.library.custom_op("fastseg::prototype_similarity", mutates_args=(), device_types=DEVICES)

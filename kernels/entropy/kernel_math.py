@@ -21,8 +21,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from ._launch import UP
-from ._rounding import rounded_to
+from ..common.rounding import rounded_to
+from ..common.switch import UP
 
 LONGEST = 4096
 """Longest softmax axis that a tile holds."""

@@ -21,15 +21,15 @@ import torch
 import triton
 from torch import Tensor
 
-from ._feature_maps import starts_of
-from ._launch import DEVICES, on_device_of, runs_on
-from ._similarity_divergence_kernels import (
+from ..common.feature_maps import starts_of
+from ..common.switch import DEVICES, on_device_of, runs_on
+from ..prototypes.pool import MAX_CLASSES, as_integers
+from ..reference import similarity as definition
+from ..reference.similarity import Ignored, MapAxis
+from .divergence_kernels import (
     _similarity_divergence_fwd_kernel,
     _similarity_divergence_sum_kernel,
 )
-from .prototype_pool import MAX_CLASSES, as_integers
-from .reference import similarity as definition
-from .reference.similarity import Ignored, MapAxis
 
 MAX_ROW = 4096  # a tile holds the whole row
 LEAST_TEMPERATURE = 0.05  # the smallest exponential, exp(-2 / t), is far from underflow

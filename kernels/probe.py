@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .prototype_pool import pool_maps
+from .prototypes.pool import pool_maps
 
 _LEVELS = ((32, 8), (64, 4), (160, 2), (256, 1))  # channels, and rows and columns
 _CLASSES = 2

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
-from ._launch import HAS_TRITON, runs_on
-from .reference._closed_form import check_pair
-from .reference._precision import without_autocast
-from .reference.fisher import InformationAxis
+from .. import reference
+from ..common.switch import HAS_TRITON, runs_on
+from ..reference.closed_form import check_pair
+from ..reference.fisher import InformationAxis
+from ..reference.precision import without_autocast
 
 if HAS_TRITON:
-    from .functional_entropy_fisher import fisher_forward
-    from .functional_entropy_math import LONGEST
-    from .functional_entropy_profile import profile_forward
+    from .fisher import fisher_forward
+    from .kernel_math import LONGEST
+    from .profile import profile_forward
 else:
     LONGEST = 0
 

@@ -7,8 +7,8 @@ are looked up once for them. The sums stay in one modality, since each has weigh
 import triton
 import triton.language as tl
 
-from ._prototype_pool_kernels import of_map, sample_labels, tf32_halves
-from ._rounding import rounded_to
+from ..common.rounding import rounded_to
+from ..prototypes.pool_kernels import of_map, sample_labels, tf32_halves
 
 # the square of the shortest vector that has a direction
 _LEAST_SQUARE = tl.constexpr(1e-16)

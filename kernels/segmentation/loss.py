@@ -24,16 +24,16 @@ import torch
 import triton
 from torch import Tensor
 
-from . import reference
-from ._dual_cells import LANES, ROWS, cell_blocks, launch_grid, served_factor
-from ._launch import DEVICES, UP, on_device_of, runs_on
-from ._segmentation_loss_kernels import (
+from .. import reference
+from ..common.switch import DEVICES, UP, on_device_of, runs_on
+from ..reference.segmentation import check_loss
+from .bilinear import LANES, ROWS, cell_blocks, launch_grid, served_factor
+from .loss_kernels import (
     _segmentation_loss_bwd_kernel,
     _segmentation_loss_fold_kernel,
     _segmentation_loss_fwd_kernel,
 )
 from .ohem_select import hard_loss, ohem_select
-from .reference.segmentation import check_loss
 
 REGISTERS = 255  # left to itself the assembler stops at 128 for sm_100, and spills
 _FOLD = {"BLOCK_K": 16, "BLOCK_P": 64}

@@ -27,7 +27,7 @@ What an operator file relies on:
 ``reference``; the variable is read once, on import. So an ordinary training run on the CPU gets the
 reference even in a process whose tests use the interpreter, and a test of a kernel says so::
 
-    with _launch.force_kernels():
+    with switch.force_kernels():
         prototypes, counts = masked_prototype_pool(features, labels, num_classes)
 
 Float64 tensors have no kernel: the reference serves them, under ``strict`` they are an error.
@@ -87,7 +87,7 @@ def settle(device: torch.device) -> None:
     global _broken, _mode
     if not HAS_TRITON or device.type != "cuda" or _mode == "reference":
         return
-    from ._probe import launch_one
+    from ..probe import launch_one
 
     try:
         launch_one(device)

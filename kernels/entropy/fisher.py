@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import DEVICES, on_device_of
-from .functional_entropy_math import (
+from ..common.switch import DEVICES, on_device_of
+from .kernel_math import (
     FAST,
     compare_softmaxes,
     describe_rows,
@@ -35,7 +35,7 @@ from .functional_entropy_math import (
     to_rows,
     view_rows,
 )
-from .functional_entropy_sigma import channel_sigma
+from .sigma import channel_sigma
 
 TILES_PER_PROGRAM = 4
 _GUARD = tl.constexpr(1e-12)  # as in the reference

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import DEVICES, on_device_of
-from .functional_entropy_math import (
+from ..common.switch import DEVICES, on_device_of
+from .kernel_math import (
     FAST,
     compare_softmaxes,
     describe_rows,
@@ -36,7 +36,7 @@ from .functional_entropy_math import (
     sum_in_lane,
     to_rows,
 )
-from .functional_entropy_sigma import position_sigma
+from .sigma import position_sigma
 
 CHANNELS_PER_PROGRAM = 4
 

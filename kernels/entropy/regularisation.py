@@ -18,21 +18,21 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import reference
-from ._launch import HAS_TRITON, runs_on
-from .functional_entropy_dispatch import (
+from .. import reference
+from ..common.switch import HAS_TRITON, runs_on
+from ..reference.fisher import InformationAxis
+from ..reference.precision import without_autocast
+from ..reference.representation import RegulariserForm, add_levels, check_form
+from .dispatch import (
     dispatch_fisher,
     dispatch_profile,
     fisher_regulariser,
     profile_regulariser,
     seed_tensor,
 )
-from .reference._precision import without_autocast
-from .reference.fisher import InformationAxis
-from .reference.representation import RegulariserForm, add_levels, check_form
 
 if HAS_TRITON:
-    from .functional_entropy_value import entropy_forward
+    from .value import entropy_forward
 
 __all__ = [
     "fisher_regulariser",

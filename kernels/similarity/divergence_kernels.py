@@ -7,8 +7,8 @@ tiny ``exp((t - 1) / temperature)`` is neither zero nor above one.
 import triton
 import triton.language as tl
 
-from ._prototype_pool_kernels import of_map, sample_labels
-from ._series import exp_terms, log1p
+from ..common.series import exp_terms, log1p
+from ..prototypes.pool_kernels import of_map, sample_labels
 
 
 @triton.jit

@@ -3,7 +3,7 @@
     z = bilinear(logits, f h x f w),   prediction = argmax_k z_k,   counts[label, prediction] += 1
 
 The full-resolution logits never exist: a lane holds the best class so far of the pixels between
-four logits (see :mod:`._dual_cells`). The predictions, a byte per pixel, are counted by a second
+four logits (see :mod:`.bilinear`). The predictions, a byte per pixel, are counted by a second
 kernel, whose programs leave a histogram each. The factor f is 1, 2, 4 or 8, the same in both
 directions; the reference serves other sizes.
 """
@@ -17,8 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import reference
-from ._dual_cells import (
+from .. import reference
+from ..common.switch import DEVICES, on_device_of, runs_on
+from ..reference.segmentation import check_labels, check_logits, check_size
+from .bilinear import (
     LANES,
     ROWS,
     corner_offsets,
@@ -29,8 +31,6 @@ from ._dual_cells import (
     pixel_offsets,
     served_factor,
 )
-from ._launch import DEVICES, on_device_of, runs_on
-from .reference.segmentation import check_labels, check_logits, check_size
 
 _PROGRAMS = 512  # of the counting kernel, shared by the bands of rows of the matrix
 _BINS = 1024  # cells of a band: all of 32 classes, 4 rows of 256

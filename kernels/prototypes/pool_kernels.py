@@ -8,7 +8,7 @@ contiguous, and a power of two that divides all offsets, ``VEC``.
 import triton
 import triton.language as tl
 
-from ._rounding import rounded_to
+from ..common.rounding import rounded_to
 
 
 @triton.jit

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
-from ._feature_maps import layout_of
-from ._launch import DEVICES
-from .prototype_divergence import MAX_AXIS, diverge, options_fit
-from .prototype_pool import as_integers, pool_maps, prototype_pool_bwd, served, sizes_of
-from .reference.prototypes import Absent, Axis, Form
+from .. import reference
+from ..common.feature_maps import layout_of
+from ..common.switch import DEVICES
+from ..reference.prototypes import Absent, Axis, Form
+from .divergence import MAX_AXIS, diverge, options_fit
+from .pool import as_integers, pool_maps, prototype_pool_bwd, served, sizes_of
 
 
 @torch.library.custom_op(

@@ -22,12 +22,12 @@ import torch
 import triton
 from torch import Tensor
 
-from . import reference
-from ._feature_maps import starts_of
-from ._launch import DEVICES, on_device_of, runs_on
-from ._prototype_divergence_kernel import _prototype_divergence_fwd_kernel
-from .prototype_pool import sizes_of
-from .reference.prototypes import Absent, Axis
+from .. import reference
+from ..common.feature_maps import starts_of
+from ..common.switch import DEVICES, on_device_of, runs_on
+from ..reference.prototypes import Absent, Axis
+from .divergence_kernels import _prototype_divergence_fwd_kernel
+from .pool import sizes_of
 
 MAX_AXIS = 4096  # classes or channels: a tile holds the whole axis
 

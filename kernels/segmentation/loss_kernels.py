@@ -1,6 +1,6 @@
-"""The kernels of :mod:`.segmentation_loss`, which says what they compute.
+"""The kernels of :mod:`.loss`, which says what they compute.
 
-A lane owns a dual cell (see :mod:`._dual_cells`) and loops over the classes.
+A lane owns a dual cell (see :mod:`.bilinear`) and loops over the classes.
 
 **Forward.** One pass adds up the exponentials of each pixel. They are shifted by the interpolated
 maxima of the corners, which are at least the pixel's maximum; in the rare programs where they may
@@ -29,9 +29,9 @@ import math
 import triton
 import triton.language as tl
 
-from ._dual_cells import corner_offsets, dual_cells, interpolate, load_corners, load_labels
-from ._rounding import rounded_to
-from ._series import exp_terms, log1p_near
+from ..common.rounding import rounded_to
+from ..common.series import exp_terms, log1p_near
+from .bilinear import corner_offsets, dual_cells, interpolate, load_corners, load_labels
 
 _LOG2E = tl.constexpr(math.log2(math.e))
 _LN2 = tl.constexpr(math.log(2))

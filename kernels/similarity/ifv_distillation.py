@@ -4,7 +4,7 @@
 
 Forward pools the features, compares every pixel with its class's mean and then the maps with each
 other: two reads of the features, four launches and a sum. Backward is that of
-:mod:`.prototype_similarity`, three launches. Nothing waits for the host.
+:mod:`.cosine`, three launches. Nothing waits for the host.
 
 Source: L_ifv of RobustSeg, CVPR 2026; the published code loops over samples, levels, modalities and
 classes and goes over full-size maps for every class.
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._launch import DEVICES
-from ._similarity_maps import MAX_CHANNELS, pixels_of, similarity_maps
-from .prototype_pool import as_integers, pool_maps, served, sizes_of
-from .prototype_similarity import prototype_similarity_bwd
-from .reference import similarity as definition
-from .reference.similarity import Ignored, MapAxis
-from .similarity_divergence import diverge_maps, rows_fit
+from ..common.switch import DEVICES
+from ..prototypes.pool import as_integers, pool_maps, served, sizes_of
+from ..reference import similarity as definition
+from ..reference.similarity import Ignored, MapAxis
+from .cosine import prototype_similarity_bwd
+from .divergence import diverge_maps, rows_fit
+from .maps import MAX_CHANNELS, pixels_of, similarity_maps
 
 
 @torch.library.custom_op("fastseg::ifv_distillation", mutates_args=(), device_types=DEVICES)

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import DEVICES, UP, on_device_of
-from ._rounding import rounded_to
-from .functional_entropy_math import fresh
+from ..common.rounding import rounded_to
+from ..common.switch import DEVICES, UP, on_device_of
+from .kernel_math import fresh
 
 BLOCK = 256
 _EPS = tl.constexpr(torch.finfo(torch.float32).eps)
