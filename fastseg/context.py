@@ -10,7 +10,7 @@ import torch
 
 from fastseg import nvidia_apex
 from fastseg.config import TrainConfig
-from fastseg.kernels.common.switch import settle
+from fastseg.kernels import settle
 from fastseg.models import SegFormer
 from fastseg.pipelines import get_dataset
 from fastseg.precision import autocast, best_precision

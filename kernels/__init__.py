@@ -15,7 +15,7 @@ if __name__ == "kernels":
             sys.modules[_name.removeprefix("fastseg.")] = _module
 else:
     from . import reference, testing
-    from .common.switch import force_kernels, force_reference
+    from .common.switch import force_kernels, force_reference, why_broken
     from .entropy.regularisation import (
         fisher_regulariser,
         functional_entropy,
@@ -46,6 +46,7 @@ else:
         upsample_argmax,
         upsample_confusion,
     )
+    from .probe import settle
 
     __all__ = [
         "FunctionalEntropy",
@@ -72,8 +73,10 @@ else:
         "reference",
         "representation_regularisation",
         "segmentation_loss",
+        "settle",
         "similarity_divergence",
         "testing",
         "upsample_argmax",
         "upsample_confusion",
+        "why_broken",
     ]

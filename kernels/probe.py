@@ -1,13 +1,32 @@
-"""A launch like those of a training step, to find out whether Triton can build and launch them."""
+"""Whether Triton can build and launch kernels here, found out by a launch like those of a step."""
 
 from __future__ import annotations
 
 import torch
 
-from .prototypes.pool import pool_maps
+from .common import switch
 
 _LEVELS = ((32, 8), (64, 4), (160, 2), (256, 1))  # channels, and rows and columns
 _CLASSES = 2
+
+
+def settle(device: torch.device) -> None:
+    """Launch kernels on a GPU as a step does; where that fails the reference serves from now on.
+
+    A program calls it once, before it relies on kernels. Triton compiles a launcher with the C
+    compiler and the Python headers of the machine when a kernel first runs, and images made for
+    running programs often have neither. The launch has the nested arguments of a step, which not
+    every version of Triton and driver need be able to pass.
+
+    Raises:
+        RuntimeError: the mode is ``strict`` and no kernel can be built.
+    """
+    if device.type != "cuda" or switch.is_off():
+        return
+    try:
+        launch_one(device)
+    except Exception as error:  # of the compiler, the linker, the loader, the driver
+        switch.turn_off(error)
 
 
 def launch_one(device: torch.device) -> None:
@@ -19,6 +38,8 @@ def launch_one(device: torch.device) -> None:
     Raises:
         Exception: whatever Triton, its compiler or the driver raise.
     """
+    from .prototypes.pool import pool_maps  # imports Triton
+
     maps = (*_LEVELS, *_LEVELS)
     features = [
         torch.full((1, 1, side, side, channels), float(number), dtype=torch.float16, device=device)

@@ -10,8 +10,6 @@ What an operator file relies on:
   the interpreter. Pass it to ``torch.library.custom_op(..., device_types=DEVICES)``.
 - ``UP``: pass it to kernels as a ``tl.constexpr``. Where it is true, cast bfloat16 to float32 right
   after each load and before ``tl.dot``: the interpreter computes bfloat16 wrongly, without a word.
-- ``on_device_of(tensor)``: a ``with`` block around launches, for processes with several GPUs.
-- ``settle(device)``: what a program calls once, before it relies on kernels: it tries some.
 - ``runs_on(tensor)``: what a public function asks to choose between its kernel and the reference.
 
 ====================  ===================  ============================================
@@ -65,37 +63,34 @@ def _mode_of_environment() -> str:
 
 # a plain global: torch.compile guards on it, so a compiled function follows a change
 _mode = _mode_of_environment()
-# why settle() has turned the kernels off
+# why the kernels were turned off
 _broken: str | None = None
 
 
 def why_broken() -> str | None:
-    """Why :func:`settle` has turned the kernels off; None if it has not."""
+    """Why :func:`turn_off` has turned the kernels off; None if it has not."""
     return _broken
 
 
-def settle(device: torch.device) -> None:
-    """Launch kernels on a GPU as a step does; where that fails the reference serves from now on.
+def is_off() -> bool:
+    """True where the reference serves every tensor, by the mode or for want of Triton."""
+    return not HAS_TRITON or _mode == "reference"
 
-    Triton compiles a launcher with the C compiler and the Python headers of the machine when a
-    kernel first runs, and images made for running programs often have neither. The launch has the
-    nested arguments of a step, which not every version of Triton and driver need be able to pass.
+
+def turn_off(error: Exception) -> None:
+    """Let the reference serve from now on, because kernels cannot be built or launched.
+
+    Args:
+        error: of the compiler, the linker, the loader or the driver.
 
     Raises:
-        RuntimeError: the mode is ``strict`` and no kernel can be built.
+        RuntimeError: the mode is ``strict``.
     """
     global _broken, _mode
-    if not HAS_TRITON or device.type != "cuda" or _mode == "reference":
-        return
-    from ..probe import launch_one
-
-    try:
-        launch_one(device)
-    except Exception as error:  # of the compiler, the linker, the loader, the driver
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        if _mode == "strict":
-            raise RuntimeError(f"Triton cannot build kernels here: {reason}") from error
-        _broken, _mode = reason, "reference"
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if _mode == "strict":
+        raise RuntimeError(f"Triton cannot build kernels here: {reason}") from error
+    _broken, _mode = reason, "reference"
 
 
 def runs_on(tensor: Tensor) -> bool:
@@ -124,12 +119,6 @@ def runs_on(tensor: Tensor) -> bool:
             )
         return True
     return there and kind == "cuda"
-
-
-def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Within the block launches go to the GPU of the tensor, not to the current one."""
-    guard: contextlib.AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
-    return guard
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.switch import DEVICES, on_device_of
+from ..common.device import on_device_of
+from ..common.switch import DEVICES
 from .kernel_math import (
     FAST,
     compare_softmaxes,

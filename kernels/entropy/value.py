@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..common.device import on_device_of
 from ..common.rounding import rounded_to
-from ..common.switch import DEVICES, UP, on_device_of
+from ..common.switch import DEVICES, UP
 from .kernel_math import fresh
 
 BLOCK = 256

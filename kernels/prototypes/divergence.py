@@ -23,8 +23,9 @@ import triton
 from torch import Tensor
 
 from .. import reference
+from ..common.device import on_device_of
 from ..common.feature_maps import starts_of
-from ..common.switch import DEVICES, on_device_of, runs_on
+from ..common.switch import DEVICES, runs_on
 from ..reference.prototypes import Absent, Axis
 from .divergence_kernels import _prototype_divergence_fwd_kernel
 from .pool import sizes_of

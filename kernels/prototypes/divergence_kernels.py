@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..common.series import exp_terms
-from .pool_kernels import of_map
+from ..common.tiles import of_map
 
 # exp(-40) is below the rounding of float32 next to probabilities that add up to one
 _LEAST_LOG = tl.constexpr(-40.0)

@@ -21,8 +21,9 @@ import triton
 from torch import Tensor
 
 from .. import reference
+from ..common.device import on_device_of
 from ..common.feature_maps import DTYPES, FeatureMaps, group_maps, layout_of, new_maps, starts_of
-from ..common.switch import DEVICES, UP, on_device_of, runs_on
+from ..common.switch import DEVICES, UP, runs_on
 from ..reference.pooling import Divide
 from .pool_kernels import (
     _prototype_pool_bwd_kernel,

@@ -25,7 +25,8 @@ import triton
 from torch import Tensor
 
 from .. import reference
-from ..common.switch import DEVICES, UP, on_device_of, runs_on
+from ..common.device import on_device_of
+from ..common.switch import DEVICES, UP, runs_on
 from ..reference.segmentation import check_loss
 from .bilinear import LANES, ROWS, cell_blocks, launch_grid, served_factor
 from .loss_kernels import (

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.switch import on_device_of
+from ..common.device import on_device_of
 
 _MOST_PROGRAMS = 128  # of a pass
 _BLOCK = 2048

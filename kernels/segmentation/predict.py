@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from ..common.switch import DEVICES, on_device_of, runs_on
+from ..common.device import on_device_of
+from ..common.switch import DEVICES, runs_on
 from ..reference.segmentation import check_labels, check_logits, check_size
 from .bilinear import (
     LANES,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..common.rounding import rounded_to
-from ..prototypes.pool_kernels import of_map, sample_labels, tf32_halves
+from ..common.tiles import of_map, sample_labels, tf32_halves
 
 # the square of the shortest vector that has a direction
 _LEAST_SQUARE = tl.constexpr(1e-16)

@@ -21,8 +21,9 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.device import on_device_of
 from ..common.feature_maps import starts_of
-from ..common.switch import DEVICES, on_device_of, runs_on
+from ..common.switch import DEVICES, runs_on
 from ..prototypes.pool import MAX_CLASSES, as_integers
 from ..reference import similarity as definition
 from ..reference.similarity import Ignored, MapAxis

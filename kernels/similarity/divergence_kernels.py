@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..common.series import exp_terms, log1p
-from ..prototypes.pool_kernels import of_map, sample_labels
+from ..common.tiles import of_map, sample_labels
 
 
 @triton.jit

@@ -10,8 +10,9 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.device import on_device_of
 from ..common.feature_maps import FeatureMaps, group_maps, layout_of, new_maps, starts_of
-from ..common.switch import UP, on_device_of
+from ..common.switch import UP
 from ..prototypes.pool import sizes_of
 from .cosine_kernels import (
     _prototype_similarity_bwd_kernel,

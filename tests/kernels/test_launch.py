@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastseg.kernels
+from fastseg.kernels import probe
 from fastseg.kernels.common import switch
 
 CHECKOUT = Path(fastseg.kernels.__file__).parents[1]
@@ -142,7 +143,7 @@ assert fastseg.kernels.masked_prototype_pool(features, labels, 1)[1].item() == 1
 @pytest.fixture
 def no_compiler(monkeypatch):
     """A GPU whose machine cannot build kernels."""
-    probe = pytest.importorskip("fastseg.kernels.probe", reason="needs Triton")
+    pytest.importorskip("triton")
 
     def launch_one(device):
         raise RuntimeError("Failed to find C compiler.\nSet CC")
@@ -158,26 +159,26 @@ def test_where_nothing_can_be_built_the_reference_serves(no_compiler):
         device, dtype = no_compiler, torch.float32
 
     assert switch.runs_on(OnGpu)
-    switch.settle(torch.device("cpu"))
+    probe.settle(torch.device("cpu"))
     assert switch.runs_on(OnGpu)
     assert switch.why_broken() is None
-    switch.settle(no_compiler)
+    probe.settle(no_compiler)
     assert not switch.runs_on(OnGpu)
     assert switch.why_broken() == "Failed to find C compiler."
-    switch.settle(no_compiler)  # the next context of this process
+    probe.settle(no_compiler)  # the next context of this process
     assert switch.why_broken() == "Failed to find C compiler."
 
 
 def test_strict_says_that_nothing_can_be_built(no_compiler):
     with switch.force_kernels(), pytest.raises(RuntimeError, match="Failed to find C compiler"):
-        switch.settle(no_compiler)
+        probe.settle(no_compiler)
     assert switch.why_broken() is None
 
 
 @pytest.mark.usefixtures("kernels")
 def test_what_is_tried_has_the_arguments_of_a_step_and_is_looked_at(device, monkeypatch):
-    from fastseg.kernels import probe
     from fastseg.kernels.common import feature_maps
+    from fastseg.kernels.prototypes import pool
 
     sizes = []
     plain = feature_maps.FeatureMaps.geometry_of
@@ -196,7 +197,7 @@ def test_what_is_tried_has_the_arguments_of_a_step_and_is_looked_at(device, monk
         means, counts = plain_pool(features, labels, num_classes, twice)
         return torch.empty_like(means), counts
 
-    plain_pool = probe.pool_maps
-    monkeypatch.setattr(probe, "pool_maps", nothing)
+    plain_pool = pool.pool_maps
+    monkeypatch.setattr(pool, "pool_maps", nothing)
     with pytest.raises(RuntimeError, match="have written wrong numbers, or nothing"):
         probe.launch_one(device)
