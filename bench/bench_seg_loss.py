@@ -24,7 +24,7 @@ from bench.conftest import Measure
 from fastseg.kernels import reference
 from fastseg.kernels.reference import segmentation
 
-TESTS = ["test_segmentation_loss.py", "test_ohem_select.py", "test_segment.py"]
+TESTS = ["test_segmentation_loss.py", "test_ohem_select.py", "test_predict.py"]
 KEPT = 1 / 16
 # nothing is hard in the second case, so that the largest losses have to be found
 THRESHOLDS = {"threshold": 0.7, "largest": 1e-12}

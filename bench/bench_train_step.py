@@ -53,7 +53,7 @@ TESTS = [
     "test_functional_entropy.py",
     "test_hybrid_distillation.py",
     "test_prototype_pool.py",
-    "engine/test_gpu_step.py",
+    "test_gpu_step.py",
 ]
 SECONDS = 4.0  # timed per provider and number of modalities, for each second of --seconds
 Losses = list[tuple[int, dict[str, float]]]

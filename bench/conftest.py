@@ -26,9 +26,9 @@ check a smaller one. ``missing`` says what a provider needs that is not installe
 that as its status. ``fused`` is for a GPU: parametrise it away where ``shapes.ON_GPU`` is false. A
 provider whose warm call takes over 20 seconds is left out. With ``--profile`` the first
 ``fused`` row of both passes is profiled, so put the most important size first.
-``TESTS = ("test_prototype_pool.py",)`` at the top of the file names the tests in tests/kernels, or
-with their folder in tests, that have to pass on a GPU for its rows to claim anything; without it
-they are those of ``test_<op>.py``.
+``TESTS = ("test_prototype_pool.py",)`` at the top of the file names the files in tests, in
+whatever folder, that have to pass on a GPU for its rows to claim anything; without it that is
+``test_<op>.py``.
 """
 
 from __future__ import annotations

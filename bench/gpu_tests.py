@@ -14,7 +14,7 @@ from bench import processes
 
 # each of many processes would take all cores for the definitions otherwise
 _FEW_THREADS = {"OMP_NUM_THREADS": "2"}
-_LONGEST = ("engine/test_gpu_step", "test_functional_entropy.py")  # on a GPU
+_LONGEST = ("test_gpu_step.py", "test_functional_entropy.py")  # on a GPU
 FIRST_LAUNCH = 90.0  # seconds at most
 _OPTIONS = ("--maxfail=5", "--tb=short", "-rfEs", "-p", "no:cacheprovider")
 
@@ -27,8 +27,12 @@ def operator(bench: Path) -> str:
 def tests_of(bench: Path) -> list[str]:
     """The test files that a benchmark's ``TESTS`` names, or the one of its operator.
 
-    A name is that of a file in tests/kernels, or with a folder of one in tests.
+    A name is that of one file in tests or in a folder below.
+
+    Raises:
+        ValueError: no file, or more than one, has a name.
     """
+    names = [f"test_{operator(bench)}.py"]
     for statement in ast.parse(bench.read_text()).body:
         if isinstance(statement, ast.Assign):
             target = statement.targets[0]
@@ -38,8 +42,15 @@ def tests_of(bench: Path) -> list[str]:
             continue
         if ast.unparse(target) == "TESTS" and statement.value is not None:
             names = ast.literal_eval(statement.value)
-            return [f"tests/{name}" if "/" in name else f"tests/kernels/{name}" for name in names]
-    return [f"tests/kernels/test_{operator(bench)}.py"]
+            break
+    return [_only_file(name) for name in names]
+
+
+def _only_file(name: str) -> str:
+    found = [path.relative_to(processes.ROOT) for path in processes.ROOT.glob(f"tests/**/{name}")]
+    if len(found) != 1:
+        raise ValueError(f"expected one file {name} in tests, found {len(found)}")
+    return found[0].as_posix()
 
 
 def concerns(file: str, setting: str) -> bool:

@@ -1,15 +1,18 @@
-"""What the tests of the kernels share: a device, the switch to the kernels, poisoned memory."""
+"""Fixtures of the kernels' tests: a device, the switch to the kernels, poisoned memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import gpu_arithmetic
 import pytest
 import torch
 
 from fastseg.kernels.common import switch
+from tests.support import gpu_arithmetic
+from tests.support.poisoned_memory import poisoned_memory
+
+__all__ = ["poisoned_memory"]
 
 
 @pytest.fixture
@@ -50,19 +53,3 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", count)
     return names
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Fresh memory holds NaN, or the largest integer, so that an unwritten element is seen."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
-    )
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    # torch fills fresh memory in this mode only; operators without a deterministic form may run
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    torch.utils.deterministic.fill_uninitialized_memory = before[2]

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from properties import given, settings, st
 
 from fastseg.pipelines import DataError
 from fastseg.pipelines.order import EvalOrder, TrainOrder, sample_uniforms
+from tests.support.optional_hypothesis import given, settings, st
 
 SHAPES = [(25, 4, 1), (25, 4, 2), (24, 4, 3), (7, 1, 3)]  # samples, batch, processes
 FIRST_ORDER = (0, 3, 7, 5, 1, 2, 6, 4)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from properties import given, settings, st
 
 from fastseg.pipelines import native, resample
 from fastseg.pipelines.geometry import Axis, Draws, Geometry, train_geometry
 from fastseg.pipelines.resample import Resampler, compiled, resize_bilinear, resize_nearest
+from tests.support.optional_hypothesis import given, settings, st
 
 needs_compiler = pytest.mark.skipif(compiled() is None, reason=f"no C: {native.library()[1]}")
 DTYPES = ("uint8", "uint16", "float32")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from properties import given, settings, st
 from torch.nn import functional
 
 from fastseg.kernels import reference
+from tests.support.optional_hypothesis import given, settings, st
 
 # modalities, batch, channels, (h, w), (H, W), classes
 SHAPES = {

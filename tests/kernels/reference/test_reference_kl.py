@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from properties import given, settings, st
 from torch.nn import functional
 
 from fastseg.kernels import reference
+from tests.support.optional_hypothesis import given, settings, st
 
 LEVELS = [(4, 8), (6, 4), (8, 2), (10, 1)]  # channels, side
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from properties import given, settings, st
 from torch.nn import functional
 
 from fastseg.kernels import reference
 from fastseg.kernels.reference import supervised
+from tests.support.optional_hypothesis import given, settings, st
 
 
 def make_inputs(shape=(2, 5, 6, 7), seed=0, confidence=1.0):

@@ -1,6 +1,5 @@
 """The kernels of functional entropy and of both regularisers against their definitions."""
 
-import gpu_arithmetic
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from fastseg.kernels.entropy.regularisation import (
 )
 from fastseg.kernels.modules import FunctionalEntropy, RepresentationRegularisation
 from fastseg.kernels.testing import assert_as_accurate
+from tests.support import gpu_arithmetic
 
 if switch.HAS_TRITON:
     from fastseg.kernels.entropy import fisher, profile

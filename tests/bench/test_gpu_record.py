@@ -37,7 +37,15 @@ def test_every_benchmark_names_tests_that_are_there():
     folder = gpu_record.ROOT / "bench"
     assert gpu_tests.tests_of(folder / "bench_label_prep.py") == []
     steps = gpu_tests.tests_of(folder / "bench_train_step.py")
-    assert {"tests/engine/test_gpu_step.py", "tests/kernels/test_prototype_pool.py"} <= set(steps)
+    assert {"test_gpu_step.py", "test_prototype_pool.py"} <= {Path(file).name for file in steps}
+
+
+def test_a_test_file_that_a_benchmark_names_is_one(tmp_path):
+    bench = tmp_path / "bench_new.py"
+    for names in (["test_no_such.py"], ["conftest.py"]):
+        bench.write_text(f"TESTS = {names}\n")
+        with pytest.raises(ValueError, match=f"expected one file {names[0]} in tests"):
+            gpu_tests.tests_of(bench)
 
 
 @pytest.mark.parametrize("name", gpu_record.ELSEWHERE)

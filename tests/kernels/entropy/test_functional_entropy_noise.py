@@ -1,12 +1,12 @@
 """The kernels' random numbers: the generator they claim, normal, independent, read from memory."""
 
-import gpu_arithmetic
 import numpy as np
 import pytest
 import torch
 
 from fastseg.kernels.common import switch
 from fastseg.kernels.entropy.regularisation import fisher_regulariser, profile_regulariser
+from tests.support import gpu_arithmetic
 
 if switch.HAS_TRITON:
     import triton

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from features import make_pair, normal, relative
-from properties import given, settings, st
 
 from fastseg.kernels import reference
+from tests.support.optional_hypothesis import given, settings, st
+from tests.support.random_features import make_pair, normal, relative
 
 
 def divergence(log_p, log_q, dim):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from features import make_pair, normal, relative
 
 from fastseg.kernels import reference
+from tests.support.random_features import make_pair, normal, relative
 
 # the released code's form
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from properties import given, settings, st
 
 from fastseg.kernels import reference
 from fastseg.kernels.common import switch
 from fastseg.kernels.testing import assert_as_accurate
+from tests.support.optional_hypothesis import given, settings, st
 
 pytest.importorskip("triton")
 import triton

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from properties import example, given, settings, st
 
 from fastseg.kernels.common import switch
 from fastseg.kernels.reference import similarity as reference
 from fastseg.kernels.testing import assert_as_accurate
+from tests.support.optional_hypothesis import example, given, settings, st
 
 pytest.importorskip("triton")
 from fastseg.kernels.modules import SimilarityDivergence
