@@ -1,6 +1,6 @@
 """``measure``: check a provider, then time it and count what it costs, as one row of the table.
 
-    pytest bench/bench_prototype_pool.py                    a table on the terminal
+    pytest bench/kernels/bench_proto_pool.py                a table on the terminal
     pytest bench --rows rows.jsonl                          and a line of JSON per row
     python bench/gpu_record.py                              everything, into bench/results/
 
@@ -21,14 +21,13 @@ A benchmark is a function ``bench_<what>`` in ``bench_<op>.py``::
         )
 
 ``check`` raises AssertionError where the results are wrong, and then there is no time; it returns
-the error against float64 (``bench.accuracy``). Where float64 does not fit at the timed size it may
-check a smaller one. ``missing`` says what a provider needs that is not installed: its row then has
-that as its status. ``fused`` is for a GPU: parametrise it away where ``shapes.ON_GPU`` is false. A
-provider whose warm call takes over 20 seconds is left out. With ``--profile`` the first
-``fused`` row of both passes is profiled, so put the most important size first.
-``TESTS = ("test_prototype_pool.py",)`` at the top of the file names the files in tests, in
-whatever folder, that have to pass on a GPU for its rows to claim anything; without it that is
-``test_<op>.py``.
+the error against float64 (``bench.harness.accuracy``). Where float64 does not fit at the timed size
+it may check a smaller one. ``missing`` says what a provider needs that is not installed: its row
+then has that as its status. ``fused`` is for a GPU: parametrise it away where ``shapes.ON_GPU`` is
+false. A provider whose warm call takes over 20 seconds is left out. With ``--profile`` the first
+``fused`` row of both passes is profiled, so put the most important size first. ``TESTS =
+("test_prototype_pool.py",)`` at the top of the file names the files in tests, in whatever folder,
+that have to pass on a GPU for its rows to claim anything; without it that is ``test_<op>.py``.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ from typing import Any, Protocol
 import pytest
 import torch
 
-from bench import profiling, timing
-from bench.report import FUSED, Row, terminal_line
+from bench.harness import profiling, timing
+from bench.harness.report import FUSED, Row, terminal_line
 
 LONGEST_CALL_S = 20.0
 

@@ -47,8 +47,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is not installed
 
-from bench import gpu_tests, processes, profiling, report, step_report, targets, timing  # noqa: E402
-from bench.gpu_tests import operator  # noqa: E402
+from bench.harness import gpu_tests, processes, profiling, report, targets, timing  # noqa: E402
+from bench.harness.gpu_tests import operator  # noqa: E402
+from bench.step import report as step_report  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 TESTS_SHARE = 0.4  # of the time, at most
@@ -90,11 +91,11 @@ def main() -> int:
 
     benches = [
         path
-        for path in sorted((ROOT / "bench").glob("bench_*.py"))
+        for path in sorted((ROOT / "bench").glob("*/bench_*.py"), key=operator)
         if options.only in path.stem and operator(path) not in ELSEWHERE
     ]
     if not benches:
-        parser.error(f"no bench/bench_*.py holds {options.only!r}")
+        parser.error(f"no bench/*/bench_*.py holds {options.only!r}")
     machine = report.machine()
     if options.commit:
         machine["commit"] = options.commit
@@ -300,7 +301,7 @@ class Session:
 def _static_counts(end: float) -> str:
     """Compile for the GPUs that are not there and say what came out."""
     with tempfile.TemporaryFile("w+") as log:
-        process = processes.start(["bench/aot.py", "--check"], log)
+        process = processes.start(["bench/machine_code/aot.py", "--check"], log)
         if not processes.ended(process, 0.5 * (end - time.monotonic())):
             return "There was no time to compile the kernels."
         log.seek(0)

@@ -10,17 +10,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-from bench import (
-    gpu_record,
-    gpu_tests,
-    processes,
-    profiling,
-    report,
-    shapes,
-    step_cases,
-    timing,
-)
-from bench.step_report import StepRow
+from bench import gpu_record
+from bench.harness import gpu_tests, processes, profiling, report, shapes, timing
+from bench.step import cases as step_cases
+from bench.step.report import StepRow
 
 ROW = report.Row(
     "proto_kl", str(shapes.PAPER), "fwd+bwd", "bfloat16", "fused", "ok", 0.1,
@@ -29,14 +22,14 @@ ROW = report.Row(
 
 
 def test_every_benchmark_names_tests_that_are_there():
-    for bench in gpu_record.ROOT.glob("bench/bench_*.py"):
+    for bench in gpu_record.ROOT.glob("bench/*/bench_*.py"):
         if gpu_tests.operator(bench) in gpu_record.ELSEWHERE:
             continue
         for file in gpu_tests.tests_of(bench):
             assert (gpu_record.ROOT / file).exists(), f"{bench.name} names {file}"
     folder = gpu_record.ROOT / "bench"
-    assert gpu_tests.tests_of(folder / "bench_label_prep.py") == []
-    steps = gpu_tests.tests_of(folder / "bench_train_step.py")
+    assert gpu_tests.tests_of(folder / "kernels" / "bench_label_prep.py") == []
+    steps = gpu_tests.tests_of(folder / "step" / "bench_train_step.py")
     assert {"test_gpu_step.py", "test_prototype_pool.py"} <= {Path(file).name for file in steps}
 
 
@@ -50,11 +43,11 @@ def test_a_test_file_that_a_benchmark_names_is_one(tmp_path):
 
 @pytest.mark.parametrize("name", gpu_record.ELSEWHERE)
 def test_what_is_no_operator_is_not_timed_as_one(name, monkeypatch, capsys):
-    assert (gpu_record.ROOT / "bench" / f"bench_{name}.py").exists()
+    assert [*gpu_record.ROOT.glob(f"bench/*/bench_{name}.py")]
     monkeypatch.setattr(sys, "argv", ["gpu_record.py", "--only", name])
     with pytest.raises(SystemExit):
         gpu_record.main()
-    assert f"no bench/bench_*.py holds '{name}'" in capsys.readouterr().err
+    assert f"no bench/*/bench_*.py holds '{name}'" in capsys.readouterr().err
 
 
 def test_red_tests_are_said_and_do_not_stop_the_others(tmp_path):

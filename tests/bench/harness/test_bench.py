@@ -7,20 +7,16 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bench import (
+from bench import conftest
+from bench.harness import profiling, report, shapes, targets, timing
+from bench.kernels import (
     bench_func_entropy,
     bench_label_prep,
     bench_proto_kl,
     bench_proto_pool,
     bench_seg_loss,
-    conftest,
-    profiling,
-    published,
-    report,
-    shapes,
-    targets,
-    timing,
 )
+from bench.rivals import published_losses
 
 SHAPE = shapes.Shape(side=64, batch=2, modalities=2, num_classes=5)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -134,10 +130,10 @@ def test_the_loops_wait_once_for_an_absent_class_and_three_times_for_a_present_o
 
     def both_passes(num_classes):
         x = student.clone().requires_grad_()
-        published.prototype_distillation([x], [teacher], labels, num_classes).backward()
+        published_losses.prototype_distillation([x], [teacher], labels, num_classes).backward()
 
     def forward(num_classes):
-        published.prototype_distillation([student], [teacher], labels, num_classes)
+        published_losses.prototype_distillation([student], [teacher], labels, num_classes)
 
     for classes in (1, 4):
         absent = 2 * (classes - 1)  # of both networks

@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("triton")
 import triton
 
-from bench import aot, compiling
+from bench.machine_code import aot, child_process
 
-ROOT = Path(aot.__file__).parents[1]
+ROOT = Path(aot.__file__).parents[2]
 ROW = aot.Row(
     kernel="pool_fwd", case="C32", arch="sm_90", triton="3.9.0", source="0f",
     registers=100, stack=0,
@@ -42,7 +42,7 @@ def test_no_kernel_has_regressed():
     if not any(row.triton == triton.__version__ for row in aot.read_table().values()):
         # nothing to compare with: whether the kernels compile for one architecture, unspilled
         options += ["--first", "--arch", "90"]
-    done = run("bench/aot.py", *options)
+    done = run("bench/machine_code/aot.py", *options)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -57,7 +57,7 @@ def test_the_table_has_all_architectures_and_hardly_a_spill():
 
 RELEASE_CHECK = """
 import sys
-from bench import aot
+from bench.machine_code import aot
 cases = aot.registered()
 for release in aot.RELEASES:
     if found := aot.stale(cases, release):
@@ -87,7 +87,7 @@ def _kernel(x_ptr):
 '''
 FINGERPRINTS = """
 import first, moved, other
-from bench.aot import Case
+from bench.machine_code.aot import Case
 found = [Case("", m._kernel, (), {}, 4, 3, 0, 0).source for m in (first, moved, other)]
 assert found[0] == found[1] != found[2], found
 moved.SCALE.value = 3
@@ -162,8 +162,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path, monkeypatch):
 PROGRAM = """
 import torch, triton
 import triton.language as tl
-from bench.compiling import compiled
-from bench.machine_code import Case
+from bench.machine_code.child_process import compiled
+from bench.machine_code.counts import Case
 
 @triton.jit
 def _copy_kernel(x_ptr, y_ptr, N, BLOCK: tl.constexpr):
@@ -213,10 +213,10 @@ def _row_of(case, capability):
 
 
 def test_a_case_that_does_not_compile_fails_alone(monkeypatch):
-    monkeypatch.setattr(compiling, "row_of", _row_of)
+    monkeypatch.setattr(child_process, "row_of", _row_of)
     names = ["good", "raises", "hangs", "better", "dies", "eats", "best"]
     tasks = [(CASE._replace(name=name), 90) for name in names]
-    found = list(compiling.compiled(tasks, gib=4, seconds=1.0))
+    found = list(child_process.compiled(tasks, gib=4, seconds=1.0))
     results = {case.name: result for case, _, result in found}
     assert len(found) == len(names)
     for name in ("good", "better", "best"):

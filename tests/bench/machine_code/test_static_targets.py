@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bench import aot
+from bench.machine_code import aot
 from fastseg.kernels.entropy import kernel_math
 from fastseg.kernels.prototypes import pool
 from fastseg.kernels.segmentation import bilinear

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bench import bench_apex, gpu_record, report, shapes
+from bench import gpu_record
+from bench.harness import report, shapes
+from bench.step import bench_apex
 from fastseg import nvidia_apex
 
 TOKENS = shapes.Shape(side=64, batch=1, modalities=2)
@@ -141,7 +143,7 @@ def test_another_package_of_the_name_is_a_row_that_is_not_run(tmp_path):
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").write_text("")
     rows = tmp_path / "rows.jsonl"
-    command = ["-m", "pytest", "bench/bench_apex.py", "-k", "norm and 0-apex and b0"]
+    command = ["-m", "pytest", "bench/step/bench_apex.py", "-k", "norm and 0-apex and b0"]
     done = subprocess.run(
         [sys.executable, *command, "--rows", rows, "--benchmark-disable"],
         cwd=gpu_record.ROOT,

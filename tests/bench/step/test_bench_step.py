@@ -10,18 +10,14 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bench import (
-    bench_train_step,
-    expert_step,
-    gpu_record,
-    published,
-    step_cases,
-    step_report,
-    step_timing,
-    targets,
-    timing,
-)
-from bench.step_cases import Problem, Setting
+from bench import gpu_record
+from bench.harness import targets, timing
+from bench.rivals import expert_step, published_losses
+from bench.step import bench_train_step
+from bench.step import cases as step_cases
+from bench.step import report as step_report
+from bench.step import timing as step_timing
+from bench.step.cases import Problem, Setting
 
 # several classes and enough elements for two draws of noise to have almost the same value
 TINY = Setting(backbone="nano", side=64, batch=2, embed_dim=16)
@@ -124,11 +120,11 @@ def test_the_experts_segmentation_loss_is_the_published_one(monkeypatch, thresho
     generator = torch.Generator().manual_seed(0)
     logits, teacher = (torch.randn(2, 5, 8, 8, generator=generator) for _ in range(2))
     labels = torch.randint(5, (2, 32, 32), generator=generator)
-    labels[:, 20:] = published.IGNORE
+    labels[:, 20:] = published_losses.IGNORE
     results = []
-    for loss in (expert_step.segmentation_loss, published.segmentation_loss):
+    for loss in (expert_step.segmentation_loss, published_losses.segmentation_loss):
         x = logits.clone().requires_grad_()
-        arguments = (threshold,) if loss is published.segmentation_loss else ()
+        arguments = (threshold,) if loss is published_losses.segmentation_loss else ()
         ohem, kl = loss(x, labels, teacher, *arguments)
         (grad,) = torch.autograd.grad(ohem + 50 * kl, x)
         results.append((ohem, kl, grad))
@@ -149,7 +145,7 @@ def test_the_experts_regulariser_is_the_published_one(monkeypatch):
     results = []
     for regulariser in (
         lambda x: expert_step.level_regulariser(x, teacher, 4),
-        lambda x: published.representation_regularisation(
+        lambda x: published_losses.representation_regularisation(
             [x], [teacher], 4, [noise], normalise=True
         ),
     ):
@@ -368,8 +364,8 @@ def test_a_bare_machine_can_run_it():
 import sys
 for name in ("tyro", "nvidia", "tqdm", "safetensors", "PIL", "tensorboard", "apex", "matplotlib"):
     sys.modules[name] = None
-from bench import bench_train_step
-from bench.step_cases import Problem, Setting
+from bench.step import bench_train_step
+from bench.step.cases import Problem, Setting
 problem = Problem(Setting(backbone="nano", side=32, batch=1, embed_dim=8))
 print(float(problem.build("fastseg")(0)["loss"]))
 from fastseg.telemetry import say
