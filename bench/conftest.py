@@ -43,7 +43,7 @@ import pytest
 import torch
 
 from bench.harness import profiling, timing
-from bench.harness.report import FUSED, Row, terminal_line
+from bench.harness.report import FUSED, OperatorRow, terminal_line
 
 LONGEST_CALL_S = 20.0
 
@@ -89,7 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _END: pytest.StashKey[float | None] = pytest.StashKey()
-_ROWS: pytest.StashKey[list[Row]] = pytest.StashKey()
+_ROWS: pytest.StashKey[list[OperatorRow]] = pytest.StashKey()
 _PROFILED: pytest.StashKey[set[str]] = pytest.StashKey()
 
 
@@ -107,7 +107,7 @@ def measure(
     """Check, time and count one provider."""
     seconds = request.config.getoption("--seconds")
     op = Path(request.node.path).stem.removeprefix("bench_")
-    rows: list[Row] = []
+    rows: list[OperatorRow] = []
 
     def run(
         fn: Callable[[], object],
@@ -120,7 +120,9 @@ def measure(
         check: Callable[[], float],
         missing: str | None = None,
     ) -> None:
-        row = Row(op, case, mode, str(dtype).removeprefix("torch."), provider, "did not end")
+        row = OperatorRow(
+            op, case, mode, str(dtype).removeprefix("torch."), provider, "did not end"
+        )
         rows.append(row)
         _append(request.config, row)
         if missing:
@@ -156,7 +158,7 @@ def measure(
         _append(request.config, row)
 
 
-def _append(config: pytest.Config, row: Row) -> None:
+def _append(config: pytest.Config, row: OperatorRow) -> None:
     """Write a row down; the last line of a row counts."""
     if path := config.getoption("--rows"):
         with path.open("a") as file:
@@ -169,7 +171,7 @@ def _warm_seconds(fn: Callable[[], object]) -> float:
     return took if took <= LONGEST_CALL_S else timing.host_ms(fn) / 1e3
 
 
-def _profile(fn: Callable[[], object], row: Row, folder: Path, done: set[str]) -> None:
+def _profile(fn: Callable[[], object], row: OperatorRow, folder: Path, done: set[str]) -> None:
     """Profile both passes of an operator once; what goes wrong costs no row."""
     if row.mode != "fwd+bwd" or row.op in done:
         return

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import argparse
 import ast
-import csv
 import datetime
-import json
-import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is not installed
@@ -25,12 +21,14 @@ sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is no
 import torch  # noqa: E402
 
 from bench.harness import timing  # noqa: E402
+from bench.harness.rows import Row, read_rows, speed_up, write_csv  # noqa: E402
 
 OFFICIAL, FUSED, APEX = "official", "fused", "apex"
+TORCH = "torch"  # the fastest of the other providers
 
 
 @dataclass
-class Row:
+class OperatorRow(Row):
     """One provider at one size; what was not measured is None."""
 
     op: str
@@ -71,34 +69,17 @@ class Row:
         """What the providers of a comparison have in common."""
         return (self.op, self.case, self.mode, self.dtype)
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What names the row in a file."""
+        return (*self.group, self.provider)
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file that ``pytest bench --rows`` has appended to, compared ones together.
-
-    The last line of a row counts: the first is written before it is measured.
-    """
-    rows = [Row(**json.loads(line)) for line in complete_lines(path)]
-    last = {(*row.group, row.provider): row for row in rows}
-    groups: dict[tuple[str, str, str, str], list[Row]] = {}
-    for row in last.values():
-        groups.setdefault(row.group, []).append(row)
-    return [row for group in groups.values() for row in group]
-
-
-def complete_lines(path: Path) -> list[str]:
-    """The lines of a file that another process may be writing to."""
-    return path.read_text().rpartition("\n")[0].splitlines()
-
-
-def write_csv(path: Path, kind: type[Any], rows: Sequence[Any], about: dict[str, str]) -> None:
-    """One line per row, a dataclass of that kind; the machine's columns last."""
-    names = [field.name for field in fields(kind)]
-    with path.open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([*names, *about])
-        for row in rows:
-            values = asdict(row)
-            table.writerow([rounded(values[name]) for name in names] + [*about.values()])
+    def rivals(self, rows: Sequence[OperatorRow], over: str) -> list[OperatorRow]:
+        """The published loops (``official``), or what is plain PyTorch (``torch``)."""
+        others = [other for other in rows if other.group == self.group and other is not self]
+        if over == OFFICIAL:
+            return [other for other in others if other.provider == OFFICIAL]
+        return [other for other in others if other.provider not in (OFFICIAL, FUSED, APEX)]
 
 
 LEGEND = """\
@@ -115,7 +96,7 @@ A provider is timed only after its results have passed a check.
 
 def write_markdown(
     path: Path,
-    rows: Sequence[Row],
+    rows: Sequence[OperatorRow],
     about: dict[str, str],
     notes: Sequence[str],
     summary: Sequence[str] = (),
@@ -138,7 +119,7 @@ def description(op: str) -> list[str]:
     return [re.sub(r":\w+:`([^`]+)`", r"`\1`", text).replace("``", "`"), ""]
 
 
-def terminal_line(row: Row) -> str:
+def terminal_line(row: OperatorRow) -> str:
     """A row in one line of text."""
     name = f"{row.op} {row.case} {row.mode} {row.dtype} {row.provider}"
     if row.status != "ok":
@@ -152,11 +133,14 @@ HEADER = ("case", "mode", "dtype", "provider", "ms", "p20-p80", "wall", "GB/s", 
           "extra MiB", "launches", "syncs", "error", "vs official", "vs best torch")  # fmt: skip
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _table(rows: Sequence[OperatorRow]) -> list[str]:
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     for row in rows:
         if row.status == "ok":
-            cells = [*_cells(row), *(_ratio_text(speed_up(row, rows, o)) for o in (True, False))]
+            cells = [
+                *_cells(row),
+                *(_ratio_text(speed_up(row, rows, o)) for o in (OFFICIAL, TORCH)),
+            ]
         else:
             # the first line says what; a pipe would end the cell
             cells = [row.status.splitlines()[0].replace("|", "/")] + [""] * 10
@@ -166,7 +150,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: OperatorRow) -> list[str]:
     def text(value: float | int | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
@@ -183,44 +167,8 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def speed_up(row: Row, rows: Sequence[Row], over_official: bool) -> float | None:
-    """How many times faster a row is than the published loops, or the fastest plain PyTorch.
-
-    Args:
-        row: a timed row.
-        rows: all of them.
-        over_official: compare with the published loops.
-
-    Returns:
-        The ratio of the times; 1 inside the noise, None where there is nothing to compare with.
-    """
-    timed = [
-        other
-        for other in rows
-        if other.group == row.group
-        and other.ms is not None
-        and other is not row
-        and (
-            other.provider == OFFICIAL
-            if over_official
-            else other.provider not in (OFFICIAL, FUSED, APEX)
-        )
-    ]
-    if row.ms is None or not timed:
-        return None
-    best = min(timed, key=lambda other: other.ms or math.inf)
-    ratio = (best.ms or math.nan) / row.ms
-    noise = max(row.noise or 0, best.noise or 0)
-    return 1.0 if abs(math.log(ratio)) <= noise else ratio
-
-
 def _ratio_text(ratio: float | None) -> str:
     return "" if ratio is None else "same" if ratio == 1 else f"{ratio:.3g}x"
-
-
-def rounded(value: object) -> object:
-    """A value as it goes into a CSV."""
-    return float(f"{value:.6g}") if isinstance(value, float) else "" if value is None else value
 
 
 def machine() -> dict[str, str]:
@@ -257,7 +205,7 @@ def _output(*command: str) -> str:
 
 
 def write(
-    rows: Sequence[Row],
+    rows: Sequence[OperatorRow],
     out: Path,
     about: dict[str, str],
     notes: Sequence[str] = (),
@@ -267,7 +215,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     if not timing.ON_GPU:
         notes = ["No GPU: CPU providers, host time; operators stand for launches.", *notes]
-    write_csv(out / "kernels.csv", Row, rows, about)
+    write_csv(out / "kernels.csv", OperatorRow, rows, about)
     write_markdown(out / "kernels.md", rows, about, notes, summary)
 
 
@@ -277,7 +225,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    write(read_rows(options.rows), options.out, machine())
+    write(read_rows(options.rows, OperatorRow), options.out, machine())
 
 
 if __name__ == "__main__":

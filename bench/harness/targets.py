@@ -1,9 +1,9 @@
-"""What the fused operators and whole steps are to reach, beside what they reached.
+"""What the fused operators are to reach, beside what they reached.
 
-Those of operators are of both passes at the paper's size in bfloat16: MiT-B0, 1024 x 1024, B=2,
-M=4. Those of steps name their setting. They are stated for an H200; on another GPU those that
-memory bounds are scaled by the bandwidth of a copy measured there, of which an H100 has 30 % less.
-The regulariser and the segmentation loss wait for instructions, of which both have the same.
+Targets are of both passes at the paper's size in bfloat16: MiT-B0, 1024 x 1024, B=2, M=4. They are
+stated for an H200; on another GPU those that memory bounds are scaled by the bandwidth of a copy
+measured there, of which an H100 has 30 % less. The regulariser and the segmentation loss wait for
+instructions, of which both have the same.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.harness.report import FUSED, Row, speed_up
-from bench.harness.shapes import ON_GPU, PAPER
-from bench.step import report as step_report
-from bench.step.report import StepRow
+from bench.harness.report import FUSED, OFFICIAL, TORCH, OperatorRow
+from bench.harness.rows import speed_up
+from bench.harness.shapes import PAPER
 
 
 class Target(NamedTuple):
-    """A bound of a quantity: a field of ``Row``, or ``official`` or ``torch`` for a speed-up."""
+    """A bound of a quantity: a field of ``OperatorRow``, else whom it is times as fast as."""
 
     op: str
     quantity: str
@@ -37,7 +36,7 @@ class Target(NamedTuple):
 
 
 H200_COPY_GB_PER_S = 4300.0  # of a device copy, read and write counted
-_GB = 1e9 / 2**20  # in MiB
+MIB_PER_GB = 1e9 / 2**20
 TARGETS = (
     Target("proto_pool", "ms", 0.065),
     Target("proto_pool", "copy_share", 0.7),
@@ -51,11 +50,11 @@ TARGETS = (
     Target("ifv_map", "official", 100),
     Target("ifv_map", "torch", 3),
     Target("func_entropy", "ms", 4.0),
-    Target("func_entropy", "peak_mib", 0.6 * _GB),
+    Target("func_entropy", "peak_mib", 0.6 * MIB_PER_GB),
     Target("func_entropy", "official", 13),
     Target("func_entropy", "torch", 4),
     Target("seg_loss", "ms", 0.25),
-    Target("seg_loss", "peak_mib", 0.15 * _GB),
+    Target("seg_loss", "peak_mib", 0.15 * MIB_PER_GB),
     Target("seg_loss", "official", 8),
     Target("seg_loss", "torch", 3),
     *(
@@ -63,7 +62,8 @@ TARGETS = (
         for op in ("proto_pool", "proto_kl", "ifv_map", "func_entropy", "seg_loss")
     ),
 )
-_TEXT = {
+# what a quantity is called, and how its values are written
+TEXT = {
     "ms": ("device time", "{:.3g} ms"),
     "copy_share": ("of a copy's bandwidth", "{:.0%}"),
     "launches": ("launches", "{:.0f}"),
@@ -74,13 +74,13 @@ _TEXT = {
 }
 
 
-def copy_of(rows: Sequence[Row]) -> float | None:
+def copy_of(rows: Sequence[OperatorRow]) -> float | None:
     """Bandwidth of a copy in GB/s, the median of what the processes measured."""
     found = [row.copy_gb_per_s for row in rows if row.copy_gb_per_s is not None]
     return statistics.median(found) if found else None
 
 
-def _scaled(copy: float | None) -> tuple[float, str]:
+def scaled(copy: float | None) -> tuple[float, str]:
     """Share of an H200's bandwidth, and what is said of it."""
     if copy is None:
         return 1.0, "Times and rates are those of an H200: no copy was measured."
@@ -90,7 +90,7 @@ def _scaled(copy: float | None) -> tuple[float, str]:
     )
 
 
-def lines(rows: Sequence[Row], device: str) -> list[str]:
+def lines(rows: Sequence[OperatorRow], device: str) -> list[str]:
     """A table in Markdown: target, measured, verdict.
 
     The row of an operator is its first fused one of both passes at the paper's size in bfloat16.
@@ -99,7 +99,7 @@ def lines(rows: Sequence[Row], device: str) -> list[str]:
         rows: of operators, with the copies that were measured beside them.
         device: the GPU's name.
     """
-    share, said = _scaled(copy_of(rows))
+    share, said = scaled(copy_of(rows))
     found = [
         "## Targets",
         "",
@@ -110,7 +110,7 @@ def lines(rows: Sequence[Row], device: str) -> list[str]:
     ]
     for target in sorted(TARGETS, key=lambda target: target.op):
         row = _row(target.op, rows)
-        what, form = _TEXT[target.quantity]
+        what, form = TEXT[target.quantity]
         limit = target.on(share)
         bound = ("at least " if target.at_least else "at most ") + form.format(limit)
         measured = None if row is None else _measured(target, row, rows)
@@ -124,7 +124,7 @@ def lines(rows: Sequence[Row], device: str) -> list[str]:
     return [*found, ""]
 
 
-def _row(op: str, rows: Sequence[Row]) -> Row | None:
+def _row(op: str, rows: Sequence[OperatorRow]) -> OperatorRow | None:
     wanted = (op, FUSED, "fwd+bwd", "bfloat16")
     for row in rows:
         if (row.op, row.provider, row.mode, row.dtype) == wanted and str(PAPER) in row.case:
@@ -132,115 +132,8 @@ def _row(op: str, rows: Sequence[Row]) -> Row | None:
     return None
 
 
-def _measured(target: Target, row: Row, rows: Sequence[Row]) -> float | None:
-    if target.quantity in ("official", "torch"):
-        return speed_up(row, rows, target.quantity == "official")
+def _measured(target: Target, row: OperatorRow, rows: Sequence[OperatorRow]) -> float | None:
+    if target.quantity in (OFFICIAL, TORCH):
+        return speed_up(row, rows, target.quantity)
     value: float | None = getattr(row, target.quantity)
     return value
-
-
-class StepTarget(NamedTuple):
-    """A bound for the fastest of fastseg's steps.
-
-    The quantity is a field of ``StepRow``, or a provider for a speed-up over its fastest variant;
-    with a dtype the steps in that dtype alone count, beside the published one.
-    """
-
-    setting: str
-    modalities: str
-    quantity: str
-    bound: float
-    dtype: str = ""
-
-
-_PAPER = "stage2 b0 1024px B2 rrm"
-STEP_TARGETS = (
-    StepTarget(_PAPER, "random", "images_per_s", 125),
-    StepTarget(_PAPER, "random", "official", 12),
-    StepTarget(_PAPER, "random", "best_torch", 1.5),
-    StepTarget(_PAPER, "4", "images_per_s", 90),
-    StepTarget(_PAPER, "4", "peak_mib", 6 * _GB),
-    StepTarget(_PAPER, "4", "host_syncs", 0),
-    StepTarget(_PAPER, "4", "launches", 750),
-    StepTarget("stage1 b0 1024px B2", "4", "images_per_s", 135),
-    StepTarget("stage2 b2 1024px B2 rrm", "random", "images_per_s", 50),
-    StepTarget("stage2 b0 256px B8 rrm", "random", "images_per_s", 1000),
-)
-CPU_STEP_TARGETS = tuple(
-    StepTarget("stage2 b0 256px B2 rrm", "4", quantity, bound, dtype)
-    for dtype in ("float32", "bfloat16")
-    for quantity, bound in (("official", 4), ("best_torch", 1))
-)
-_STEP_TEXT = {
-    **_TEXT,
-    "images_per_s": ("images/s", "{:.4g}"),
-    "peak_mib": ("peak memory", "{:.0f} MiB"),
-    "official": ("over the published step", "{:.3g}x"),
-    "best_torch": ("over the expert's step", "{:.3g}x"),
-}
-
-
-def step_lines(
-    rows: Sequence[StepRow], device: str, copy: float | None = None, on_gpu: bool = ON_GPU
-) -> list[str]:
-    """A table in Markdown for whole steps: target, measured, verdict.
-
-    Args:
-        rows: of steps.
-        device: the GPU's name.
-        copy: bandwidth of a copy in GB/s, if one was measured.
-        on_gpu: which targets.
-    """
-    share, said = _scaled(copy)
-    found = [
-        "## Targets",
-        "",
-        "Of the fastest of fastseg's steps, "
-        + (f"on one {device}. {said}" if on_gpu else "on a CPU."),
-        "",
-        "| setting | M | dtype | threads | quantity | target | measured | |",
-        "|---|---|---|---|---|--:|--:|---|",
-    ]
-    counts = list(dict.fromkeys(row.threads for row in rows)) or [None]
-    scaled = [
-        target._replace(bound=target.bound * share) if target.quantity == "images_per_s" else target
-        for target in STEP_TARGETS
-    ]
-    for target in scaled if on_gpu else CPU_STEP_TARGETS:
-        for threads in counts:
-            same = [row for row in rows if row.threads == threads]
-            if target.dtype:
-                fitting = (target.dtype, "official")
-                same = [row for row in same if row.dtype in fitting or row.provider in fitting]
-            found.append(_step_line(target, same, threads))
-    return [*found, ""]
-
-
-def _step_line(target: StepTarget, rows: Sequence[StepRow], threads: int | None) -> str:
-    timed = [
-        row
-        for row in rows
-        if row.group == (target.setting, target.modalities)
-        and row.provider.split()[0] == "fastseg"
-        and row.ms is not None
-    ]
-    what, form = _STEP_TEXT[target.quantity]
-    at_least = target.quantity in ("images_per_s", "official", "best_torch")
-    bound = ("at least " if at_least else "at most ") + form.format(target.bound)
-    measured, dtype = None, target.dtype
-    if timed:
-        best = min(timed, key=lambda row: row.ms or 0.0)
-        dtype = best.dtype
-        if target.quantity in ("official", "best_torch"):
-            measured = step_report.speed_up(best, rows, target.quantity)
-        else:
-            measured = getattr(best, target.quantity)
-    cells = ["", "not measured"]
-    if measured is not None:
-        reached = measured >= target.bound if at_least else measured <= target.bound
-        cells = [form.format(measured), "reached" if reached else "**missed**"]
-        by_cpu = target.quantity in ("official", "best_torch") and threads is not None
-        if by_cpu and (ratio := step_report.speed_up(best, rows, target.quantity, "cpu_ms")):
-            cells[0] += f", of CPU time {form.format(ratio)}"
-    start = [target.setting, target.modalities, dtype, str(threads or ""), what, bound]
-    return "| " + " | ".join([*start, *cells]) + " |"

@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is no
 import triton  # noqa: E402
 
 from bench.machine_code.child_process import compiled  # noqa: E402
-from bench.machine_code.counts import Case, Row  # noqa: E402
+from bench.machine_code.counts import Case, Counts  # noqa: E402
 
 TABLE = ROOT / "bench" / "results" / "aot.csv"
 ARCHITECTURES = (80, 90, 100)
@@ -64,7 +64,7 @@ def registered(word: str = "") -> list[Case]:
     return [case for case in cases if word in f"{case.kernel_name} {case.name}"]
 
 
-def complaints(case: Case, row: Row, before: Row | None) -> list[str]:
+def complaints(case: Case, row: Counts, before: Counts | None) -> list[str]:
     """Why a row is not acceptable; ``before`` is its line of the committed table."""
     found = []
     if row.spills > ONE_VALUE[0] or row.stack > ONE_VALUE[1]:
@@ -83,17 +83,17 @@ def complaints(case: Case, row: Row, before: Row | None) -> list[str]:
     return found
 
 
-def read_table() -> dict[Key, Row]:
+def read_table() -> dict[Key, Counts]:
     """The committed rows, of every version of Triton, by key."""
     if not TABLE.exists():
         return {}
     with TABLE.open(newline="") as file:
         lines = list(csv.DictReader(file))
-    whole = {field.name for field in fields(Row) if field.type == "int"}
-    rows: list[Row] = []
+    whole = {field.name for field in fields(Counts) if field.type == "int"}
+    rows: list[Counts] = []
     for line in lines:
         values: dict[str, Any] = {k: int(v) if k in whole else v for k, v in line.items()}
-        rows.append(Row(**values))
+        rows.append(Counts(**values))
     return {row.key: row for row in rows}
 
 
@@ -108,11 +108,11 @@ def stale(cases: Sequence[Case], release: str) -> list[str]:
     return found
 
 
-def write_table(rows: Sequence[Row]) -> None:
+def write_table(rows: Sequence[Counts]) -> None:
     """Write rows in the order of their keys."""
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     with TABLE.open("w", newline="") as file:
-        names = [field.name for field in fields(Row)]
+        names = [field.name for field in fields(Counts)]
         table = csv.DictWriter(file, names, lineterminator="\n")
         table.writeheader()
         table.writerows(asdict(row) for row in sorted(rows, key=lambda row: row.key))
@@ -135,7 +135,7 @@ def main() -> int:
         cases = list(
             {(case.kernel_name, arch): (case, arch) for case, arch in cases[::-1]}.values()
         )
-    rows: dict[Key, Row] = {}
+    rows: dict[Key, Counts] = {}
     todo = []
     failed = 0
     for case, arch in cases:
@@ -185,7 +185,7 @@ def _options() -> argparse.Namespace:
 
 
 def _judge(
-    case: Case, row: Row, before: Row | None, *, new: bool = False, quiet: bool = False
+    case: Case, row: Counts, before: Counts | None, *, new: bool = False, quiet: bool = False
 ) -> bool:
     """Print a row and what is wrong with it; returns whether something is."""
     reasons = complaints(case, row, before)

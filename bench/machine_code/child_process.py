@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from bench.machine_code.counts import Case, Row, row_of
+from bench.machine_code.counts import Case, Counts, row_of
 
 CHILDREN = 2
 GIB = 10  # of addresses, on top of what is mapped at the start
@@ -33,7 +33,7 @@ def compiled(
     children: int = CHILDREN,
     gib: float = GIB,
     seconds: float = SECONDS,
-) -> Iterator[tuple[Case, int, Row | str]]:
+) -> Iterator[tuple[Case, int, Counts | str]]:
     """Compile each case for its architecture, in no particular order.
 
     Args:
@@ -88,10 +88,10 @@ class _Child:
         self.index, self.deadline = index, time.monotonic() + self.seconds
         self.connection.send(index)
 
-    def result(self) -> Row | str:
+    def result(self) -> Counts | str:
         self.done += 1
         try:
-            row: Row | str = self.connection.recv()
+            row: Counts | str = self.connection.recv()
         except (EOFError, OSError):
             self.lost = True
             self.process.join()

@@ -99,7 +99,7 @@ def _collect(function: Any, found: dict[Any, list[str]]) -> None:
 
 
 @dataclass(frozen=True)
-class Row:
+class Counts:
     """What the compiler made of a case; counts are of static instructions."""
 
     kernel: str
@@ -173,7 +173,7 @@ def _binary(case: Case) -> Any:
     )
 
 
-def row_of(case: Case, capability: int) -> Row:
+def row_of(case: Case, capability: int) -> Counts:
     """Compile a case for an architecture, the compute capability times ten, and read the code."""
     driver.set_active(CrossDriver(capability))
     binary = _binary(case)
@@ -191,7 +191,7 @@ def row_of(case: Case, capability: int) -> Row:
     def count(pattern: str) -> int:
         return sum(re.match(pattern, name) is not None for name in names)
 
-    return Row(
+    return Counts(
         kernel=case.kernel_name,
         case=case.name,
         arch=f"sm_{capability}",

@@ -46,7 +46,7 @@ from bench.step.cases import (
     is_short,
     providers,
 )
-from bench.step.report import StepRow
+from bench.step.rows import StepRow, mean_row
 from fastseg.host import keep_freed_memory
 
 TESTS = [
@@ -127,7 +127,7 @@ class Comparison:
             # two and three modalities are for the mean alone
             self.rows += [x for x in found[provider] if x.modalities in ("1", str(MODALITIES))]
             if len(found[provider]) == MODALITIES:
-                self.rows.append(step_report.mean_row(found[provider], self.setting.batch))
+                self.rows.append(mean_row(found[provider], self.setting.batch))
 
     @property
     def alive(self) -> list[str]:

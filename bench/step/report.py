@@ -6,111 +6,17 @@ python bench/step/report.py steps.jsonl --out bench/results/cpu
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is not installed
 
 from bench.harness import report  # noqa: E402
-
-RANDOM = "random"
-
-
-@dataclass
-class StepRow:
-    """One provider at one setting and number of modalities; what was not measured is None.
-
-    Of ``random`` M times, counts and shares are means over the numbers of modalities, which are
-    equally likely, and memory is the largest.
-    """
-
-    setting: str
-    modalities: str
-    provider: str
-    dtype: str
-    threads: int | None = None
-    status: str = "not run"
-    images_per_s: float | None = None
-    ms: float | None = None
-    p20: float | None = None
-    p80: float | None = None
-    cpu_ms: float | None = None
-    peak_mib: float | None = None
-    launches: float | None = None
-    host_syncs: float | None = None
-    busy: float | None = None
-    ohem: float | None = None
-    logit: float | None = None
-    hpdm: float | None = None
-    rrm: float | None = None
-    loss: float | None = None
-    ways: str = ""
-
-    @property
-    def group(self) -> tuple[str, str]:
-        """What the providers of a comparison have in common; compiled ones join the others."""
-        return self.setting.removesuffix(" compile"), self.modalities
-
-
-def mean_row(rows: Sequence[StepRow], batch: int) -> StepRow:
-    """The row of a random number of modalities from those of every number.
-
-    Args:
-        rows: measured ones of a provider and a setting.
-        batch: B.
-    """
-    first = rows[0]
-    row = StepRow(first.setting, RANDOM, first.provider, first.dtype, first.threads, first.status)
-    for name in ("ms", "p20", "p80", "cpu_ms", "launches", "host_syncs"):
-        values = [getattr(other, name) for other in rows]
-        if None not in values:
-            setattr(row, name, sum(values) / len(values))
-    if row.ms is not None:
-        row.images_per_s = 1e3 * batch / row.ms
-        times = [(other.ms or 0.0, other.busy) for other in rows]
-        if all(busy is not None for _, busy in times):
-            row.busy = sum(ms * (busy or 0.0) for ms, busy in times) / sum(ms for ms, _ in times)
-    row.ways = first.ways
-    row.peak_mib = max((other.peak_mib for other in rows if other.peak_mib), default=None)
-    return row
-
-
-def read_rows(path: Path) -> list[StepRow]:
-    """The rows of a file; the last line of a row counts, the first is written before it is run."""
-    rows = [StepRow(**json.loads(line)) for line in report.complete_lines(path)]
-    last = {(row.setting, row.threads, row.provider, row.modalities): row for row in rows}
-    # a setting that did not end leaves a line of no modalities, one that did has others
-    ended = {key[:3] for key in last if key[3]}
-    kept = [row for key, row in last.items() if key[3] or key[:3] not in ended]
-    groups: dict[tuple[str, str], list[StepRow]] = {}
-    for row in kept:
-        groups.setdefault(row.group, []).append(row)
-    return [row for group in groups.values() for row in group]
-
-
-def speed_up(row: StepRow, rows: Sequence[StepRow], over: str, clock: str = "ms") -> float | None:
-    """How many times faster a row is than another provider, than its fastest variant.
-
-    Args:
-        row: a timed row.
-        rows: all of them.
-        over: the other provider.
-        clock: ``ms`` or ``cpu_ms``.
-    """
-    times = [
-        getattr(other, clock)
-        for other in rows
-        if other.group == row.group
-        and other.threads == row.threads
-        and other.provider.split()[0] == over
-    ]
-    own, others = getattr(row, clock), [time for time in times if time is not None]
-    return min(others) / own if own is not None and others else None
-
+from bench.harness.rows import speed_up, write_csv  # noqa: E402
+from bench.step import targets  # noqa: E402
+from bench.step.rows import StepRow, read_steps  # noqa: E402
 
 LEGEND = """\
 A row is one provider at one setting. Providers take turns within a process, a window of steps each,
@@ -142,7 +48,7 @@ def write(
 ) -> None:
     """Write ``train_step.csv`` and ``train_step.md`` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    report.write_csv(out / "train_step.csv", StepRow, rows, about)
+    write_csv(out / "train_step.csv", StepRow, rows, about)
     lines = ["# Training steps", "", *(f"{note}\n" for note in notes)]
     lines += [*(f"- {name}: {value}" for name, value in about.items()), "", *summary]
     lines += [*report.description("train_step"), LEGEND]
@@ -207,9 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--note", action="append", default=[], help="a line above the tables")
     options = parser.parse_args()
-    rows = read_rows(options.rows)
-    from bench.harness import targets
-
+    rows = read_steps(options.rows)
     machine = report.machine()
     lines = targets.step_lines(rows, machine["device"])
     write(rows, options.out, machine, options.note, lines)

@@ -13,9 +13,9 @@ pytest.importorskip("triton")
 from bench import gpu_record
 from bench.harness import gpu_tests, processes, profiling, report, shapes, timing
 from bench.step import cases as step_cases
-from bench.step.report import StepRow
+from bench.step.rows import StepRow
 
-ROW = report.Row(
+ROW = report.OperatorRow(
     "proto_kl", str(shapes.PAPER), "fwd+bwd", "bfloat16", "fused", "ok", 0.1,
     noise=0.01, launches=6, host_syncs=0,
 )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("triton")
 from bench import conftest
 from bench.harness import profiling, report, shapes, targets, timing
+from bench.harness.rows import read_rows, speed_up
 from bench.kernels import (
     bench_func_entropy,
     bench_label_prep,
@@ -161,7 +162,7 @@ def test_the_first_setting_has_every_provider_and_comes_first():
 
 
 def row(provider, ms, **fields):
-    return report.Row(
+    return report.OperatorRow(
         "proto_kl", str(shapes.PAPER), "fwd+bwd", "bfloat16", provider, "ok", ms,
         noise=0.01, **{"launches": 6, "host_syncs": 0, **fields},
     )  # fmt: skip
@@ -171,12 +172,12 @@ ROWS = [row("official", 100.0), row("eager", 2.0), row("onehot_bmm", 0.5), row("
 
 
 def test_a_row_is_compared_with_the_loops_and_the_best_of_torch():
-    assert report.speed_up(ROWS[3], ROWS, over_official=True) == 1000
-    assert report.speed_up(ROWS[3], ROWS, over_official=False) == 5
-    assert report.speed_up(ROWS[2], ROWS, over_official=False) == 4
-    assert report.speed_up(ROWS[0], ROWS[:1], over_official=True) is None
+    assert speed_up(ROWS[3], ROWS, "official") == 1000
+    assert speed_up(ROWS[3], ROWS, "torch") == 5
+    assert speed_up(ROWS[2], ROWS, "torch") == 4
+    assert speed_up(ROWS[0], ROWS[:1], "official") is None
     close = [row("eager", 1.0), row("fused", 0.995)]
-    assert report.speed_up(close[1], close, over_official=False) == 1
+    assert speed_up(close[1], close, "torch") == 1
 
 
 def test_targets_are_shown_beside_what_was_measured():
@@ -210,7 +211,7 @@ def test_the_last_line_of_a_row_counts_and_compared_rows_are_together(tmp_path):
     other = dataclasses.replace(ROWS[0], case="other")
     lines += [other, ROWS[3]]
     path.write_text("".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in lines))
-    rows = report.read_rows(path)
+    rows = read_rows(path, report.OperatorRow)
     assert [(r.case, r.provider, r.status) for r in rows] == [
         (ROWS[0].case, "official", "ok"),
         (ROWS[0].case, "eager", "ok"),

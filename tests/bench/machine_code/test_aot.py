@@ -15,7 +15,7 @@ import triton
 from bench.machine_code import aot, child_process
 
 ROOT = Path(aot.__file__).parents[2]
-ROW = aot.Row(
+ROW = aot.Counts(
     kernel="pool_fwd", case="C32", arch="sm_90", triton="3.9.0", source="0f",
     registers=100, stack=0,
     shared=1000, spills=0, wide_loads=4, wide_stores=2, loads=6, stores=2, shuffles=0,

@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("triton")
 from bench import gpu_record
 from bench.harness import report, shapes
+from bench.harness.rows import read_rows, speed_up
 from bench.step import bench_apex
 from fastseg import nvidia_apex
 
@@ -153,7 +154,7 @@ def test_another_package_of_the_name_is_a_row_that_is_not_run(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    statuses = {row.status for row in report.read_rows(rows)}
+    statuses = {row.status for row in read_rows(rows, report.OperatorRow)}
     assert statuses == {"not run: apex: not NVIDIA apex but another package of that name"}
     assert all(status.startswith(gpu_record.FINE) for status in statuses)
 
@@ -161,5 +162,5 @@ def test_another_package_of_the_name_is_a_row_that_is_not_run(tmp_path):
 def test_torch_is_compared_with_torch_and_apex_with_torch():
     about = ("apex", "adam mit_b0", "step", "float32")
     times = {"eager": 4.0, "torch_fused": 2.0, "apex": 1.0}
-    rows = [report.Row(*about, p, "ok", ms, noise=0.01) for p, ms in times.items()]
-    assert [report.speed_up(row, rows, over_official=False) for row in rows] == [0.5, 2, 2]
+    rows = [report.OperatorRow(*about, p, "ok", ms, noise=0.01) for p, ms in times.items()]
+    assert [speed_up(row, rows, "torch") for row in rows] == [0.5, 2, 2]

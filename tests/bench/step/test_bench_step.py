@@ -11,13 +11,14 @@ import torch
 
 pytest.importorskip("triton")
 from bench import gpu_record
-from bench.harness import targets, timing
+from bench.harness import timing
 from bench.rivals import expert_step, published_losses
-from bench.step import bench_train_step
+from bench.step import bench_train_step, targets
 from bench.step import cases as step_cases
 from bench.step import report as step_report
 from bench.step import timing as step_timing
 from bench.step.cases import Problem, Setting
+from bench.step.rows import StepRow, mean_row, read_steps
 
 # several classes and enough elements for two draws of noise to have almost the same value
 TINY = Setting(backbone="nano", side=64, batch=2, embed_dim=16)
@@ -220,15 +221,13 @@ PAPER = "stage2 b0 1024px B2 rrm"
 
 def row(provider, ms, modalities="4", setting=PAPER, **fields):
     values = {"images_per_s": 2e3 / ms, "ms": ms, "p20": ms, "p80": ms, "cpu_ms": 2 * ms}
-    return step_report.StepRow(
-        setting, modalities, provider, "float32", status="ok", **values, **fields
-    )
+    return StepRow(setting, modalities, provider, "float32", status="ok", **values, **fields)
 
 
 def test_random_is_the_mean_over_the_sizes():
     rows = [row("fastseg", ms, m, busy=b) for ms, m, b in ((10.0, "1", 0.5), (30.0, "4", 0.9))]
     rows[1].peak_mib = 7.0
-    mean = step_report.mean_row(rows, batch=2)
+    mean = mean_row(rows, batch=2)
     assert (mean.ms, mean.images_per_s, mean.peak_mib) == (20.0, 100.0, 7.0)
     assert mean.busy == pytest.approx(0.8)
     assert mean.launches is None
@@ -262,7 +261,7 @@ def test_rows_of_a_file_become_two_tables(tmp_path):
     started = [dataclasses.replace(row(name, 1.0, ""), status="did not end") for name in "ab"]
     lines = [*started, row("a", 3.0), row("a", 2.0, "random")]
     path.write_text("".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in lines))
-    rows = step_report.read_rows(path)
+    rows = read_steps(path)
     assert [(r.provider, r.modalities, r.status) for r in rows] == [
         ("b", "", "did not end"),
         ("a", "4", "ok"),
@@ -326,7 +325,7 @@ def test_without_graphs_the_steps_are_timed_all_the_same(steps_alone, hangs):
         if off:
             return [row("fastseg", 5.0)], []
         status = "did not end" if hangs else "wrong: step 6: ohem is 3"
-        broken = step_report.StepRow(PAPER, "", "fastseg", "float32", status=status)
+        broken = StepRow(PAPER, "", "fastseg", "float32", status=status)
         return [broken], ["It was stopped after 90 s." if hangs else "It failed."]
 
     code, commands, text = steps_alone(timed)
