@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+
+from .tiles import Maps
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -113,10 +114,8 @@ class FeatureMaps:
             chunk //= 2
         return chunk
 
-    def geometry(
-        self, block_n: int, chunk: int, counting: bool
-    ) -> tuple[tuple[tuple[Any, ...], ...], int]:
-        """The kernels' ``geometry`` and the number of programs.
+    def geometry(self, block_n: int, chunk: int, counting: bool) -> tuple[Maps, int]:
+        """The maps as an argument of a kernel, and the number of programs.
 
         Args:
             block_n: columns of a tile.
@@ -131,16 +130,22 @@ class FeatureMaps:
             )
         return self.geometry_of(tiles, chunk)
 
-    def geometry_of(
-        self, tiles: tuple[int, ...], chunk: int
-    ) -> tuple[tuple[tuple[Any, ...], ...], int]:
+    def geometry_of(self, tiles: tuple[int, ...], chunk: int) -> tuple[Maps, int]:
         """:meth:`geometry` for so many tiles of each map."""
         programs = self._programs(tiles, chunk)
-        fields = (
-            starts_of(programs), tiles, self.channels, self.columns, self.heights, self.widths,
-            self.strides_m, self.strides_b, self.strides_x, self.maps,
-        )  # fmt: skip
-        return fields, sum(programs)
+        maps = Maps(
+            start=starts_of(programs),
+            tiles=tiles,
+            C=self.channels,
+            columns=self.columns,
+            height=self.heights,
+            width=self.widths,
+            stride_m=self.strides_m,
+            stride_b=self.strides_b,
+            stride_x=self.strides_x,
+            x_ptr=self.maps,
+        )
+        return maps, sum(programs)
 
     def _programs(self, tiles: Sequence[int], chunk: int) -> list[int]:
         return [

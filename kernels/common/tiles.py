@@ -1,17 +1,50 @@
 """Pieces of kernels that go over feature maps: whose map, which labels, how many bits."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 
+class Maps(NamedTuple):
+    """Feature maps ``[M, B, C, h, w]`` as an argument of a kernel: an entry of each field for each.
+
+    A kernel makes the same of its own map, with one value in each field: ``Maps(*of_map(...))``.
+
+    Attributes:
+        start: the map's first program.
+        tiles: how many programs share its pixels, each with other channels or modalities.
+        C: channels.
+        columns: M times C.
+        height: h.
+        width: w.
+        stride_m: elements from modality to modality.
+        stride_b: elements from sample to sample.
+        stride_x: elements from pixel to pixel where the channels are contiguous, from channel to
+            channel where the pixels are.
+        x_ptr: the features.
+    """
+
+    start: Any
+    tiles: Any
+    C: Any
+    columns: Any
+    height: Any
+    width: Any
+    stride_m: Any
+    stride_b: Any
+    stride_x: Any
+    x_ptr: Any
+
+
 @triton.jit
-def of_map(fields, pid):
-    """The entry of each field for the map of a program; field 0 is the map's first program."""
+def of_map(start, fields, pid):
+    """The entry of each field for the map of program ``pid``; ``start`` are the first programs."""
     found = ()
     for f in tl.static_range(len(fields)):
         value = fields[f][0]
-        for i in tl.static_range(1, len(fields[0])):
-            value = tl.where(pid >= fields[0][i], fields[f][i], value)
+        for i in tl.static_range(1, len(start)):
+            value = tl.where(pid >= start[i], fields[f][i], value)
         found = found + (value,)  # type: ignore[assignment]  # noqa: RUF005
     return found
 

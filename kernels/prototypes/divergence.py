@@ -27,7 +27,7 @@ from ..common.device import on_device_of
 from ..common.feature_maps import starts_of
 from ..common.switch import DEVICES, runs_on
 from ..reference.prototypes import Absent, Axis
-from .divergence_kernels import _prototype_divergence_fwd_kernel
+from .divergence_kernels import Levels, _prototype_divergence_fwd_kernel
 from .pool import sizes_of
 
 MAX_AXIS = 4096  # classes or channels: a tile holds the whole axis
@@ -83,9 +83,9 @@ def diverge(
     values = student.new_empty(sum(programs))
     with on_device_of(student):
         _prototype_divergence_fwd_kernel[(sum(programs),)](
-            (
-                starts_of(programs), tuple(range(len(channels))), tuple(channels),
-                first[modalities], first[teacher_modalities],
+            Levels(
+                start=starts_of(programs), level=tuple(range(len(channels))), C=tuple(channels),
+                student_first=first[modalities], teacher_first=first[teacher_modalities],
             ),
             tuple(rows), student, teacher, counts, pairing, table, values,
             batch, num_classes, temperature,

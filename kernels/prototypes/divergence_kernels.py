@@ -1,10 +1,31 @@
 """The kernel of the prototype divergence: values and the gradient table in one launch."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from ..common.series import exp_terms
 from ..common.tiles import of_map
+
+
+class Levels(NamedTuple):
+    """Prototypes of the levels; an entry of each field for each level.
+
+    Attributes:
+        start: the level's first program.
+        level: its place in the counts.
+        C: channels.
+        student_first: first element of the student's prototypes.
+        teacher_first: first element of the teacher's.
+    """
+
+    start: Any
+    level: Any
+    C: Any
+    student_first: Any
+    teacher_first: Any
+
 
 # exp(-40) is below the rounding of float32 next to probabilities that add up to one
 _LEAST_LOG = tl.constexpr(-40.0)
@@ -22,18 +43,19 @@ def _log_softmax(x, takes_part, temperature):
 
 @triton.jit
 def _prototype_divergence_fwd_kernel(
-    geometry, rows, student_ptr, teacher_ptr, counts_ptr, pairing_ptr, table_ptr, values_ptr,
+    levels, rows, student_ptr, teacher_ptr, counts_ptr, pairing_ptr, table_ptr, values_ptr,
     B, K, temperature,
     PAIRED: tl.constexpr, CLASS_AXIS: tl.constexpr, MASKED: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    start, level, C, student_first, teacher_first = of_map(geometry, pid)
+    at = Levels(*of_map(levels.start, levels, pid))
+    C = at.C
     size = K * C
     groups = C if CLASS_AXIS else K
     blocks = (groups + BLOCK_G - 1) // BLOCK_G
-    block = (pid - start) % blocks
-    rest = (pid - start) // blocks
+    block = (pid - at.start) % blocks
+    rest = (pid - at.start) // blocks
     b = rest % B
     m = rest // B
     offs_a = tl.arange(0, BLOCK_A)
@@ -45,13 +67,13 @@ def _prototype_divergence_fwd_kernel(
         offs = offs_g[None, :] * C + offs_a[:, None]
     mask = in_axis[:, None] & (offs_g < groups)[None, :]
     if MASKED:
-        counts = tl.load(counts_ptr + (level * B + b) * K + offs_a, mask=in_axis, other=0)
+        counts = tl.load(counts_ptr + (at.level * B + b) * K + offs_a, mask=in_axis, other=0)
         present = (counts > 0) & in_axis
         # a sample without any class keeps its zero rows, which diverge by nothing
         takes_part = (present | (in_axis & (tl.max(present.to(tl.int32), axis=0) == 0)))[:, None]
     else:
         takes_part = in_axis[:, None]
-    offs_s = student_first + (m * B + b).to(tl.int64) * size + offs
+    offs_s = at.student_first + (m * B + b).to(tl.int64) * size + offs
     x = tl.load(student_ptr + offs_s, mask=mask, other=0.0)
     log_p, top_p, sum_p = _log_softmax(x, takes_part, temperature)
     value = tl.zeros((BLOCK_A, BLOCK_G), dtype=tl.float32)
@@ -60,7 +82,7 @@ def _prototype_divergence_fwd_kernel(
         # the rows that this one is paired with, in their order: nothing is added atomically
         paired_with = tl.load(pairing_ptr + b * len(rows) + i).to(tl.int32) if PAIRED else i
         if paired_with == m:
-            offs_t = teacher_first + (rows[i] * B + b).to(tl.int64) * size + offs
+            offs_t = at.teacher_first + (rows[i] * B + b).to(tl.int64) * size + offs
             t = tl.load(teacher_ptr + offs_t, mask=mask, other=0.0)
             log_q, top_q, sum_q = _log_softmax(t, takes_part, temperature)
             floored = tl.maximum(log_q, _LEAST_LOG)

@@ -26,6 +26,8 @@ from ..common.feature_maps import DTYPES, FeatureMaps, group_maps, layout_of, ne
 from ..common.switch import DEVICES, UP, runs_on
 from ..reference.pooling import Divide
 from .pool_kernels import (
+    Places,
+    Reductions,
     _prototype_pool_bwd_kernel,
     _prototype_pool_fwd_kernel,
     _prototype_pool_reduce_kernel,
@@ -82,7 +84,6 @@ def _pool_group(
     block_n = tile["BLOCK_N"]
     chunk = maps.chunk(block_n, tile["BLOCK_P"], min(2048, 32 * tile["BLOCK_K"]), _PROGRAMS)
     geometry, programs = maps.geometry(block_n, chunk, counting=True)
-    starts, blocks = geometry[:2]
     sums = prototypes.new_empty((programs, num_classes, block_n))
     pixels = counts.new_empty((programs, num_classes), dtype=torch.int32)
     splits = [triton.cdiv(n, chunk) for n in maps.pixels]
@@ -95,11 +96,15 @@ def _pool_group(
             CHUNK=chunk, SPLIT=maps.dtype == torch.float32, UP=UP, **tile,
         )  # fmt: skip
         _prototype_pool_reduce_kernel[(sum(reductions),)](
-            (
-                starts_of(reductions), tuple(splits), starts, blocks,
-                tuple(starts[i] + blocks[i] - 1 for i in maps.owners),
-                tuple(blocks[i] for i in maps.owners),
-                maps.ranks, maps.channels, maps.columns, maps.outs,
+            Reductions(
+                start=starts_of(reductions), splits=tuple(splits),
+                first=geometry.start, tiles=geometry.tiles,
+                # the last tile of the first map of each size has counted
+                count_first=tuple(
+                    geometry.start[i] + geometry.tiles[i] - 1 for i in maps.owners
+                ),
+                count_tiles=tuple(geometry.tiles[i] for i in maps.owners),
+                rank=maps.ranks, C=maps.channels, columns=maps.columns, out=maps.outs,
             ),
             sums, pixels, prototypes, counts, maps.batch, num_classes,
             TWICE=twice, SPLITS=most, BLOCK_S=min(16, most), BLOCK_N=block_n, num_warps=4,
@@ -124,7 +129,7 @@ def unpool_maps(
         geometry, programs = maps.geometry(tile["BLOCK_N"], chunk, counting=False)
         with on_device_of(labels):
             _prototype_pool_bwd_kernel[(programs,)](
-                (*geometry, maps.ranks, maps.outs), labels, grad, counts, scale,
+                geometry, Places(rank=maps.ranks, out=maps.outs), labels, grad, counts, scale,
                 *labels.shape, *labels.stride(), num_classes,
                 STRIDED=maps.strided(labels), CHANNELS_LAST=maps.channels_last, VEC=maps.vec,
                 CHUNK=chunk, HAS_SCALE=scale is not None, TWICE=twice, UP=UP, **tile,

@@ -1,15 +1,57 @@
 """The kernels of masked prototype pooling: partial sums, their reduction, and the gather.
 
-They get the properties of all feature maps as a tuple of tuples, ``geometry``, and pick those of
-the map that a program belongs to. What wide loads need to know is compiled in: which axis is
-contiguous, and a power of two that divides all offsets, ``VEC``.
+They get the properties of all feature maps as a tuple with names whose fields are tuples, and pick
+those of the map that a program belongs to. What wide loads need to know is compiled in: which axis
+is contiguous, and a power of two that divides all offsets, ``VEC``.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from ..common.rounding import rounded_to
-from ..common.tiles import of_map, sample_labels, tf32_halves
+from ..common.tiles import Maps, of_map, sample_labels, tf32_halves
+
+
+class Reductions(NamedTuple):
+    """What is added up for each map; an entry of each field for each map.
+
+    Attributes:
+        start: the map's first program.
+        splits: chunks of its pixels.
+        first: the program that has summed its first chunk and tile.
+        tiles: programs that share a chunk.
+        count_first: the program that has counted the first chunk of a map of this size.
+        count_tiles: programs that share a chunk of that map.
+        rank: place of the map in the counts.
+        C: channels.
+        columns: M times C.
+        out: first element of its prototypes.
+    """
+
+    start: Any
+    splits: Any
+    first: Any
+    tiles: Any
+    count_first: Any
+    count_tiles: Any
+    rank: Any
+    C: Any
+    columns: Any
+    out: Any
+
+
+class Places(NamedTuple):
+    """Where the results of each map lie; an entry of each field for each map.
+
+    Attributes:
+        rank: place of the map in the counts.
+        out: first element of its prototypes.
+    """
+
+    rank: Any
+    out: Any
 
 
 @triton.jit
@@ -29,18 +71,17 @@ def map_columns(block, C, columns, stride_m, stride_c,
 
 @triton.jit
 def _prototype_pool_fwd_kernel(
-    geometry, labels_ptr, sums_ptr, pixels_ptr, B, H, W, label_stride_b, label_stride_h,
+    maps, labels_ptr, sums_ptr, pixels_ptr, B, H, W, label_stride_b, label_stride_h,
     label_stride_w, K,
     STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    start, blocks, C, columns, height, width, stride_m, stride_b, stride_x, x_ptr = of_map(
-        geometry, pid
-    )
-    block = (pid - start) % blocks
-    rest = (pid - start) // blocks
+    at = Maps(*of_map(maps.start, maps, pid))
+    C, columns, height, width = at.C, at.columns, at.height, at.width
+    block = (pid - at.start) % at.tiles
+    rest = (pid - at.start) // at.tiles
     b = (rest % B).to(tl.int64)
     begin = (rest // B).to(tl.int64) * CHUNK
     labels_ptr += b * label_stride_b
@@ -55,7 +96,8 @@ def _prototype_pool_fwd_kernel(
         tl.store(pixels_ptr + row, pixels, mask=offs_k < K)
     else:
         # divided and multiplied back, to tell the compiler that VEC divides
-        stride_m, stride_b = stride_m // VEC * VEC, stride_b // VEC * VEC
+        stride_m, stride_b = at.stride_m // VEC * VEC, at.stride_b // VEC * VEC
+        stride_x = at.stride_x
         step = stride_x // VEC * VEC if CHANNELS_LAST else 1
         limit = height * width if CHANNELS_LAST else height * width // VEC * VEC
         if CHANNELS_LAST:
@@ -64,7 +106,7 @@ def _prototype_pool_fwd_kernel(
             stride_x = stride_x // VEC * VEC
         _m, _c, offs_n, in_n = map_columns(block, C, columns, stride_m, stride_x,
                                            CHANNELS_LAST, VEC, BLOCK_N)  # fmt: skip
-        x_ptr += b * stride_b + begin * step
+        x_ptr = at.x_ptr + (b * stride_b + begin * step)
         x_ptr = tl.multiple_of(x_ptr, VEC * x_ptr.dtype.element_ty.primitive_bitwidth // 8)
         sums = tl.zeros((BLOCK_K, BLOCK_N), dtype=tl.float32)
         for first in range(0, CHUNK, BLOCK_P):
@@ -89,15 +131,13 @@ def _prototype_pool_fwd_kernel(
 
 @triton.jit
 def _prototype_pool_reduce_kernel(
-    geometry, sums_ptr, pixels_ptr, prototypes_ptr, counts_ptr, B, K,
+    reductions, sums_ptr, pixels_ptr, prototypes_ptr, counts_ptr, B, K,
     TWICE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    start, splits, first, blocks, count_first, count_blocks, rank, C, columns, out = of_map(
-        geometry, pid
-    )
-    k = (pid - start) % K
-    rest = (pid - start) // K
+    at = Reductions(*of_map(reductions.start, reductions, pid))
+    k = (pid - at.start) % K
+    rest = (pid - at.start) // K
     b = rest % B
     block = rest // B
     offs_j = tl.arange(0, BLOCK_N)
@@ -105,45 +145,46 @@ def _prototype_pool_reduce_kernel(
     sums = tl.zeros((BLOCK_S, BLOCK_N), dtype=tl.float32)
     for s in range(0, SPLITS, BLOCK_S):
         offs_s = s + tl.arange(0, BLOCK_S)
-        mask = offs_s < splits
+        mask = offs_s < at.splits
         chunk = (offs_s * B + b).to(tl.int64)
         # of the first map of this size: its last tile has counted
-        pixels_ptrs = pixels_ptr + (count_first + chunk * count_blocks) * K + k
+        pixels_ptrs = pixels_ptr + (at.count_first + chunk * at.count_tiles) * K + k
         pixels += tl.load(pixels_ptrs, mask=mask, other=0)
-        rows = ((first + block + chunk * blocks) * K + k) * BLOCK_N
+        rows = ((at.first + block + chunk * at.tiles) * K + k) * BLOCK_N
         sums += tl.load(sums_ptr + rows[:, None] + offs_j[None, :], mask=mask[:, None], other=0.0)
     count = tl.sum(pixels, axis=0)
     number = tl.maximum(count, 1).to(tl.float32)
     mean = tl.sum(sums, axis=0) / (number * number if TWICE else number)
     offs_n = block * BLOCK_N + offs_j
-    rows = ((offs_n // C * B + b).to(tl.int64) * K + k) * C + out
-    tl.store(prototypes_ptr + rows + offs_n % C, mean, mask=offs_n < columns)
+    rows = ((offs_n // at.C * B + b).to(tl.int64) * K + k) * at.C + at.out
+    tl.store(prototypes_ptr + rows + offs_n % at.C, mean, mask=offs_n < at.columns)
     if block == 0:
-        tl.store(counts_ptr + (rank * B + b) * K + k, count.to(tl.int64))
+        tl.store(counts_ptr + (at.rank * B + b) * K + k, count.to(tl.int64))
 
 
 @triton.jit
 def _prototype_pool_bwd_kernel(
-    geometry, labels_ptr, grad_ptr, counts_ptr, scale_ptr, B, H, W, label_stride_b,
+    maps, places, labels_ptr, grad_ptr, counts_ptr, scale_ptr, B, H, W, label_stride_b,
     label_stride_h, label_stride_w, K,
     STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, HAS_SCALE: tl.constexpr, TWICE: tl.constexpr,
     UP: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    (start, blocks, C, columns, height, width, stride_m, stride_b, stride_x, x_ptr, rank,
-     out) = of_map(geometry, pid)  # fmt: skip
-    block = (pid - start) % blocks
-    rest = (pid - start) // blocks
+    at = Maps(*of_map(maps.start, maps, pid))
+    place = Places(*of_map(maps.start, places, pid))
+    C, columns, height, width = at.C, at.columns, at.height, at.width
+    block = (pid - at.start) % at.tiles
+    rest = (pid - at.start) // at.tiles
     b = (rest % B).to(tl.int64)
     begin = (rest // B).to(tl.int64) * CHUNK
-    stride_m, stride_b = stride_m // VEC * VEC, stride_b // VEC * VEC
+    stride_m, stride_b, stride_x = at.stride_m // VEC * VEC, at.stride_b // VEC * VEC, at.stride_x
     step = stride_x // VEC * VEC if CHANNELS_LAST else 1
     limit = height * width if CHANNELS_LAST else height * width // VEC * VEC
     labels_ptr += b * label_stride_b
-    counts_ptr += (rank * B + b) * K
-    grad_ptr += out // VEC * VEC if CHANNELS_LAST else out
-    x_ptr += b * stride_b + begin * step
+    counts_ptr += (place.rank * B + b) * K
+    grad_ptr += place.out // VEC * VEC if CHANNELS_LAST else place.out
+    x_ptr = at.x_ptr + (b * stride_b + begin * step)
     x_ptr = tl.multiple_of(x_ptr, VEC * x_ptr.dtype.element_ty.primitive_bitwidth // 8)
     scale = tl.load(scale_ptr).to(tl.float32) if HAS_SCALE else 1.0
     for first in range(0, CHUNK, BLOCK_P):

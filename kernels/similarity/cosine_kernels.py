@@ -4,11 +4,68 @@ Programs that go from pixel to pixel take several modalities if these have few c
 are looked up once for them. The sums stay in one modality, since each has weights of its own.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from ..common.rounding import rounded_to
-from ..common.tiles import of_map, sample_labels, tf32_halves
+from ..common.tiles import Maps, of_map, sample_labels, tf32_halves
+
+
+class Cosines(NamedTuple):
+    """What the forward kernel compares and writes; an entry of each field for each map.
+
+    Attributes:
+        together: modalities of a program.
+        out: first element of the map's prototypes.
+        place: first element of its similarities.
+        keep: 1 where the inverse lengths of its pixels are wanted, else 0.
+    """
+
+    together: Any
+    out: Any
+    place: Any
+    keep: Any
+
+
+class Gradients(NamedTuple):
+    """What the backward kernel reads and writes; an entry of each field for each map.
+
+    Attributes:
+        together: modalities of a program.
+        out: first element of the map's prototypes.
+        place: first element of its similarities.
+        grads_ptr: gradient of its features, contiguous.
+    """
+
+    together: Any
+    out: Any
+    place: Any
+    grads_ptr: Any
+
+
+class Projections(NamedTuple):
+    """What the projection adds up; an entry of each field for each map.
+
+    Attributes:
+        start: the map's first program.
+        C: channels.
+        splits: chunks of its pixels.
+        first: the program that has summed its first chunk and tile.
+        tiles: programs that share a chunk.
+        rank: place of the map in the counts.
+        out: first element of its prototypes.
+    """
+
+    start: Any
+    C: Any
+    splits: Any
+    first: Any
+    tiles: Any
+    rank: Any
+    out: Any
+
 
 # the square of the shortest vector that has a direction
 _LEAST_SQUARE = tl.constexpr(1e-16)
@@ -44,17 +101,18 @@ def _steps(x_ptr, b, begin, stride_b, stride_x, CHANNELS_LAST: tl.constexpr, VEC
 
 @triton.jit
 def _prototype_similarity_fwd_kernel(
-    geometry, labels_ptr, prototypes_ptr, maps_ptr, inverses_ptr, B, H, W, label_stride_b,
+    maps, cosines, labels_ptr, prototypes_ptr, maps_ptr, inverses_ptr, B, H, W, label_stride_b,
     label_stride_h, label_stride_w, K,
     STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    (start, tiles, C, columns, height, width, stride_m, stride_b, stride_x, x_ptr, together, out,
-     place, keep) = of_map(geometry, pid)  # fmt: skip
-    first_m = ((pid - start) % tiles * together).to(tl.int64)
-    modalities = tl.minimum(columns // C - first_m, together).to(tl.int32)
-    rest = (pid - start) // tiles
+    at = Maps(*of_map(maps.start, maps, pid))
+    to = Cosines(*of_map(maps.start, cosines, pid))
+    C, height, width, out = at.C, at.height, at.width, to.out
+    first_m = ((pid - at.start) % at.tiles * to.together).to(tl.int64)
+    modalities = tl.minimum(at.columns // C - first_m, to.together).to(tl.int32)
+    rest = (pid - at.start) // at.tiles
     b = (rest % B).to(tl.int64)
     begin = rest // B * BLOCK_P
     offs_j = tl.arange(0, BLOCK_P)
@@ -63,15 +121,16 @@ def _prototype_similarity_fwd_kernel(
                           label_stride_h, label_stride_w, K, STRIDED)  # fmt: skip
     seen = label >= 0
     in_p = offs_p < _limit_of(height, width, CHANNELS_LAST, VEC)
-    x_ptr, pixel_step, channel_step = _steps(x_ptr, b, begin, stride_b, stride_x, CHANNELS_LAST,
-                                             VEC)  # fmt: skip
+    x_ptr, pixel_step, channel_step = _steps(
+        at.x_ptr, b, begin, at.stride_b, at.stride_x, CHANNELS_LAST, VEC
+    )
     if CHANNELS_LAST:
         C, out = C // VEC * VEC, out // VEC * VEC
     rows = tl.maximum(label, 0) * C
     for i in range(0, modalities):
         m = first_m + i
         of_m = m * B + b
-        of_m_ptr = x_ptr + m * (stride_m // VEC * VEC)
+        of_m_ptr = x_ptr + m * (at.stride_m // VEC * VEC)
         own_ptr = prototypes_ptr + (out + of_m * K * C)
         product = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
         squares = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
@@ -92,23 +151,24 @@ def _prototype_similarity_fwd_kernel(
         cosine *= _inverse_length(tl.sum(own_squares, axis=1))
         # rounding may leave the interval
         cosine = tl.where(seen, tl.minimum(tl.maximum(cosine, -1.0), 1.0), 0.0)
-        offs = place + of_m * (height * width) + offs_p
+        offs = to.place + of_m * (height * width) + offs_p
         tl.store(maps_ptr + offs, cosine, mask=offs_p < height * width)
-        tl.store(inverses_ptr + offs, inverse, mask=offs_p < height * width * keep)
+        tl.store(inverses_ptr + offs, inverse, mask=offs_p < height * width * to.keep)
 
 
 @triton.jit
 def _prototype_similarity_pull_kernel(
-    geometry, labels_ptr, grad_ptr, inverses_ptr, sums_ptr, B, H, W, label_stride_b,
+    maps, places, labels_ptr, grad_ptr, inverses_ptr, sums_ptr, B, H, W, label_stride_b,
     label_stride_h, label_stride_w, K,
     STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    (start, tiles, C, _columns, height, width, stride_m, stride_b, stride_x, x_ptr,
-     place) = of_map(geometry, pid)  # fmt: skip
-    tile = (pid - start) % tiles
-    rest = (pid - start) // tiles
+    at = Maps(*of_map(maps.start, maps, pid))
+    (place,) = of_map(maps.start, (places,), pid)
+    C, height, width = at.C, at.height, at.width
+    tile = (pid - at.start) % at.tiles
+    rest = (pid - at.start) // at.tiles
     blocks = (C + BLOCK_N - 1) // BLOCK_N
     m = (tile // blocks).to(tl.int64)
     b = (rest % B).to(tl.int64)
@@ -118,7 +178,13 @@ def _prototype_similarity_pull_kernel(
     limit = _limit_of(height, width, CHANNELS_LAST, VEC)
     offs_c = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     x_ptr, pixel_step, channel_step = _steps(
-        x_ptr + m * (stride_m // VEC * VEC), b, begin, stride_b, stride_x, CHANNELS_LAST, VEC
+        at.x_ptr + m * (at.stride_m // VEC * VEC),
+        b,
+        begin,
+        at.stride_b,
+        at.stride_x,
+        CHANNELS_LAST,
+        VEC,
     )
     if CHANNELS_LAST:
         C = C // VEC * VEC
@@ -155,19 +221,20 @@ def _prototype_similarity_pull_kernel(
 
 @triton.jit
 def _prototype_similarity_project_kernel(
-    geometry, prototypes_ptr, counts_ptr, sums_ptr, directions_ptr, shares_ptr, B, K,
+    projections, prototypes_ptr, counts_ptr, sums_ptr, directions_ptr, shares_ptr, B, K,
     SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     HAS_SUMS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    start, C, splits, first, tiles, rank, out = of_map(geometry, pid)
-    k = (pid - start) % K
-    rest = (pid - start) // K
+    at = Projections(*of_map(projections.start, projections, pid))
+    C = at.C
+    k = (pid - at.start) % K
+    rest = (pid - at.start) // K
     b = rest % B
     m = rest // B
     offs_c = tl.arange(0, BLOCK_C)
     in_c = offs_c < C
-    offs = out + ((m * B + b).to(tl.int64) * K + k) * C + offs_c
+    offs = at.out + ((m * B + b).to(tl.int64) * K + k) * C + offs_c
     x = tl.load(prototypes_ptr + offs, mask=in_c, other=0.0)
     inverse = _inverse_length(tl.sum(x * x, axis=0))
     direction = x * inverse
@@ -177,33 +244,36 @@ def _prototype_similarity_project_kernel(
         sums = tl.zeros((BLOCK_S, BLOCK_C), dtype=tl.float32)
         for s in range(0, SPLITS, BLOCK_S):
             offs_s = s + tl.arange(0, BLOCK_S)
-            programs = first + m * blocks + tiles * (b + B * offs_s).to(tl.int64)
+            programs = at.first + m * blocks + at.tiles * (b + B * offs_s).to(tl.int64)
             rows = (programs[:, None] + (offs_c // BLOCK_N)[None, :]) * K + k
-            sums += tl.load(sums_ptr + rows * BLOCK_N + (offs_c % BLOCK_N)[None, :],
-                            mask=(offs_s < splits)[:, None] & in_c[None, :], other=0.0)  # fmt: skip
+            sums += tl.load(
+                sums_ptr + rows * BLOCK_N + (offs_c % BLOCK_N)[None, :],
+                mask=(offs_s < at.splits)[:, None] & in_c[None, :], other=0.0,
+            )  # fmt: skip
         pull = tl.sum(sums, axis=0)
         # what turns the prototype; what only stretches it changes no cosine
         pull = (pull - tl.sum(pull * direction, axis=0) * direction) * inverse
         if OWN:
-            count = tl.load(counts_ptr + (rank * B + b).to(tl.int64) * K + k)
+            count = tl.load(counts_ptr + (at.rank * B + b).to(tl.int64) * K + k)
             pull /= tl.maximum(count, 1).to(tl.float32)
         tl.store(shares_ptr + offs, pull, mask=in_c)
 
 
 @triton.jit
 def _prototype_similarity_bwd_kernel(
-    geometry, labels_ptr, grad_ptr, scale_ptr, maps_ptr, inverses_ptr, directions_ptr, shares_ptr,
-    B, H, W, label_stride_b, label_stride_h, label_stride_w, K,
+    maps, gradients, labels_ptr, grad_ptr, scale_ptr, maps_ptr, inverses_ptr, directions_ptr,
+    shares_ptr, B, H, W, label_stride_b, label_stride_h, label_stride_w, K,
     STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_SHARES: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    (start, tiles, C, columns, height, width, stride_m, stride_b, stride_x, x_ptr, together, out,
-     place, grads_ptr) = of_map(geometry, pid)  # fmt: skip
-    first_m = ((pid - start) % tiles * together).to(tl.int64)
-    modalities = tl.minimum(columns // C - first_m, together).to(tl.int32)
-    rest = (pid - start) // tiles
+    at = Maps(*of_map(maps.start, maps, pid))
+    to = Gradients(*of_map(maps.start, gradients, pid))
+    C, height, width, out = at.C, at.height, at.width, to.out
+    first_m = ((pid - at.start) % at.tiles * to.together).to(tl.int64)
+    modalities = tl.minimum(at.columns // C - first_m, to.together).to(tl.int32)
+    rest = (pid - at.start) // at.tiles
     b = (rest % B).to(tl.int64)
     begin = rest // B * BLOCK_P
     offs_j = tl.arange(0, BLOCK_P)
@@ -213,23 +283,24 @@ def _prototype_similarity_bwd_kernel(
     seen = label >= 0
     limit = _limit_of(height, width, CHANNELS_LAST, VEC)
     in_p = offs_p < limit
-    x_ptr, pixel_step, channel_step = _steps(x_ptr, b, begin, stride_b, stride_x, CHANNELS_LAST,
-                                             VEC)  # fmt: skip
+    x_ptr, pixel_step, channel_step = _steps(
+        at.x_ptr, b, begin, at.stride_b, at.stride_x, CHANNELS_LAST, VEC
+    )
     if CHANNELS_LAST:
         C, out = C // VEC * VEC, out // VEC * VEC
     # gradients are contiguous
     grads_ptr, grad_pixel_step, grad_channel_step = _steps(
-        grads_ptr, b, begin, C * limit, C if CHANNELS_LAST else limit, CHANNELS_LAST, VEC
+        to.grads_ptr, b, begin, C * limit, C if CHANNELS_LAST else limit, CHANNELS_LAST, VEC
     )
     rows = tl.maximum(label, 0) * C
     scale = tl.load(scale_ptr).to(tl.float32) if HAS_SCALE else 1.0
     for i in range(0, modalities):
         m = first_m + i
         of_m = m * B + b
-        of_m_ptr = x_ptr + m * (stride_m // VEC * VEC)
+        of_m_ptr = x_ptr + m * (at.stride_m // VEC * VEC)
         of_m_grads_ptr = grads_ptr + m * B * (C * limit // VEC * VEC)
         table = out + of_m * K * C
-        pixels = place + of_m * (height * width) + offs_p
+        pixels = to.place + of_m * (height * width) + offs_p
         inverse = tl.load(inverses_ptr + pixels, mask=seen, other=0.0)
         along = tl.load(grad_ptr + pixels, mask=seen, other=0.0) * inverse * scale
         back = along * tl.load(maps_ptr + pixels, mask=seen, other=0.0) * inverse

@@ -28,6 +28,7 @@ from ..prototypes.pool import MAX_CLASSES, as_integers
 from ..reference import similarity as definition
 from ..reference.similarity import Ignored, MapAxis
 from .divergence_kernels import (
+    Levels,
     _similarity_divergence_fwd_kernel,
     _similarity_divergence_sum_kernel,
 )
@@ -80,10 +81,18 @@ def diverge_maps(
         for h, w in sizes
     ]
     programs = [len(rows) * batch * n for n in blocks]
-    places = (
+    student_place, teacher_place = (
         starts_of([m * batch * h * w for h, w in sizes]) for m in (len(rows), teacher_modalities)
     )
-    geometry = (starts_of(programs), *zip(*sizes, strict=True), tuple(blocks), *places)
+    heights, widths = zip(*sizes, strict=True)
+    levels = Levels(
+        start=starts_of(programs),
+        height=heights,
+        width=widths,
+        blocks=tuple(blocks),
+        student_place=student_place,
+        teacher_place=teacher_place,
+    )
     strided = not any(labels.shape[1] % h or labels.shape[2] % w for h, w in sizes)
     arguments = (*labels.shape, *labels.stride(), num_classes, temperature)
     flags = {"STRIDED": strided, "ONE": ignored == "one"}
@@ -93,11 +102,11 @@ def diverge_maps(
     with on_device_of(student):
         if sums is not None:
             _similarity_divergence_sum_kernel[(sum(programs),)](
-                geometry, tuple(rows), labels, student, teacher, sums, *arguments, **flags,
+                levels, tuple(rows), labels, student, teacher, sums, *arguments, **flags,
                 BLOCK_A=tile["BLOCK_A"], num_warps=tile["num_warps"],
             )  # fmt: skip
         _similarity_divergence_fwd_kernel[(sum(programs),)](
-            geometry, tuple(rows), labels, student, teacher, selected, sums, table, values,
+            levels, tuple(rows), labels, student, teacher, selected, sums, table, values,
             *arguments, **flags, WHOLE=whole, SELECTED=selected is not None,
             BLOCK_S=triton.next_power_of_2(max(blocks)), **tile,
         )  # fmt: skip

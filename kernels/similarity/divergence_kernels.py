@@ -4,6 +4,8 @@ Similarities lie in [-1, 1], so exponentials need no running maximum: with a tem
 tiny ``exp((t - 1) / temperature)`` is neither zero nor above one.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -11,8 +13,28 @@ from ..common.series import exp_terms, log1p
 from ..common.tiles import of_map, sample_labels
 
 
+class Levels(NamedTuple):
+    """Similarity maps of the levels; an entry of each field for each level.
+
+    Attributes:
+        start: the level's first program.
+        height: h.
+        width: w.
+        blocks: programs of a map.
+        student_place: first element of the student's maps.
+        teacher_place: first element of the teacher's.
+    """
+
+    start: Any
+    height: Any
+    width: Any
+    blocks: Any
+    student_place: Any
+    teacher_place: Any
+
+
 @triton.jit
-def _pair_of_maps(geometry, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
+def _pair_of_maps(levels, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
                   label_stride_h, label_stride_w, K, temperature,
                   STRIDED: tl.constexpr, WHOLE: tl.constexpr, ONE: tl.constexpr,
                   BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr):  # fmt: skip
@@ -22,9 +44,10 @@ def _pair_of_maps(geometry, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W,
     a class and takes part, exponentials of the teacher, and the difference of the logits.
     """
     pid = tl.program_id(0)
-    start, height, width, blocks, student_place, teacher_place = of_map(geometry, pid)
-    block = (pid - start) % blocks
-    rest = (pid - start) // blocks
+    at = Levels(*of_map(levels.start, levels, pid))
+    height, width, blocks = at.height, at.width, at.blocks
+    block = (pid - at.start) % blocks
+    rest = (pid - at.start) // blocks
     b = rest % B
     m = rest // B
     offs_a = tl.arange(0, BLOCK_A)[:, None]
@@ -43,25 +66,25 @@ def _pair_of_maps(geometry, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W,
     for i in tl.static_range(len(rows)):
         teaches = tl.where(m == i, rows[i], teaches)
     size = height * width
-    place = student_place + (m * B + b).to(tl.int64) * size + offs_p
+    place = at.student_place + (m * B + b).to(tl.int64) * size + offs_p
     # what is ignored is one in both maps
     x = tl.load(student_ptr + place, mask=seen, other=1.0)
-    t = tl.load(teacher_ptr + (teacher_place + (teaches * B + b).to(tl.int64) * size + offs_p),
+    t = tl.load(teacher_ptr + (at.teacher_place + (teaches * B + b).to(tl.int64) * size + offs_p),
                 mask=seen, other=1.0)  # fmt: skip
     takes_part = in_map if ONE else seen
     weight = tl.where(takes_part, tl.exp((t - 1) / temperature), 0.0)
-    first = start + (m * B + b) * blocks
+    first = at.start + (m * B + b) * blocks
     return first, blocks, m * B + b, place, in_map, seen, weight, (x - t) / temperature
 
 
 @triton.jit
 def _similarity_divergence_sum_kernel(
-    geometry, rows, labels_ptr, student_ptr, teacher_ptr, sums_ptr, B, H, W, label_stride_b,
+    levels, rows, labels_ptr, student_ptr, teacher_ptr, sums_ptr, B, H, W, label_stride_b,
     label_stride_h, label_stride_w, K, temperature,
     STRIDED: tl.constexpr, ONE: tl.constexpr, BLOCK_A: tl.constexpr,
 ):  # fmt: skip
     _, _, _, _, _, _, weight, apart = _pair_of_maps(
-        geometry, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
+        levels, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
         label_stride_h, label_stride_w, K, temperature, STRIDED, True, ONE, BLOCK_A, 1
     )  # fmt: skip
     growth, _ = exp_terms(apart)
@@ -72,13 +95,13 @@ def _similarity_divergence_sum_kernel(
 
 @triton.jit
 def _similarity_divergence_fwd_kernel(
-    geometry, rows, labels_ptr, student_ptr, teacher_ptr, selected_ptr, sums_ptr, table_ptr,
+    levels, rows, labels_ptr, student_ptr, teacher_ptr, selected_ptr, sums_ptr, table_ptr,
     values_ptr, B, H, W, label_stride_b, label_stride_h, label_stride_w, K, temperature,
     STRIDED: tl.constexpr, WHOLE: tl.constexpr, ONE: tl.constexpr, SELECTED: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     first, blocks, pair, place, in_map, seen, weight, apart = _pair_of_maps(
-        geometry, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
+        levels, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
         label_stride_h, label_stride_w, K, temperature, STRIDED, WHOLE, ONE, BLOCK_A, BLOCK_G
     )  # fmt: skip
     if WHOLE:

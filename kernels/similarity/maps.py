@@ -13,8 +13,12 @@ from torch import Tensor
 from ..common.device import on_device_of
 from ..common.feature_maps import FeatureMaps, group_maps, layout_of, new_maps, starts_of
 from ..common.switch import UP
+from ..common.tiles import Maps
 from ..prototypes.pool import sizes_of
 from .cosine_kernels import (
+    Cosines,
+    Gradients,
+    Projections,
     _prototype_similarity_bwd_kernel,
     _prototype_similarity_fwd_kernel,
     _prototype_similarity_project_kernel,
@@ -73,11 +77,14 @@ def similarity_maps(
     similarities = prototypes.new_empty(sum(sizes))
     inverses = prototypes.new_empty(sum(sizes[:kept]))
     for maps in group_maps(features, starts_of(sizes_of(shapes, num_classes))):
-        geometry, programs = _by_pixels(maps)
+        geometry, together, programs = _by_pixels(maps)
         keep = tuple(int(rank < kept) for rank in maps.ranks)
         with on_device_of(labels):
             _prototype_similarity_fwd_kernel[(programs,)](
-                (*geometry, maps.outs, _of(maps, starts_of(sizes)), keep),
+                geometry,
+                Cosines(
+                    together=together, out=maps.outs, place=_of(maps, starts_of(sizes)), keep=keep
+                ),
                 labels, prototypes, similarities, inverses,
                 *labels.shape, *labels.stride(), num_classes,
                 STRIDED=maps.strided(labels), CHANNELS_LAST=maps.channels_last, VEC=maps.vec,
@@ -127,10 +134,14 @@ def similarity_gradients(
         if through:
             sums = _pull(maps, labels, grad, inverses, places, num_classes)
         _project(maps, prototypes, counts, sums, directions, shares, num_classes)
-        geometry, programs = _by_pixels(maps)
+        geometry, together, programs = _by_pixels(maps)
         with on_device_of(labels):
             _prototype_similarity_bwd_kernel[(programs,)](
-                (*geometry, maps.outs, _of(maps, places), _of(maps, grads)),
+                geometry,
+                Gradients(
+                    together=together, out=maps.outs, place=_of(maps, places),
+                    grads_ptr=_of(maps, grads),
+                ),
                 labels, grad, scale, similarities, inverses, directions, shares,
                 *labels.shape, *labels.stride(), num_classes,
                 STRIDED=maps.strided(labels), CHANNELS_LAST=maps.channels_last, VEC=maps.vec,
@@ -144,15 +155,15 @@ def _of(maps: FeatureMaps, values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(values[rank] for rank in maps.ranks)
 
 
-def _by_pixels(maps: FeatureMaps) -> tuple[tuple[tuple[Any, ...], ...], int]:
-    """Geometry and number of the programs that take some pixels of some modalities."""
+def _by_pixels(maps: FeatureMaps) -> tuple[Maps, tuple[int, ...], int]:
+    """The maps for programs of some pixels, modalities of a program, number of programs."""
     # labels are looked up once for modalities that together have 128 channels
     together = tuple(
         min(m, max(1, 128 // c)) for m, c in zip(maps.modalities, maps.channels, strict=True)
     )
     groups = tuple(triton.cdiv(m, n) for m, n in zip(maps.modalities, together, strict=True))
     geometry, programs = maps.geometry_of(groups, tiles(maps.channels_last)["BLOCK_P"])
-    return (*geometry, together), programs
+    return geometry, together, programs
 
 
 def _chunks(maps: FeatureMaps, num_classes: int) -> tuple[dict[str, int], tuple[int, ...], int]:
@@ -177,7 +188,7 @@ def _pull(
     sums = grad.new_empty((programs, num_classes, tile["BLOCK_N"]))
     with on_device_of(labels):
         _prototype_similarity_pull_kernel[(programs,)](
-            (*geometry, _of(maps, places)), labels, grad, inverses, sums,
+            geometry, _of(maps, places), labels, grad, inverses, sums,
             *labels.shape, *labels.stride(), num_classes,
             STRIDED=maps.strided(labels), CHANNELS_LAST=maps.channels_last, VEC=maps.vec,
             CHUNK=chunk, SPLIT=maps.dtype == torch.float32, **tile,
@@ -201,9 +212,10 @@ def _project(
     most_c, most_s = (triton.next_power_of_2(max(n)) for n in (maps.channels, splits))
     with on_device_of(prototypes):
         _prototype_similarity_project_kernel[(sum(programs),)](
-            (
-                starts_of(programs), maps.channels, tuple(splits),
-                maps.geometry_of(number, chunk)[0][0], number, maps.ranks, maps.outs,
+            Projections(
+                start=starts_of(programs), C=maps.channels, splits=tuple(splits),
+                first=maps.geometry_of(number, chunk)[0].start, tiles=number,
+                rank=maps.ranks, out=maps.outs,
             ),
             prototypes, counts, sums, directions, shares, maps.batch, num_classes,
             SPLITS=most_s, BLOCK_S=min(16, most_s, max(1, 4096 // most_c)),
