@@ -83,6 +83,43 @@ def _fisher_fwd_kernel(
     GIVEN: tl.constexpr, TAIL: tl.constexpr, DIRECTIONS: tl.constexpr, FAST: tl.constexpr,
     TILES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Informations of both sides over some softmax groups, and the gradient's directions.
+
+    Args:
+        x_ptr: the student, ``[M, B, outer, inner, length]``, contiguous.
+        t_ptr: the teacher likewise.
+        sigma_x_ptr: noise scales of the student, with the strides ``sx``.
+        sigma_t_ptr: noise scales of the teacher, with the strides ``st``.
+        noise_ptr: ``[S, M, B, C, h, w]``, if it is given.
+        seed_ptr: one int64, the key of the noise.
+        directions_ptr: ``[2, M, B, outer, inner, length]`` float32, written.
+        sums_ptr: ``[2, M, B, programs]`` float32, written.
+        stream: number of the level, part of the key.
+        S: noise samples.
+        B: samples.
+        R: softmax groups of an image.
+        INNER: groups along the inner axis.
+        D: members of a group.
+        outer_step: distance of neighbours along the outer axis in a contiguous ``[C, h, w]``.
+        member_step: distance of members of a group in it.
+        sx_m: stride of the student's scales from modality to modality.
+        sx_b: from sample to sample.
+        sx_o: along the outer axis.
+        sx_f: along the inner axis.
+        sx_d: along the members.
+        st_m: stride of the teacher's scales from modality to modality.
+        st_b: from sample to sample.
+        st_o: along the outer axis.
+        st_f: along the inner axis.
+        st_d: along the members.
+        GIVEN: read the noise instead of drawing it.
+        TAIL: the softmax axis is shorter than the tile.
+        DIRECTIONS: write the gradient's directions.
+        FAST: use the instructions of the special function unit.
+        TILES: tiles of a program.
+        BLOCK_R: softmaxes of a tile.
+        BLOCK_D: members of a tile: all of them.
+    """
     pid, pid_g = tl.program_id(0), tl.program_id(1)
     images, image = tl.num_programs(1), pid_g.to(tl.int64)
     offs_d = tl.arange(0, BLOCK_D)
@@ -148,7 +185,22 @@ def _fisher_finish_kernel(
     sums_ptr, spread_ptr, value_ptr, weights_ptr, PARTS, SPREADS, SIDES, length, divisor,
     NORMALISE: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """R and the weights of the directions; one program, the sums in a fixed order."""
+    """R and the weights of the directions; one program, the sums in a fixed order.
+
+    Args:
+        sums_ptr: ``[SIDES, PARTS]`` float32, of the forward kernel.
+        spread_ptr: ``[SIDES, SPREADS]`` float32, noise scales.
+        value_ptr: one float32, R, written.
+        weights_ptr: ``[SIDES]`` float32, written.
+        PARTS: sums of a side.
+        SPREADS: scales of a side.
+        SIDES: twice the number of modalities.
+        length: members of a softmax group.
+        divisor: what a side's sum is divided by: samples times groups.
+        NORMALISE: divide each information by ``2 mean(sigma^2) / length``.
+        BLOCK_J: sides of a tile: all of them.
+        BLOCK_N: parts of a tile.
+    """
     offs_j, offs_n = tl.arange(0, BLOCK_J), tl.arange(0, BLOCK_N)
     valid = offs_j < SIDES
     total = tl.zeros((BLOCK_J, BLOCK_N), dtype=tl.float64)

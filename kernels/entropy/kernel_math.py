@@ -185,6 +185,25 @@ def _to_rows_kernel(
     x_ptr, out_ptr, B, F, D, x_m, x_b, x_o, x_f, x_d, out_g, out_o, out_f,
     BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Copy features so that the members of a softmax group lie next to each other.
+
+    Args:
+        x_ptr: the features, any strides.
+        out_ptr: the same, written.
+        B: samples.
+        F: rows of a plane: the axis along which memory runs faster.
+        D: columns of a plane: the softmax axis.
+        x_m: stride of x from modality to modality.
+        x_b: from sample to sample.
+        x_o: from plane to plane.
+        x_f: along the rows.
+        x_d: along the columns.
+        out_g: stride of the copy from image to image.
+        out_o: from plane to plane.
+        out_f: along the rows.
+        BLOCK_F: rows of a tile.
+        BLOCK_D: columns of a tile.
+    """
     pid_o, pid_g = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     offs_f, offs_d, mask = _tile_of_plane(F, D, BLOCK_F, BLOCK_D)
     x_ptr += (pid_g // B) * x_m + (pid_g % B) * x_b + pid_o * x_o
@@ -199,6 +218,43 @@ def _gradient_kernel(
     out_m, out_b, out_o, out_f, out_d, mean_g, mean_o, mean_f,
     THROUGH_SIGMA: tl.constexpr, UP: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Weighted sum of the directions, see :func:`gradient_of`.
+
+    Args:
+        directions_ptr: ``[2, M, B, outer, inner, length]`` float32.
+        weights_ptr: float32, two rows of weights.
+        upstream_ptr: one float32 number.
+        x_ptr: the features, for the path through the noise scale.
+        mean_ptr: float32, mean of each position.
+        slope_ptr: float32, slope of each position.
+        out_ptr: the gradient, written.
+        B: samples.
+        PER_WEIGHT: images that share a weight.
+        next_weight: elements from the first row of weights to the second.
+        next_direction: elements from the first direction to the second.
+        F: rows of a plane: the axis along which memory runs faster.
+        D: columns of a plane: the softmax axis.
+        row_g: stride of the directions from image to image.
+        row_o: from plane to plane.
+        row_f: along the rows.
+        x_m: stride of x from modality to modality.
+        x_b: from sample to sample.
+        x_o: from plane to plane.
+        x_f: along the rows.
+        x_d: along the columns.
+        out_m: stride of the gradient from modality to modality.
+        out_b: from sample to sample.
+        out_o: from plane to plane.
+        out_f: along the rows.
+        out_d: along the columns.
+        mean_g: stride of mean and slope from image to image.
+        mean_o: from plane to plane.
+        mean_f: along the rows.
+        THROUGH_SIGMA: the gradient goes through the noise scale, too.
+        UP: round to bfloat16 by hand, as the interpreter does not.
+        BLOCK_F: rows of a tile.
+        BLOCK_D: columns of a tile.
+    """
     pid_o, pid_g = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     offs_f, offs_d, mask = _tile_of_plane(F, D, BLOCK_F, BLOCK_D)
     pid_m, pid_b = pid_g // B, pid_g % B

@@ -50,6 +50,33 @@ def _profile_fwd_kernel(
     THROUGH_SIGMA: tl.constexpr, FAST: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, LANE: tl.constexpr,
 ):  # fmt: skip
+    """Divergence, squares and directions of some columns and channels of an image.
+
+    Args:
+        x_ptr: the student, ``[M, B, C, w, h]``, contiguous.
+        t_ptr: the teacher likewise.
+        sigma_ptr: ``[2, M, B, w, h]`` float32, noise scales of both.
+        noise_ptr: ``[S, 2, M, B, C, h, w]``, if it is given.
+        seed_ptr: one int64, the key of the noise.
+        directions_ptr: ``[2, M, B, C, w, h]`` float32, written.
+        gammas_ptr: ``[2, parts, M B, w h]`` float32, directions times noise over channels and
+            samples, written.
+        sums_ptr: ``[3, M B, programs]`` float32, written: the divergence, Q and G.
+        stream: number of the level, part of the key.
+        S: noise samples.
+        C: channels.
+        W: columns.
+        H: rows, the softmax axis.
+        GIVEN: read the noise instead of drawing it.
+        TAIL: the softmax axis is shorter than the tile.
+        DIRECTIONS: write the gradient's directions.
+        THROUGH_SIGMA: the gradient goes through the noise scale, too.
+        FAST: use the instructions of the special function unit.
+        CHANNELS: channels of a program.
+        BLOCK_R: columns of a tile.
+        BLOCK_D: members of a tile: all of them.
+        LANE: neighbours that share a lane.
+    """
     pid_w, pid_c, pid_g = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     image, images = pid_g.to(tl.int64), tl.num_programs(2).to(tl.int64)
     offs_w, offs_h = pid_w * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
@@ -133,7 +160,19 @@ def _profile_finish_kernel(
     sums_ptr, values_ptr, weights_ptr, PARTS, rows, height, B,
     NORMALISE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Value, alpha and beta of an image."""
+    """Value, alpha and beta of an image.
+
+    Args:
+        sums_ptr: ``[3, M B, PARTS]`` float32, of the forward kernel.
+        values_ptr: ``[M B]`` float64, written.
+        weights_ptr: ``[2, M B]`` float32, alpha and beta, written.
+        PARTS: sums of an image.
+        rows: ``C S w``, softmaxes of an image.
+        height: h.
+        B: samples.
+        NORMALISE: divide by ``N^2 h``.
+        BLOCK_N: sums of a tile.
+    """
     image, images = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     total = _total(sums_ptr + image * PARTS, PARTS, BLOCK_N)
     q_square = _total(sums_ptr + (images + image) * PARTS, PARTS, BLOCK_N)
@@ -152,7 +191,19 @@ def _profile_finish_kernel(
 def _profile_slope_kernel(
     gammas_ptr, weights_ptr, sigma_ptr, slope_ptr, PARTS, P, S, rows, BLOCK_P: tl.constexpr
 ):
-    """``S (alpha gamma_1 + beta gamma_2) / ((C S - 1) sigma)`` of each position."""
+    """``S (alpha gamma_1 + beta gamma_2) / ((C S - 1) sigma)`` of each position.
+
+    Args:
+        gammas_ptr: ``[2, PARTS, M B, P]`` float32, of the forward kernel.
+        weights_ptr: ``[2, M B]`` float32, alpha and beta.
+        sigma_ptr: ``[M B, P]`` float32, noise scales of the student.
+        slope_ptr: ``[M B, P]`` float32, written.
+        PARTS: parts of the channels.
+        P: positions of an image.
+        S: noise samples.
+        rows: ``C S``.
+        BLOCK_P: positions of a tile.
+    """
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     offs_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     first = tl.zeros((BLOCK_P,), dtype=tl.float32)

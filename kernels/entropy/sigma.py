@@ -41,6 +41,20 @@ def _spread_part_kernel(
     x_ptr, t_ptr, parts_ptr, next_side, C, P, x_c, x_p,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Means and squared deviations of each channel over blocks of pixels, of both sides.
+
+    Args:
+        x_ptr: rows of the student, contiguous.
+        t_ptr: rows of the teacher likewise.
+        parts_ptr: ``[2, 2, M B, blocks, C]`` float32, written: by side, means and squares.
+        next_side: elements from the student's results to the teacher's.
+        C: channels.
+        P: pixels of an image.
+        x_c: elements from channel to channel.
+        x_p: elements from pixel to pixel.
+        BLOCK_P: pixels of a tile.
+        BLOCK_C: channels of a tile.
+    """
     if tl.program_id(2) == 0:
         _spread_part(x_ptr, parts_ptr, C, P, x_c, x_p, BLOCK_P, BLOCK_C)
     else:
@@ -52,7 +66,20 @@ def _spread_finish_kernel(
     parts_ptr, sigma_ptr, next_side, B, C, P, PARTS,
     LENGTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Population standard deviation of a channel of a modality from its parts, in a fixed order."""
+    """Population standard deviation of a channel of a modality from its parts, in a fixed order.
+
+    Args:
+        parts_ptr: ``[2, 2, M B, PARTS, C]`` float32, of the kernel before.
+        sigma_ptr: ``[2, M, C]`` float32, written.
+        next_side: elements from the student's results to the teacher's.
+        B: samples.
+        C: channels.
+        P: pixels of an image.
+        PARTS: blocks of pixels of an image.
+        LENGTH: pixels of a block.
+        BLOCK_N: parts of a tile.
+        BLOCK_C: channels of a tile.
+    """
     modality, side = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     offs_n = tl.arange(0, BLOCK_N)
@@ -142,6 +169,20 @@ def _position_sigma_kernel(
     x_ptr, t_ptr, mean_ptr, sigma_ptr, next_side, C, P, share,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """Spread of the channels at each position, of both sides, and the student's mean.
+
+    Args:
+        x_ptr: rows of the student, contiguous.
+        t_ptr: rows of the teacher likewise.
+        mean_ptr: ``[M B, P]`` float32, written.
+        sigma_ptr: ``[2, M B, P]`` float32, written.
+        next_side: elements from the student's results to the teacher's.
+        C: channels.
+        P: pixels of an image.
+        share: what the squared deviations are multiplied by.
+        BLOCK_C: channels of a tile.
+        BLOCK_P: pixels of a tile.
+    """
     if tl.program_id(2) == 0:
         _position_sigma(x_ptr, mean_ptr, sigma_ptr, C, P, share, True, BLOCK_C, BLOCK_P)
     else:

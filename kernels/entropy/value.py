@@ -48,6 +48,16 @@ def _excess_and_log(value, mean):
 
 @triton.jit
 def _functional_entropy_fwd_kernel(values_ptr, out_ptr, S, inner, total, BLOCK: tl.constexpr):
+    """Entropy over the samples of each position.
+
+    Args:
+        values_ptr: ``[outer, S, inner]``, contiguous.
+        out_ptr: ``[outer, inner]`` float32, written.
+        S: samples.
+        inner: length of the last axis.
+        total: outer times inner.
+        BLOCK: entropies of a program.
+    """
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < total
     values_ptr += (offs // inner) * inner * S + offs % inner
@@ -68,6 +78,18 @@ def _functional_entropy_fwd_kernel(values_ptr, out_ptr, S, inner, total, BLOCK: 
 def _functional_entropy_bwd_kernel(
     values_ptr, upstream_ptr, out_ptr, S, inner, total, UP: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """Gradient of the values.
+
+    Args:
+        values_ptr: ``[outer, S, inner]``, contiguous.
+        upstream_ptr: ``[outer, inner]`` float32.
+        out_ptr: laid out like the values, written.
+        S: samples.
+        inner: length of the last axis.
+        total: outer times inner.
+        UP: round to bfloat16 by hand, as the interpreter does not.
+        BLOCK: entropies of a program.
+    """
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < total
     place = (offs // inner) * inner * S + offs % inner

@@ -48,6 +48,26 @@ def _prototype_divergence_fwd_kernel(
     PAIRED: tl.constexpr, CLASS_AXIS: tl.constexpr, MASKED: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
+    """Divergence of a tile of a student row from the teacher rows paired with it, and the gradient.
+
+    Args:
+        levels: :class:`Levels`.
+        rows: the teacher row of each entry of the pairing.
+        student_ptr: float32, ``[Ms, B, K, C]`` of every level in a row.
+        teacher_ptr: float32, ``[Mt, B, K, C]`` likewise.
+        counts_ptr: ``[levels, B, K]`` int64, pixels of each class.
+        pairing_ptr: ``[B, len(rows)]`` integers, the student row of each entry.
+        table_ptr: gradient of the student's prototypes, laid out like them, written.
+        values_ptr: ``[programs]`` float32, each program's part of the value, written.
+        B: samples.
+        K: classes.
+        temperature: t.
+        PAIRED: read the pairing; else row i goes with row i.
+        CLASS_AXIS: softmaxes over the classes of a channel, else over the channels of a class.
+        MASKED: leave absent classes out of the softmaxes.
+        BLOCK_A: entries of a tile along the softmax axis: all of them.
+        BLOCK_G: softmaxes of a tile.
+    """
     pid = tl.program_id(0)
     at = Levels(*of_map(levels.start, levels, pid))
     C = at.C

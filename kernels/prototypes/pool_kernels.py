@@ -77,6 +77,30 @@ def _prototype_pool_fwd_kernel(
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
+    """Sums of the features of every class over a chunk of pixels, or the numbers of its pixels.
+
+    Args:
+        maps: :class:`Maps`, with a tile more for the first map of each size: that one counts.
+        labels_ptr: ``[B, H, W]`` integers.
+        sums_ptr: ``[programs, K, BLOCK_N]`` float32, written by the programs that sum.
+        pixels_ptr: ``[programs, K]`` int32, written by the programs that count.
+        B: samples.
+        H: rows of the label map.
+        W: columns of the label map.
+        label_stride_b: elements from sample to sample of the label map.
+        label_stride_h: elements from row to row.
+        label_stride_w: elements from column to column.
+        K: classes.
+        STRIDED: H and W are whole multiples of every map's height and width.
+        CHANNELS_LAST: the channels of the features are contiguous, else the pixels.
+        VEC: a power of two that divides all offsets, in elements.
+        CHUNK: pixels of a program.
+        BLOCK_K: classes of a tile, at least K.
+        BLOCK_P: pixels of a tile.
+        BLOCK_N: columns of a tile.
+        SPLIT: multiply float32 features as sums of two tf32 numbers.
+        UP: cast bfloat16 to float32 after each load.
+    """
     pid = tl.program_id(0)
     at = Maps(*of_map(maps.start, maps, pid))
     C, columns, height, width = at.C, at.columns, at.height, at.width
@@ -134,6 +158,21 @@ def _prototype_pool_reduce_kernel(
     reductions, sums_ptr, pixels_ptr, prototypes_ptr, counts_ptr, B, K,
     TWICE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """Class means and counts from the sums of the chunks, added in a fixed order.
+
+    Args:
+        reductions: :class:`Reductions`.
+        sums_ptr: ``[programs, K, BLOCK_N]`` float32, of the forward kernel.
+        pixels_ptr: ``[programs, K]`` int32, of the forward kernel.
+        prototypes_ptr: float32, ``[M, B, K, C]`` of every map in a row, written.
+        counts_ptr: ``[maps, B, K]`` int64, written.
+        B: samples.
+        K: classes.
+        TWICE: divide by the count a second time.
+        SPLITS: the largest number of chunks, a power of two.
+        BLOCK_S: chunks of a tile.
+        BLOCK_N: columns of a tile.
+    """
     pid = tl.program_id(0)
     at = Reductions(*of_map(reductions.start, reductions, pid))
     k = (pid - at.start) % K
@@ -170,6 +209,32 @@ def _prototype_pool_bwd_kernel(
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, HAS_SCALE: tl.constexpr, TWICE: tl.constexpr,
     UP: tl.constexpr,
 ):  # fmt: skip
+    """Gradient of the features: each pixel takes its class's over that class's count.
+
+    Args:
+        maps: :class:`Maps` of the gradients, which are written.
+        places: :class:`Places`.
+        labels_ptr: ``[B, H, W]`` integers.
+        grad_ptr: float32, gradient of the prototypes, ``[M, B, K, C]`` of every map in a row.
+        counts_ptr: ``[maps, B, K]`` int64.
+        scale_ptr: one number, a factor of the gradient, if there is one.
+        B: samples.
+        H: rows of the label map.
+        W: columns of the label map.
+        label_stride_b: elements from sample to sample of the label map.
+        label_stride_h: elements from row to row.
+        label_stride_w: elements from column to column.
+        K: classes.
+        STRIDED: H and W are whole multiples of every map's height and width.
+        CHANNELS_LAST: the channels of the features are contiguous, else the pixels.
+        VEC: a power of two that divides all offsets, in elements.
+        CHUNK: pixels of a program.
+        BLOCK_P: pixels of a tile.
+        BLOCK_N: columns of a tile.
+        HAS_SCALE: there is a scale.
+        TWICE: divide by the count a second time.
+        UP: round to bfloat16 by hand, as the interpreter does not.
+    """
     pid = tl.program_id(0)
     at = Maps(*of_map(maps.start, maps, pid))
     place = Places(*of_map(maps.start, places, pid))

@@ -88,6 +88,33 @@ def _segmentation_loss_fwd_kernel(
     HAS_TEACHER: tl.constexpr, TEMPERED: tl.constexpr, SAVE: tl.constexpr,
     FACTOR: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    """Losses and logarithms of every pixel, and the sums of each program.
+
+    Args:
+        logits_ptr: ``[B, K, h, w]``, contiguous.
+        teacher_ptr: the same of the teacher, if there is one.
+        labels_ptr: ``[B, H, W]`` integers, contiguous.
+        maps_ptr: ``[1 to 4, f, f, num_cells]`` float32, written: losses, -1 where there is no
+            class, and the logarithms of the sums of the student, of the teacher, and of the student
+            at the temperature.
+        sums_ptr: ``[2, programs]`` float32, written: of the hard losses and of the divergence.
+        counts_ptr: ``[2, programs]`` int32, written: valid and hard pixels.
+        batch: B.
+        K: classes.
+        h: rows of the logits.
+        w: columns of the logits.
+        num_cells: cells of a map, in whole programs.
+        limit: the loss above which a pixel is hard.
+        inverse_t: one over the temperature.
+        ignore_index: label of pixels without a class.
+        HAS_TEACHER: there is a teacher.
+        TEMPERED: the temperature of the divergence is not one.
+        SAVE: write the logarithms, for a backward.
+        FACTOR: the upsampling factor f.
+        ROWS: rows of a cell that a lane works on.
+        BLOCK: cells of a program.
+        WIDE: offsets need 64 bits.
+    """
     pid, group = tl.program_id(0), tl.program_id(1)
     cell = pid * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     sample, i, j, _, _, inside, lower, right = dual_cells(cell, group, batch, h, w, FACTOR, ROWS)
@@ -166,7 +193,34 @@ def _segmentation_loss_bwd_kernel(
     HAS_TEACHER: tl.constexpr, TEMPERED: tl.constexpr,
     FACTOR: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of each cell at its corners, ``[corner, group, K, cell]``."""
+    """Gradient of each cell at its corners.
+
+    Args:
+        logits_ptr: ``[B, K, h, w]``, contiguous.
+        teacher_ptr: the same of the teacher, if there is one.
+        labels_ptr: ``[B, H, W]`` integers, contiguous.
+        maps_ptr: ``[2 to 4, f, f, num_cells]`` float32, of the forward kernel.
+        selection_ptr: ``[3]`` float32, of the selection: smallest loss kept, weights above and at
+            it.
+        d_ohem_ptr: one number, gradient of the cross-entropy.
+        d_kl_ptr: one number, gradient of the divergence.
+        corners_ptr: ``[4, groups, K, num_cells]`` float32, written; for f = 1 the first corner
+            alone.
+        batch: B.
+        K: classes.
+        h: rows of the logits.
+        w: columns of the logits.
+        num_cells: cells of a map, in whole programs.
+        inverse_t: one over the temperature.
+        kl_scale: ``T / (B K H W)``, of the divergence's gradient.
+        ignore_index: label of pixels without a class.
+        HAS_TEACHER: there is a teacher.
+        TEMPERED: the temperature of the divergence is not one.
+        FACTOR: the upsampling factor f.
+        ROWS: rows of a cell that a lane works on.
+        BLOCK: cells of a program.
+        WIDE: offsets need 64 bits.
+    """
     group, groups = tl.program_id(1), tl.num_programs(1)
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     sample, i, j, _, _, _, lower, right = dual_cells(cell, group, batch, h, w, FACTOR, ROWS)
@@ -226,7 +280,26 @@ def _segmentation_loss_fold_kernel(
     FACTOR: tl.constexpr, GROUPS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
     WIDE: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
-    """Add what the four cells around each logit left for it."""
+    """Add what the four cells around each logit left for it.
+
+    Args:
+        corners_ptr: ``[4, groups, K, num_cells]`` float32, of the kernel before.
+        grad_ptr: ``[B, K, h, w]``, any strides, written.
+        K: classes.
+        h: rows of the logits.
+        w: columns of the logits.
+        num_cells: cells of a map, in whole programs.
+        stride_b: elements from sample to sample of the gradient.
+        stride_k: elements from class to class.
+        stride_h: elements from row to row.
+        stride_w: elements from column to column.
+        FACTOR: the upsampling factor f.
+        GROUPS: programs that share the rows of a cell.
+        BLOCK_K: classes of a tile.
+        BLOCK_P: logits of a tile.
+        WIDE: offsets need 64 bits.
+        UP: round to bfloat16 by hand, as the interpreter does not.
+    """
     sample = tl.program_id(2)
     offs_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
     offs_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]

@@ -44,6 +44,20 @@ def _ohem_decide_kernel(
     ``selection`` is the smallest loss kept, the weight of pixels above it and of those equal to it.
     ``state`` is the number kept, then for each pass the digits before it and how many losses with
     these digits are wanted. Where a search is needed, ``ohem`` holds the sum of the hard losses.
+
+    Args:
+        sums_ptr: ``[2, slots]`` float32, of the hard losses and of the divergence.
+        counts_ptr: ``[2, slots]`` int32, of the valid and of the hard pixels.
+        ohem_ptr: one number, written.
+        kl_ptr: one number, the divergence, written.
+        selection_ptr: ``[3]`` float32, written.
+        state_ptr: ``[1 + 2 passes]`` int32, the first three written.
+        slots: programs of the kernel before.
+        hard_loss: the loss above which a pixel is hard.
+        min_kept_bits: the share that is kept, as the bits of a float64.
+        kl_scale: factor of the divergence.
+        HAS_TEACHER: there is a divergence.
+        BLOCK: slots of a tile.
     """
     valid = tl.zeros((BLOCK,), tl.int64)
     hard = tl.zeros((BLOCK,), tl.int64)
@@ -105,7 +119,22 @@ def _ohem_radix_kernel(
     PASS: tl.constexpr, SHIFT: tl.constexpr, LAST: tl.constexpr,
     PROGRAMS: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Histogram of one digit; the last pass also adds up the losses above the prefix."""
+    """Histogram of one digit; the last pass also adds up the losses above the prefix.
+
+    Args:
+        losses_ptr: float32, the loss of each pixel, -1 where it does not count.
+        histograms_ptr: ``[passes, PROGRAMS, BINS]`` int32; those of this pass are written.
+        sums_ptr: ``[PROGRAMS]`` float32, losses above the prefix, written by the last pass.
+        state_ptr: int32, see :func:`_ohem_decide_kernel`.
+        size: number of losses.
+        hard_loss: the loss above which a pixel is hard.
+        PASS: number of the pass.
+        SHIFT: bits below its digit.
+        LAST: it is the last one.
+        PROGRAMS: programs of a pass.
+        BINS: values of a digit.
+        BLOCK: losses of a tile.
+    """
     if tl.load(state_ptr + 2) > 0:
         pid = tl.program_id(0)
         if PASS > 0:
@@ -136,7 +165,18 @@ def _ohem_finish_kernel(
     histograms_ptr, sums_ptr, state_ptr, ohem_ptr, selection_ptr,
     PASS: tl.constexpr, PROGRAMS: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
-    """Value and selection of the search; one program."""
+    """Value and selection of the search; one program.
+
+    Args:
+        histograms_ptr: ``[passes, PROGRAMS, BINS]`` int32.
+        sums_ptr: ``[PROGRAMS]`` float32, of the last pass.
+        state_ptr: int32, see :func:`_ohem_decide_kernel`.
+        ohem_ptr: one number, the mean of the kept losses.
+        selection_ptr: ``[3]`` float32.
+        PASS: number of the last pass.
+        PROGRAMS: programs of a pass.
+        BINS: values of a digit.
+    """
     if tl.load(state_ptr + 2) > 0:
         key, wanted, ties, counts = _next_digit(histograms_ptr, state_ptr, PASS, PROGRAMS, BINS)
         cutoff = key.to(tl.float32, bitcast=True)

@@ -43,6 +43,20 @@ def _upsample_argmax_kernel(
     logits_ptr, out_ptr, batch, K, h, w,
     FACTOR: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    """Most likely class of every pixel between four logits.
+
+    Args:
+        logits_ptr: ``[B, K, h, w]``, contiguous.
+        out_ptr: ``[B, H, W]`` uint8, written.
+        batch: B.
+        K: classes.
+        h: rows of the logits.
+        w: columns of the logits.
+        FACTOR: the upsampling factor f.
+        ROWS: rows of a cell that a lane works on.
+        BLOCK: cells of a program.
+        WIDE: offsets need 64 bits.
+    """
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     sample, i, j, y, x, inside, lower, right = dual_cells(
         cell, tl.program_id(1), batch, h, w, FACTOR, ROWS
@@ -64,7 +78,18 @@ def _upsample_argmax_kernel(
 def _confusion_kernel(
     predictions_ptr, labels_ptr, partial_ptr, size, K, rows, BINS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Counts of some rows of the matrix in a share of the pixels."""
+    """Counts of some rows of the matrix in a share of the pixels.
+
+    Args:
+        predictions_ptr: ``[size]`` uint8.
+        labels_ptr: ``[size]`` integers.
+        partial_ptr: ``[programs, K, K]`` int32, written.
+        size: pixels.
+        K: classes.
+        rows: rows of the matrix that a program counts.
+        BINS: cells of these rows, a power of two that is at least their number.
+        BLOCK: pixels of a tile.
+    """
     pid, programs = tl.program_id(0), tl.num_programs(0)
     first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, K)
@@ -84,6 +109,16 @@ def _confusion_kernel(
 def _confusion_sum_kernel(
     partial_ptr, counts_ptr, cells, programs, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr
 ):  # fmt: skip
+    """Sum of the programs' counts.
+
+    Args:
+        partial_ptr: ``[programs, cells]`` int32.
+        counts_ptr: ``[cells]`` int64, written.
+        cells: cells of the matrix.
+        programs: programs that have counted.
+        BLOCK: cells of a tile.
+        BLOCK_R: programs of a tile.
+    """
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     counts = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, programs, BLOCK_R):

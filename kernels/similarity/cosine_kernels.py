@@ -106,6 +106,28 @@ def _prototype_similarity_fwd_kernel(
     STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Cosine of every pixel with the prototype of its class.
+
+    Args:
+        maps: :class:`Maps`, a tile for some modalities.
+        cosines: :class:`Cosines`.
+        labels_ptr: ``[B, H, W]`` integers.
+        prototypes_ptr: float32, ``[M, B, K, C]`` of every map in a row.
+        maps_ptr: float32, ``[M, B, h, w]`` of every map in a row, written.
+        inverses_ptr: float32, one over the length of each pixel of the maps that keep it, written.
+        B: samples.
+        H: rows of the label map.
+        W: columns of the label map.
+        label_stride_b: elements from sample to sample of the label map.
+        label_stride_h: elements from row to row.
+        label_stride_w: elements from column to column.
+        K: classes.
+        STRIDED: H and W are whole multiples of every map's height and width.
+        CHANNELS_LAST: the channels of the features are contiguous, else the pixels.
+        VEC: a power of two that divides all offsets, in elements.
+        BLOCK_P: pixels of a tile.
+        BLOCK_C: channels of a tile.
+    """
     pid = tl.program_id(0)
     at = Maps(*of_map(maps.start, maps, pid))
     to = Cosines(*of_map(maps.start, cosines, pid))
@@ -163,6 +185,31 @@ def _prototype_similarity_pull_kernel(
     STRIDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
+    """A_k of a chunk: sums of the pixels of each class, of length one and weighted by the gradient.
+
+    Args:
+        maps: :class:`Maps`, a tile for some channels of a modality.
+        places: first element of each map's similarities.
+        labels_ptr: ``[B, H, W]`` integers.
+        grad_ptr: float32, gradient of the similarities.
+        inverses_ptr: float32, one over the length of each pixel.
+        sums_ptr: ``[programs, K, BLOCK_N]`` float32, written.
+        B: samples.
+        H: rows of the label map.
+        W: columns of the label map.
+        label_stride_b: elements from sample to sample of the label map.
+        label_stride_h: elements from row to row.
+        label_stride_w: elements from column to column.
+        K: classes.
+        STRIDED: H and W are whole multiples of every map's height and width.
+        CHANNELS_LAST: the channels of the features are contiguous, else the pixels.
+        VEC: a power of two that divides all offsets, in elements.
+        CHUNK: pixels of a program.
+        BLOCK_K: classes of a tile, at least K.
+        BLOCK_P: pixels of a tile.
+        BLOCK_N: channels of a tile.
+        SPLIT: multiply float32 features as sums of two tf32 numbers.
+    """
     pid = tl.program_id(0)
     at = Maps(*of_map(maps.start, maps, pid))
     (place,) = of_map(maps.start, (places,), pid)
@@ -225,6 +272,24 @@ def _prototype_similarity_project_kernel(
     SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     HAS_SUMS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
+    """P^, a prototype at length one, and G_k, what turns it, over the count if there is one.
+
+    Args:
+        projections: :class:`Projections`.
+        prototypes_ptr: float32, ``[M, B, K, C]`` of every map in a row.
+        counts_ptr: ``[maps, B, K]`` int64.
+        sums_ptr: ``[programs, K, BLOCK_N]`` float32, A_k of every chunk.
+        directions_ptr: float32, P^ laid out like the prototypes, written.
+        shares_ptr: float32, G_k laid out like them, written if there are sums.
+        B: samples.
+        K: classes.
+        SPLITS: the largest number of chunks, a power of two.
+        BLOCK_S: chunks of a tile.
+        BLOCK_N: channels of a tile of the sums.
+        BLOCK_C: channels of a tile: all of them.
+        HAS_SUMS: there are sums.
+        OWN: the prototypes are class means of the features: divide by the counts.
+    """
     pid = tl.program_id(0)
     at = Projections(*of_map(projections.start, projections, pid))
     C = at.C
@@ -267,6 +332,34 @@ def _prototype_similarity_bwd_kernel(
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_SHARES: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
+    """Gradient of the features: through the pixel itself and through the mean that it is part of.
+
+    Args:
+        maps: :class:`Maps`, a tile for some modalities.
+        gradients: :class:`Gradients`.
+        labels_ptr: ``[B, H, W]`` integers.
+        grad_ptr: float32, gradient of the similarities.
+        scale_ptr: one number, a factor of the gradient, if there is one.
+        maps_ptr: float32, the similarities.
+        inverses_ptr: float32, one over the length of each pixel.
+        directions_ptr: float32, prototypes of length one.
+        shares_ptr: float32, a pixel's share of the gradient of its class's mean.
+        B: samples.
+        H: rows of the label map.
+        W: columns of the label map.
+        label_stride_b: elements from sample to sample of the label map.
+        label_stride_h: elements from row to row.
+        label_stride_w: elements from column to column.
+        K: classes.
+        STRIDED: H and W are whole multiples of every map's height and width.
+        CHANNELS_LAST: the channels of the features are contiguous, else the pixels.
+        VEC: a power of two that divides all offsets, in elements.
+        BLOCK_P: pixels of a tile.
+        BLOCK_C: channels of a tile.
+        HAS_SCALE: there is a scale.
+        HAS_SHARES: the gradient goes through the means, too.
+        UP: round to bfloat16 by hand, as the interpreter does not.
+    """
     pid = tl.program_id(0)
     at = Maps(*of_map(maps.start, maps, pid))
     to = Gradients(*of_map(maps.start, gradients, pid))

@@ -42,6 +42,26 @@ def _pair_of_maps(levels, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, l
 
     Returns where the maps' programs and the student's tile are, whether an entry is in the map, has
     a class and takes part, exponentials of the teacher, and the difference of the logits.
+
+    Args:
+        levels: :class:`Levels`.
+        rows: the teacher row of each student row.
+        labels_ptr: ``[B, H, W]`` integers.
+        student_ptr: float32, ``[M, B, h, w]`` of every level in a row.
+        teacher_ptr: likewise.
+        B: samples.
+        H: rows of the label map.
+        W: columns of the label map.
+        label_stride_b: elements from sample to sample of the label map.
+        label_stride_h: elements from row to row.
+        label_stride_w: elements from column to column.
+        K: classes.
+        temperature: t.
+        STRIDED: H and W are whole multiples of every map's height and width.
+        WHOLE: softmaxes over whole maps, else over rows of pixels.
+        ONE: ignored pixels take part with a similarity of one.
+        BLOCK_A: entries of a tile along the softmax axis.
+        BLOCK_G: softmaxes of a tile.
     """
     pid = tl.program_id(0)
     at = Levels(*of_map(levels.start, levels, pid))
@@ -83,6 +103,27 @@ def _similarity_divergence_sum_kernel(
     label_stride_h, label_stride_w, K, temperature,
     STRIDED: tl.constexpr, ONE: tl.constexpr, BLOCK_A: tl.constexpr,
 ):  # fmt: skip
+    """Two sums of a part of a map: the exponentials of the teacher, and what the student adds.
+
+    Args:
+        levels: :class:`Levels`.
+        rows: the teacher row of each student row.
+        labels_ptr: ``[B, H, W]`` integers.
+        student_ptr: float32, ``[M, B, h, w]`` of every level in a row.
+        teacher_ptr: likewise.
+        sums_ptr: ``[programs, 2]`` float32, written.
+        B: samples.
+        H: rows of the label map.
+        W: columns of the label map.
+        label_stride_b: elements from sample to sample of the label map.
+        label_stride_h: elements from row to row.
+        label_stride_w: elements from column to column.
+        K: classes.
+        temperature: t.
+        STRIDED: H and W are whole multiples of every map's height and width.
+        ONE: ignored pixels take part with a similarity of one.
+        BLOCK_A: entries of a tile along the softmax axis.
+    """
     _, _, _, _, _, _, weight, apart = _pair_of_maps(
         levels, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
         label_stride_h, label_stride_w, K, temperature, STRIDED, True, ONE, BLOCK_A, 1
@@ -100,6 +141,34 @@ def _similarity_divergence_fwd_kernel(
     STRIDED: tl.constexpr, WHOLE: tl.constexpr, ONE: tl.constexpr, SELECTED: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
+    """Divergence of a student's rows, or of a part of a map, from the teacher's, and the gradient.
+
+    Args:
+        levels: :class:`Levels`.
+        rows: the teacher row of each student row.
+        labels_ptr: ``[B, H, W]`` integers.
+        student_ptr: float32, ``[M, B, h, w]`` of every level in a row.
+        teacher_ptr: likewise.
+        selected_ptr: ``[M, B]`` bool, the maps that take part.
+        sums_ptr: ``[programs, 2]`` float32, of the kernel before, for whole maps.
+        table_ptr: gradient of the student's maps, laid out like them, written.
+        values_ptr: ``[programs]`` float32, each program's part of the value, written.
+        B: samples.
+        H: rows of the label map.
+        W: columns of the label map.
+        label_stride_b: elements from sample to sample of the label map.
+        label_stride_h: elements from row to row.
+        label_stride_w: elements from column to column.
+        K: classes.
+        temperature: t.
+        STRIDED: H and W are whole multiples of every map's height and width.
+        WHOLE: softmaxes over whole maps, else over rows of pixels.
+        ONE: ignored pixels take part with a similarity of one.
+        SELECTED: some maps take no part.
+        BLOCK_A: entries of a tile along the softmax axis.
+        BLOCK_G: softmaxes of a tile.
+        BLOCK_S: parts of a map, a power of two that is at least their number.
+    """
     first, blocks, pair, place, in_map, seen, weight, apart = _pair_of_maps(
         levels, rows, labels_ptr, student_ptr, teacher_ptr, B, H, W, label_stride_b,
         label_stride_h, label_stride_w, K, temperature, STRIDED, WHOLE, ONE, BLOCK_A, BLOCK_G
