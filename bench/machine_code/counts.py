@@ -83,7 +83,10 @@ def _collect(function: Any, found: dict[Any, list[str]]) -> None:
     if ast.get_docstring(definition):  # type: ignore[arg-type]
         del definition.body[0]  # type: ignore[attr-defined]
     texts = found[function] = [f"{name} {ast.dump(tree)}"]
+    own = set(inspect.signature(function).parameters)
     for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in own:
+            continue  # a global of the name of an argument is another thing
         if isinstance(node, ast.Name):
             value = function.__globals__.get(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
