@@ -22,15 +22,8 @@ from torch import Tensor
 from ..common.device import on_device_of
 from ..common.switch import DEVICES
 from .fisher_kernels import _fisher_finish_kernel, _fisher_fwd_kernel
-from .kernel_math import (
-    FAST,
-    describe_rows,
-    fresh,
-    gradient_of,
-    pick_tile,
-    to_rows,
-    view_rows,
-)
+from .kernel_math import FAST, pick_tile
+from .rows import describe_rows, fresh, gradient_of, to_rows, view_rows
 from .sigma import channel_sigma
 
 TILES_PER_PROGRAM = 4

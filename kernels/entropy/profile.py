@@ -23,19 +23,13 @@ from torch import Tensor
 
 from ..common.device import on_device_of
 from ..common.switch import DEVICES
-from .kernel_math import (
-    FAST,
-    describe_rows,
-    fresh,
-    gradient_of,
-    pick_tile,
-    to_rows,
-)
+from .kernel_math import FAST, pick_tile
 from .profile_kernels import (
     _profile_finish_kernel,
     _profile_fwd_kernel,
     _profile_slope_kernel,
 )
+from .rows import describe_rows, fresh, gradient_of, to_rows
 from .sigma import position_sigma
 
 CHANNELS_PER_PROGRAM = 4

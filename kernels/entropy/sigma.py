@@ -1,6 +1,6 @@
 """Noise scales of both regularisers: the spread of each channel, and of each position's channels.
 
-Both come from the rows of ``kernel_math.to_rows``, of student and teacher in one
+Both come from the rows of ``rows.to_rows``, of student and teacher in one
 launch, by means first and squared deviations from them second.
 """
 
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kernel_math import Rows, fresh
+from .rows import Rows, fresh
 
 _SPREAD_BLOCK = (128, 32)
 _POSITION_BLOCK = (32, 64)  # channels, positions

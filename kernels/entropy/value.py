@@ -18,7 +18,7 @@ from torch import Tensor
 from ..common.device import on_device_of
 from ..common.rounding import rounded_to
 from ..common.switch import DEVICES, UP
-from .kernel_math import fresh
+from .rows import fresh
 
 BLOCK = 256
 _EPS = tl.constexpr(torch.finfo(torch.float32).eps)

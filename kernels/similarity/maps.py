@@ -18,9 +18,11 @@ from ..prototypes.pool import sizes_of
 from .cosine_kernels import (
     Cosines,
     Gradients,
-    Projections,
     _prototype_similarity_bwd_kernel,
     _prototype_similarity_fwd_kernel,
+)
+from .pull_kernels import (
+    Projections,
     _prototype_similarity_project_kernel,
     _prototype_similarity_pull_kernel,
 )
