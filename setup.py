@@ -6,9 +6,10 @@ are and are mapped to ``fastseg.kernels`` and ``fastseg.pipelines``.
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+ROOMS = {"fastseg": "fastseg", "fastseg.kernels": "kernels", "fastseg.pipelines": "pipelines"}
 DALI = 'nvidia-dali-cuda130>=2.4,<3; sys_platform == "linux"'
 TRITON = 'triton>=3.6; sys_platform == "linux"'
 PLOT = "matplotlib>=3.8"
@@ -23,32 +24,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=[
-        "fastseg",
-        "fastseg.models",
-        "fastseg.report",
-        "fastseg.kernels",
-        "fastseg.kernels.reference",
-        "fastseg.pipelines",
-        "fastseg.pipelines.cache",
-        "fastseg.pipelines.datasets",
-        "fastseg.pipelines.datasets.catalogue",
-        "fastseg.pipelines.decode",
-        "fastseg.pipelines.faults",
-        "fastseg.pipelines.inspection",
-        "fastseg.pipelines.loaders",
-        "fastseg.pipelines.loaders.dali",
-        "fastseg.pipelines.native",
-        "fastseg.pipelines.projection",
-        "fastseg.pipelines.synthetic",
-        "fastseg.pipelines.tools",
-        "fastseg.pipelines.transform",
+        f"{name}.{inner}".rstrip(".")
+        for name, folder in ROOMS.items()
+        for inner in ("", *find_packages(str(HERE / folder)))
     ],
-    package_dir={
-        "fastseg": "fastseg",
-        "fastseg.kernels": "kernels",
-        "fastseg.pipelines": "pipelines",
-    },
-    package_data={"fastseg": ["py.typed"], "fastseg.pipelines.native": ["*.c"]},
+    package_dir=ROOMS,
+    package_data={"": ["*.c"], "fastseg": ["py.typed"]},
     # apex is not listed on purpose: the name on PyPI belongs to another project
     install_requires=[
         "torch>=2.10",

@@ -1,6 +1,6 @@
 """``measure``: check a provider, then time it and count what it costs, as one row of the table.
 
-    pytest bench/bench_prototype_pool.py                    a table on the terminal
+    pytest bench/kernels/bench_proto_pool.py                a table on the terminal
     pytest bench --rows rows.jsonl                          and a line of JSON per row
     python bench/gpu_record.py                              everything, into bench/results/
 
@@ -21,14 +21,13 @@ A benchmark is a function ``bench_<what>`` in ``bench_<op>.py``::
         )
 
 ``check`` raises AssertionError where the results are wrong, and then there is no time; it returns
-the error against float64 (``bench.accuracy``). Where float64 does not fit at the timed size it may
-check a smaller one. ``missing`` says what a provider needs that is not installed: its row then has
-that as its status. ``fused`` is for a GPU: parametrise it away where ``shapes.ON_GPU`` is false. A
-provider whose warm call takes over 20 seconds is left out. With ``--profile`` the first
-``fused`` row of both passes is profiled, so put the most important size first.
-``TESTS = ("test_prototype_pool.py",)`` at the top of the file names the tests in tests/kernels, or
-with their folder in tests, that have to pass on a GPU for its rows to claim anything; without it
-they are those of ``test_<op>.py``.
+the error against float64 (``bench.harness.accuracy``). Where float64 does not fit at the timed size
+it may check a smaller one. ``missing`` says what a provider needs that is not installed: its row
+then has that as its status. ``fused`` is for a GPU: parametrise it away where ``shapes.ON_GPU`` is
+false. A provider whose warm call takes over 20 seconds is left out. With ``--profile`` the first
+``fused`` row of both passes is profiled, so put the most important size first. ``TESTS =
+("test_prototype_pool.py",)`` at the top of the file names the files in tests, in whatever folder,
+that have to pass on a GPU for its rows to claim anything; without it that is ``test_<op>.py``.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ from typing import Any, Protocol
 import pytest
 import torch
 
-from bench import profiling, timing
-from bench.report import FUSED, Row, terminal_line
+from bench.harness import profiling, timing
+from bench.harness.report import FUSED, OperatorRow, terminal_line
 
 LONGEST_CALL_S = 20.0
 
@@ -90,7 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _END: pytest.StashKey[float | None] = pytest.StashKey()
-_ROWS: pytest.StashKey[list[Row]] = pytest.StashKey()
+_ROWS: pytest.StashKey[list[OperatorRow]] = pytest.StashKey()
 _PROFILED: pytest.StashKey[set[str]] = pytest.StashKey()
 
 
@@ -108,7 +107,7 @@ def measure(
     """Check, time and count one provider."""
     seconds = request.config.getoption("--seconds")
     op = Path(request.node.path).stem.removeprefix("bench_")
-    rows: list[Row] = []
+    rows: list[OperatorRow] = []
 
     def run(
         fn: Callable[[], object],
@@ -121,7 +120,9 @@ def measure(
         check: Callable[[], float],
         missing: str | None = None,
     ) -> None:
-        row = Row(op, case, mode, str(dtype).removeprefix("torch."), provider, "did not end")
+        row = OperatorRow(
+            op, case, mode, str(dtype).removeprefix("torch."), provider, "did not end"
+        )
         rows.append(row)
         _append(request.config, row)
         if missing:
@@ -157,7 +158,7 @@ def measure(
         _append(request.config, row)
 
 
-def _append(config: pytest.Config, row: Row) -> None:
+def _append(config: pytest.Config, row: OperatorRow) -> None:
     """Write a row down; the last line of a row counts."""
     if path := config.getoption("--rows"):
         with path.open("a") as file:
@@ -170,7 +171,7 @@ def _warm_seconds(fn: Callable[[], object]) -> float:
     return took if took <= LONGEST_CALL_S else timing.host_ms(fn) / 1e3
 
 
-def _profile(fn: Callable[[], object], row: Row, folder: Path, done: set[str]) -> None:
+def _profile(fn: Callable[[], object], row: OperatorRow, folder: Path, done: set[str]) -> None:
     """Profile both passes of an operator once; what goes wrong costs no row."""
     if row.mode != "fwd+bwd" or row.op in done:
         return

@@ -47,8 +47,12 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is not installed
 
-from bench import gpu_tests, processes, profiling, report, step_report, targets, timing  # noqa: E402
-from bench.gpu_tests import operator  # noqa: E402
+from bench.harness import gpu_tests, processes, profiling, report, targets, timing  # noqa: E402
+from bench.harness.gpu_tests import operator  # noqa: E402
+from bench.harness.rows import read_rows  # noqa: E402
+from bench.step import report as step_report  # noqa: E402
+from bench.step import targets as step_targets  # noqa: E402
+from bench.step.rows import StepRow, read_steps  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 TESTS_SHARE = 0.4  # of the time, at most
@@ -90,11 +94,11 @@ def main() -> int:
 
     benches = [
         path
-        for path in sorted((ROOT / "bench").glob("bench_*.py"))
+        for path in sorted((ROOT / "bench").glob("*/bench_*.py"), key=operator)
         if options.only in path.stem and operator(path) not in ELSEWHERE
     ]
     if not benches:
-        parser.error(f"no bench/bench_*.py holds {options.only!r}")
+        parser.error(f"no bench/*/bench_*.py holds {options.only!r}")
     machine = report.machine()
     if options.commit:
         machine["commit"] = options.commit
@@ -179,8 +183,8 @@ class Session:
         self.notes: list[str] = []
         self.red: list[str] = []
         self.red_files: list[str] = []
-        self.rows: list[report.Row] = []
-        self.steps: list[step_report.StepRow] = []
+        self.rows: list[report.OperatorRow] = []
+        self.steps: list[StepRow] = []
         self._scratch, self._out, self._machine = scratch, out, machine
         self._of_all, self._kernels = of_all, kernels
         self._rows, self._steps = scratch / "rows.jsonl", scratch / "steps.jsonl"
@@ -190,8 +194,8 @@ class Session:
     def write(self) -> list[str]:
         """Write all tables as far as they are known; returns the lines about targets."""
         self._out.mkdir(parents=True, exist_ok=True)
-        self.rows = report.read_rows(self._rows)
-        self.steps = step_report.read_rows(self._steps)
+        self.rows = read_rows(self._rows, report.OperatorRow)
+        self.steps = read_steps(self._steps)
         summary: list[str] = []
         if timing.ON_GPU and self._of_all:
             sound = [row for row in self.rows if row.op not in self.red]
@@ -201,13 +205,13 @@ class Session:
         if self.steps:
             steps = [row for row in self.steps if not self._is_void(row)]
             copy = targets.copy_of(self.rows)
-            lines = targets.step_lines(steps, self._machine["device"], copy)
+            lines = step_targets.step_lines(steps, self._machine["device"], copy)
             step_report.write(self.steps, self._out, self._machine, self.notes, lines)
             summary = [*summary, *lines]
         self._keep_profiles()
         return summary
 
-    def _is_void(self, row: step_report.StepRow) -> bool:
+    def _is_void(self, row: StepRow) -> bool:
         """Whether a red test looks at what the step runs; those of the rivals have none."""
         mine = row.provider.startswith("fastseg")
         return mine and any(gpu_tests.concerns(file, row.setting) for file in self.red_files)
@@ -279,7 +283,7 @@ class Session:
 
     def _without_fastseg(self) -> str:
         """Why fastseg has no row; nothing where it has one, or had no time or memory."""
-        for row in step_report.read_rows(self._steps):
+        for row in read_steps(self._steps):
             if row.provider.startswith("fastseg") and not row.status.startswith(FINE):
                 return row.status.splitlines()[0]
         return ""
@@ -300,7 +304,7 @@ class Session:
 def _static_counts(end: float) -> str:
     """Compile for the GPUs that are not there and say what came out."""
     with tempfile.TemporaryFile("w+") as log:
-        process = processes.start(["bench/aot.py", "--check"], log)
+        process = processes.start(["bench/machine_code/aot.py", "--check"], log)
         if not processes.ended(process, 0.5 * (end - time.monotonic())):
             return "There was no time to compile the kernels."
         log.seek(0)

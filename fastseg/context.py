@@ -11,7 +11,7 @@ import torch
 
 from fastseg import nvidia_apex
 from fastseg.config import TrainConfig
-from fastseg.kernels._launch import settle
+from fastseg.kernels import settle
 from fastseg.models import Segmenter, model_builder
 from fastseg.pipelines import get_dataset
 from fastseg.precision import autocast, best_precision

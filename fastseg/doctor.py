@@ -14,9 +14,8 @@ import torch
 import tyro
 
 import fastseg
-from fastseg import nvidia_apex
+from fastseg import kernels, nvidia_apex
 from fastseg.cli import command
-from fastseg.kernels import _launch
 from fastseg.pipelines.native import build as native
 from fastseg.precision import best_precision
 
@@ -97,8 +96,8 @@ def _triton(device: torch.device) -> Finding:
         return Finding("triton", reason, instead)
     if device.type == "cpu":
         return Finding("triton", _version("triton"), f"no GPU: {instead}")
-    _launch.settle(device)
-    if broken := _launch.why_broken():
+    kernels.settle(device)
+    if broken := kernels.why_broken():
         remedy = "it needs a C compiler and the headers of Python (gcc, python3-dev)"
         return Finding("triton", f"builds no kernel: {broken}", f"{instead}; {remedy}")
     return Finding("triton", _version("triton"), "losses run as fused kernels")

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from fastseg.choice import Choice
-from fastseg.kernels._launch import HAS_TRITON, runs_on, why_broken
+from fastseg.kernels.common.switch import HAS_TRITON, runs_on, why_broken
 from fastseg.pipelines.tools.settings import check_fields
 
 Switch = Literal["auto", "on", "off"]

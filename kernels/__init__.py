@@ -1,6 +1,6 @@
 """Operators of the distillation losses. Import as ``fastseg.kernels``.
 
-Needs torch; with Triton, CUDA tensors are served by kernels (see :mod:`._launch` for the switch).
+Needs torch; with Triton, CUDA tensors are served by kernels (see :mod:`.common.switch`).
 """
 
 import sys
@@ -15,8 +15,8 @@ if __name__ == "kernels":
             sys.modules[_name.removeprefix("fastseg.")] = _module
 else:
     from . import reference, testing
-    from ._launch import force_kernels, force_reference
-    from .functional_entropy import (
+    from .common.switch import force_kernels, force_reference, why_broken
+    from .entropy.regularisation import (
         fisher_regulariser,
         functional_entropy,
         profile_regulariser,
@@ -46,6 +46,7 @@ else:
         upsample_argmax,
         upsample_confusion,
     )
+    from .probe import settle
 
     __all__ = [
         "FunctionalEntropy",
@@ -72,8 +73,10 @@ else:
         "reference",
         "representation_regularisation",
         "segmentation_loss",
+        "settle",
         "similarity_divergence",
         "testing",
         "upsample_argmax",
         "upsample_confusion",
+        "why_broken",
     ]

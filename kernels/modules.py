@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functional_entropy import functional_entropy, representation_regularisation
+from .entropy.regularisation import functional_entropy, representation_regularisation
 from .operators import (
     hybrid_prototype_distillation,
     ifv_distillation,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._launch import HAS_TRITON
+from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
-    from .hybrid_distillation import hybrid_prototype_distillation
-    from .ifv_distillation import ifv_distillation
-    from .prototype_divergence import prototype_divergence
-    from .prototype_pool import masked_prototype_pool
-    from .prototype_similarity import prototype_similarity
-    from .segment import upsample_argmax, upsample_confusion
-    from .segmentation_loss import segmentation_loss
-    from .similarity_divergence import similarity_divergence
+    from .prototypes.divergence import prototype_divergence
+    from .prototypes.hybrid_distillation import hybrid_prototype_distillation
+    from .prototypes.pool import masked_prototype_pool
+    from .segmentation.loss import segmentation_loss
+    from .segmentation.predict import upsample_argmax, upsample_confusion
+    from .similarity.cosine import prototype_similarity
+    from .similarity.divergence import similarity_divergence
+    from .similarity.ifv_distillation import ifv_distillation
 else:
     from .reference import (
         hybrid_prototype_distillation,

@@ -2,7 +2,7 @@
 
 ``@triton.jit`` reads the variable when it decorates, and the engine's tests, which pytest collects
 first, import the kernels too. CPU tensors get the reference all the same unless a test asks for
-the kernels: see ``fastseg.kernels._launch``.
+the kernels: see ``fastseg.kernels.common.switch``.
 """
 
 import importlib

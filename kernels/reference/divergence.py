@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._closed_form import with_gradient
-from ._precision import upcast, without_autocast
+from .closed_form import with_gradient
+from .precision import upcast, without_autocast
 
 # exp(-40) is below the rounding of float64 next to probabilities that add up to one
 _LEAST_LOG = -40.0

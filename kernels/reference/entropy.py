@@ -18,8 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._precision import upcast, without_autocast
 from .divergence import compare_softmaxes
+from .precision import upcast, without_autocast
 
 # keeps A / f finite where the distributions coincide; A <= max(sigma^2) f, so it hides nothing
 _GUARD = 1e-12

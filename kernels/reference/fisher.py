@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._closed_form import check_pair, image_blocks, with_gradient
-from ._precision import upcast, without_autocast
+from .closed_form import check_pair, image_blocks, with_gradient
 from .entropy import student_information, teacher_information
-from .lanes import sum_over_samples
 from .noise import keyed_noise
+from .precision import upcast, without_autocast
+from .threads import sum_over_samples
 
 InformationAxis = Literal["channel", "height"]
 _DIM = {"channel": 2, "height": 3}

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._precision import upcast, without_autocast
+from .precision import upcast, without_autocast
 
 Divide = Literal["once", "twice"]
 

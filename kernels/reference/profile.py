@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ._closed_form import check_pair, image_blocks, with_gradient
-from ._precision import upcast, without_autocast
-from .lanes import sum_over_samples
+from .closed_form import check_pair, image_blocks, with_gradient
 from .noise import keyed_noise
+from .precision import upcast, without_autocast
+from .threads import sum_over_samples
 
 
 @without_autocast

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._precision import without_autocast
 from .divergence import softmax_divergence
 from .pooling import class_assignment, level_labels, pool
+from .precision import without_autocast
 
 Axis = Literal["class", "channel"]
 Absent = Literal["mask", "zero_row"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ._precision import upcast, without_autocast
 from .divergence import logit_distillation
+from .precision import upcast, without_autocast
 from .supervised import ohem_cross_entropy
 
 

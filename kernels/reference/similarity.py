@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._precision import upcast, without_autocast
 from .divergence import softmax_divergence
 from .pooling import class_assignment, level_labels, masked_prototype_pool, pool
+from .precision import upcast, without_autocast
 
 MapAxis = Literal["row", "map"]
 Ignored = Literal["mask", "one"]

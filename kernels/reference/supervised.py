@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ._precision import upcast, without_autocast
+from .precision import upcast, without_autocast
 
 _IGNORED = -100  # not a class and not a value of any label map
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.scaling_model import NODE, Links, Traffic, forecast, ring_volume
+from bench.step.scaling_model import NODE, Links, Traffic, forecast, ring_volume
 
 ROOT = Path(__file__).parents[2]
 LINKS = Links(node_gb_per_s=100, net_gb_per_s=10, node_us=20, net_us=5)
@@ -65,7 +65,7 @@ def test_efficiency_and_the_step_that_keeps_it():
 
 
 def test_two_processes_are_measured_and_counted(tmp_path):
-    command = [sys.executable, "bench/bench_scaling.py", "--steps", "1", "--step-ms", "20"]
+    command = [sys.executable, "bench/step/bench_scaling.py", "--steps", "1", "--step-ms", "20"]
     command += ["--modes", "replicate", "fsdp_root", "--out", str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     ended = subprocess.run(

@@ -16,10 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastseg import data, doctor, evaluate, scoring, train
+from fastseg import data, doctor, evaluate, kernels, scoring, train
 from fastseg.cli import explain, parse
 from fastseg.config import read_config
-from fastseg.kernels import _launch
 from fastseg.pipelines.native import build as native
 from fastseg.precision import best_precision
 from fastseg.step import TrainStep
@@ -363,8 +362,8 @@ def test_doctor_names_what_serves_instead(capsys, monkeypatch):
 def test_doctor_tries_a_kernel_on_a_gpu(monkeypatch, broken):
     pytest.importorskip("triton")
     tried = []
-    monkeypatch.setattr(_launch, "settle", tried.append)
-    monkeypatch.setattr(_launch, "why_broken", lambda: broken)
+    monkeypatch.setattr(kernels, "settle", tried.append)
+    monkeypatch.setattr(kernels, "why_broken", lambda: broken)
     gpu = torch.device("cuda")
     finding = doctor._triton(gpu)
     assert tried == [gpu]

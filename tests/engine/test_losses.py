@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fastseg import kernels
-from fastseg.kernels import _launch, reference
+from fastseg.kernels import reference
+from fastseg.kernels.common import switch
 from fastseg.methods.base import weighted_sum
 from fastseg.methods.draws import Draws, pack
 from fastseg.methods.pairing import draw_pairing
@@ -140,7 +141,7 @@ def train(steps):
     return curve
 
 
-@pytest.mark.skipif(not _launch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton")
+@pytest.mark.skipif(not switch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton")
 def test_kernels_and_definitions_give_the_same_training(monkeypatch):
     # kernels and definitions draw other noise from the same seed: give both the same
     regulariser = kernels.representation_regularisation

@@ -5,9 +5,9 @@ from itertools import permutations
 
 import pytest
 import torch
-from properties import given, settings, st
 
 from fastseg.methods.pairing import draw_pairing
+from tests.support.optional_hypothesis import given, settings, st
 
 
 def generator(seed=0):

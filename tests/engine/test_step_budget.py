@@ -23,7 +23,7 @@ from fastseg.config import ModelConfig, TrainConfig
 from fastseg.context import RunContext
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.forecast import LiveBytes, count_memory
-from fastseg.kernels import _launch
+from fastseg.kernels.common import switch
 from fastseg.methods import robustseg
 from fastseg.methods.base import weighted_sum
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
@@ -34,7 +34,7 @@ from fastseg.pipelines import Batch, DataConfig
 from fastseg.step import TrainStep
 
 pytestmark = pytest.mark.skipif(
-    not _launch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton"
+    not switch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton"
 )
 
 GB = 1e9
@@ -286,7 +286,7 @@ def on_device(monkeypatch):
     """A step function whose tensors are on another device than the host's."""
 
     def make(modalities):
-        monkeypatch.setattr(_launch, "DEVICES", (*_launch.DEVICES, "meta"))
+        monkeypatch.setattr(switch, "DEVICES", (*switch.DEVICES, "meta"))
         # the optimizer's multi-tensor kernels do not know this device; they are counted above
         nothing = torch.zeros((), device="meta")
         monkeypatch.setattr(step_module, "guarded_step", lambda *_: (nothing, nothing))

@@ -1,15 +1,18 @@
-"""What the tests of the kernels share: a device, the switch to the kernels, poisoned memory."""
+"""Fixtures of the kernels' tests: a device, the switch to the kernels, poisoned memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import gpu_arithmetic
 import pytest
 import torch
 
-from fastseg.kernels import _launch
+from fastseg.kernels.common import switch
+from tests.support import gpu_arithmetic
+from tests.support.poisoned_memory import poisoned_memory
+
+__all__ = ["poisoned_memory"]
 
 
 @pytest.fixture
@@ -17,7 +20,7 @@ def device() -> torch.device:
     """Where the kernels run: the GPU, else the CPU under Triton's interpreter."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    if not _launch.INTERPRET:
+    if not switch.INTERPRET:
         pytest.skip("no GPU, and TRITON_INTERPRET=1 was not set when Triton was imported")
     return torch.device("cpu")
 
@@ -28,16 +31,16 @@ def kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     The interpreter computes with the rounding of a GPU: what passes here passes there.
     """
-    if _launch.INTERPRET:
+    if switch.INTERPRET:
         gpu_arithmetic.emulate(monkeypatch)
-    with _launch.force_kernels():
+    with switch.force_kernels():
         yield
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that the interpreter launches from here on."""
-    if not _launch.INTERPRET:
+    if not switch.INTERPRET:
         pytest.skip("counts the interpreter's launches")
     from triton.runtime import interpreter
 
@@ -50,19 +53,3 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", count)
     return names
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Fresh memory holds NaN, or the largest integer, so that an unwritten element is seen."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
-    )
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    # torch fills fresh memory in this mode only; operators without a deterministic form may run
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    torch.utils.deterministic.fill_uninitialized_memory = before[2]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import bench_input_pipeline as bench
-from bench import input_tables
-from bench.published_loader import PublishedLoader
+from bench.input import bench_input_pipeline as bench
+from bench.input import report
+from bench.rivals.published_loader import PublishedLoader
 from fastseg.pipelines import Batch, DataConfig, Loader
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 from fastseg.pipelines.loaders.plan import Plan
@@ -37,7 +37,7 @@ def _one_thread() -> Iterator[None]:
 def config(deliver_tree: Path) -> DataConfig:
     """As published, for frames of 64 x 64 pixels, without changes of colour."""
     return DataConfig(
-        dataset=input_tables.AS_PUBLISHED,
+        dataset=report.AS_PUBLISHED,
         root=deliver_tree,
         size=64,
         batch_size=4,
@@ -126,23 +126,23 @@ def test_other_batches_are_not_timed(config: DataConfig, pairs: Callable) -> Non
         bench.check(batch, (images, labels.roll(1, -1)), plan)
 
 
-def entry(**changes: object) -> input_tables.Result:
+def entry(**changes: object) -> report.Result:
     ratios = {"clock_ratio": 1.0, "cpu_ratio": 21.0}
-    place = {"provider": "torch", "source": "packed", "reading": input_tables.AS_PUBLISHED}
+    place = {"provider": "torch", "source": "packed", "reading": report.AS_PUBLISHED}
     rates = dict.fromkeys(("samples_per_s", "p20", "p80", "cpu_ms", "per_core"), 1.0)
-    return input_tables.Result(
+    return report.Result(
         **{**place, "output": "codes", "size": 1024, "cores": 1, **rates, **ratios, **changes}
     )
 
 
 def test_targets_are_judged_on_one_core_at_the_published_size() -> None:
     others = [entry(cores=2), entry(size=256), entry(provider="published"), entry(reading="x")]
-    assert input_tables.targets([entry(), *others]) == [
+    assert report.targets([entry(), *others]) == [
         "- packed, codes: 21 x the published loader per core; target at least 20 x: reached"
     ]
-    (line,) = input_tables.targets([entry(source="png", cpu_ratio=2.4)])
+    (line,) = report.targets([entry(source="png", cpu_ratio=2.4)])
     assert line.endswith("target at least 2.5 x: **missed**")
-    (line,) = input_tables.targets([entry(output="floats", cpu_ratio=9.0)])
+    (line,) = report.targets([entry(output="floats", cpu_ratio=9.0)])
     assert line == "- packed, floats: 9 x the published loader per core"
 
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from properties import given, settings, st
 
 from fastseg.pipelines import DataError
 from fastseg.pipelines.loaders.order import EvalOrder, TrainOrder
 from fastseg.pipelines.tools.keyed_random import sample_uniforms
+from tests.support.optional_hypothesis import given, settings, st
 
 SHAPES = [(25, 4, 1), (25, 4, 2), (24, 4, 3), (7, 1, 3)]  # samples, batch, processes
 FIRST_ORDER = (0, 3, 7, 5, 1, 2, 6, 4)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from properties import given, settings, st
 
 from fastseg.pipelines.native import build as native
 from fastseg.pipelines.transform import resample
@@ -20,6 +19,7 @@ from fastseg.pipelines.transform.resample import (
     resize_bilinear,
     resize_nearest,
 )
+from tests.support.optional_hypothesis import given, settings, st
 
 needs_compiler = pytest.mark.skipif(compiled() is None, reason=f"no C: {native.library()[1]}")
 DTYPES = ("uint8", "uint16", "float32")

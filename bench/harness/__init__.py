@@ -1,0 +1,1 @@
+"""Clocks, checks, tables and child processes that all benchmarks share."""

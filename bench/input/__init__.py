@@ -1,0 +1,1 @@
+"""The input pipeline: files to batches, beside the published loader."""

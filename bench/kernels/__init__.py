@@ -1,0 +1,1 @@
+"""The operators, one file each: published loops, plain PyTorch and the fused kernels."""

@@ -1,0 +1,1 @@
+"""Kernels compiled for GPUs that are not there, and what is in their machine code."""

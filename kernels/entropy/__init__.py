@@ -1,0 +1,1 @@
+"""Functional entropy and representation regularisation."""

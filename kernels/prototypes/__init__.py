@@ -1,0 +1,1 @@
+"""Prototypes of the classes: masked pooling, divergence, and the distillation made of both."""

@@ -1,0 +1,1 @@
+"""Losses and predictions from low-resolution logits, with the upsampling inside the kernels."""
