@@ -13,9 +13,8 @@ from typing import Annotated, Any
 import tyro
 
 import fastseg
-from fastseg.cli import BAD_INPUT, PATHS, explain_os_error, print_any_name, while_read
-from fastseg.contact_sheet import draw_sheet
-from fastseg.data_making import Fetch, Prepare, Synthetic, Unpack
+from fastseg.cli.command import BAD_INPUT, PATHS, explain_os_error, print_any_name, while_read
+from fastseg.cli.data_make import Fetch, Prepare, Synthetic, Unpack
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.cache.read import packed_folder
@@ -25,6 +24,7 @@ from fastseg.pipelines.inspection.check import check_dataset, summarise
 from fastseg.pipelines.inspection.statistics import measure
 from fastseg.pipelines.tools.settings import Range, Workers, check_fields
 from fastseg.pipelines.tools.whole_files import write_whole
+from fastseg.report.contact_sheet import draw_sheet
 
 
 @dataclass(frozen=True)

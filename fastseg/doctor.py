@@ -14,10 +14,11 @@ import torch
 import tyro
 
 import fastseg
-from fastseg import kernels, nvidia_apex
-from fastseg.cli import command
+from fastseg import kernels
+from fastseg.cli.command import command
+from fastseg.engine.optim import nvidia_apex
+from fastseg.models.precision import best_precision
 from fastseg.pipelines.native import build as native
-from fastseg.precision import best_precision
 
 
 @dataclass(frozen=True)

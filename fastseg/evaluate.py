@@ -11,23 +11,23 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from fastseg import nvidia_apex
-from fastseg.checkpoint import fact, read_identity
-from fastseg.cli import command, parse, processes
-from fastseg.config import EvaluationConfig, ModelConfig, TrainConfig, read_config
-from fastseg.context import RunContext
+from fastseg.checkpoint.weights import fact, read_identity
+from fastseg.cli.command import command, parse, processes
+from fastseg.config.run import EvaluationConfig, ModelConfig, TrainConfig, read_config
+from fastseg.distributed.ranks import choose_device
+from fastseg.engine.context import RunContext
+from fastseg.engine.optim import nvidia_apex
+from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.errors import CheckpointError, ConfigError
-from fastseg.host import keep_freed_memory
+from fastseg.evaluation.run_report import score_networks, subset_results, table
 from fastseg.methods import METHODS
 from fastseg.methods.robustseg import RobustSeg
+from fastseg.models.precision import Precision
 from fastseg.pipelines import CorruptionConfig, DataConfig
 from fastseg.pipelines.faults.sensor_faults import describe
 from fastseg.pipelines.tools.settings import Count, Side, Workers, check_fields
-from fastseg.precision import Precision
-from fastseg.ranks import choose_device
-from fastseg.report import write_results
-from fastseg.scoring import score_networks, subset_results, table
-from fastseg.telemetry import say
+from fastseg.report.progress import say
+from fastseg.report.results import write_results
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from fastseg.cli import command, parse_config, processes
-from fastseg.config import TrainConfig
-from fastseg.context import RunContext
-from fastseg.host import keep_freed_memory
+from fastseg.cli.command import command, parse_config, processes
+from fastseg.config.run import TrainConfig
+from fastseg.engine.context import RunContext
+from fastseg.engine.run_folder import RunFolder
+from fastseg.engine.speed.host_memory import keep_freed_memory
+from fastseg.engine.trainer import Stopped, Trainer
+from fastseg.evaluation.run_report import check_figures, write_run_report
 from fastseg.pipelines.synthetic import SyntheticConfig, foreign_file, generate
-from fastseg.run_folder import RunFolder
-from fastseg.scoring import check_figures, write_run_report
-from fastseg.telemetry import duration, say
-from fastseg.trainer import Stopped, Trainer
+from fastseg.report.progress import duration, say
 
 
 @command

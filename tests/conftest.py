@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 @pytest.fixture
 def apex(monkeypatch):
     """NVIDIA apex by a stand-in with its interface, which computes on a CPU."""
-    from fastseg import nvidia_apex
+    from fastseg.engine.optim import nvidia_apex
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "fake_apex"))
     monkeypatch.setattr(nvidia_apex, "DEVICES", ("cuda", "cpu"))

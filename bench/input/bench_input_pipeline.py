@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.samples, options.rounds, options.sizes = 4, 2, options.sizes[:1]
     root = options.root or ROOT / "data" / f"bench-{options.side}"
     from bench.harness import report
-    from fastseg.host import keep_freed_memory
+    from fastseg.engine.speed.host_memory import keep_freed_memory
     from fastseg.pipelines.tools.process_pool import usable_cpus
 
     keep_freed_memory()

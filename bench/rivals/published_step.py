@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.rivals import published_losses
 from fastseg.models import SegFormer
-from fastseg.models.mit import Attention, Block, Mlp, PatchEmbed
+from fastseg.models.backbones.mit import Attention, Block, Mlp, PatchEmbed
 from fastseg.models.segformer import MLPHead
 
 

@@ -31,10 +31,10 @@ from bench.conftest import Measure
 from bench.harness import shapes
 from bench.harness.accuracy import in_double, largest_error
 from bench.harness.report import APEX
-from fastseg import nvidia_apex
+from fastseg.engine.optim import nvidia_apex
+from fastseg.engine.optim.nvidia_apex import ApexOptimizer
+from fastseg.engine.optim.optimizer import OptimConfig, build_optimizer, set_learning_rate
 from fastseg.models import SegFormer
-from fastseg.nvidia_apex import ApexOptimizer
-from fastseg.optim import OptimConfig, build_optimizer, set_learning_rate
 
 TESTS = ["test_bench_apex.py"]
 # so large that a step without the decay, or with it on other tensors, fails the check

@@ -92,7 +92,7 @@ def main() -> int:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command += ["--nproc-per-node", "2", *sys.argv]
         return subprocess.run(command, env=environment, check=False).returncode
-    from fastseg.ranks import join
+    from fastseg.distributed.ranks import join
 
     with join("auto", timeout_minutes=10) as ranks:
         measured = measure(options, ranks)
@@ -130,7 +130,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, ranks: Any) -> list[Measured]:
     """Every mode on the processes of this launch."""
-    from fastseg.parallel import candidates
+    from fastseg.distributed.parallelize import candidates
 
     alone, _ = step_ms(options, ranks, "single")
     rows = []
@@ -143,11 +143,11 @@ def measure(options: argparse.Namespace, ranks: Any) -> list[Measured]:
 
 def step_ms(options: argparse.Namespace, ranks: Any, mode: str) -> tuple[float, dict[str, Traffic]]:
     """Median milliseconds of a step of stage two on the slowest process, and what one sends."""
-    from fastseg.context import RunContext
+    from fastseg.distributed.ranks import Ranks
+    from fastseg.engine.context import RunContext
+    from fastseg.engine.stage_run import build_session
     from fastseg.engine.stage_setup import StageNetworks, StageSetup
     from fastseg.pipelines import Batch
-    from fastseg.ranks import Ranks
-    from fastseg.session import build_session
 
     config = settings(options)
     context = RunContext(config, Ranks(ranks.device) if mode == "single" else ranks)
@@ -181,7 +181,7 @@ def settings(options: argparse.Namespace) -> Any:
     """The published student stage with the network and sizes asked for."""
     from dataclasses import replace
 
-    from fastseg.presets import get_preset
+    from fastseg.config.presets.registry import get_preset
 
     config = get_preset("deliver_robustseg_b0")
     model = replace(config.model, backbone=options.backbone)

@@ -47,7 +47,7 @@ from bench.step.cases import (
     providers,
 )
 from bench.step.rows import StepRow, mean_row
-from fastseg.host import keep_freed_memory
+from fastseg.engine.speed.host_memory import keep_freed_memory
 
 TESTS = [
     "test_segmentation_loss.py",

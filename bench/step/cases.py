@@ -18,18 +18,18 @@ from torch import Tensor
 from bench.harness import shapes
 from bench.rivals.expert_step import ExpertStep
 from bench.rivals.published_step import OfficialStep
-from fastseg.attention_choice import choose_attention
-from fastseg.config import TrainConfig
+from fastseg.config.run import TrainConfig
+from fastseg.engine.optim.optimizer import build_optimizer
+from fastseg.engine.speed.attention import choose_attention
+from fastseg.engine.speed.choices import SpeedConfig
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
-from fastseg.fast_paths import SpeedConfig
+from fastseg.engine.step import TrainStep
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.methods.seeds import derive_seed, draw_modalities
 from fastseg.methods.stage import Stage
 from fastseg.models import SegFormer
-from fastseg.optim import build_optimizer
+from fastseg.models.precision import best_precision
 from fastseg.pipelines import Batch, DataConfig
-from fastseg.precision import best_precision
-from fastseg.step import TrainStep
 
 MODALITIES, CLASSES, SAMPLES = 4, shapes.NUM_CLASSES, 10
 SIZES = (4, 3, 2, 1) if shapes.ON_GPU else (4, 1)

@@ -106,7 +106,7 @@ def forecast(mode: str, traffic: Mapping[str, Traffic], gpus: int, links: Links)
     exposed.
 
     Args:
-        mode: of `fastseg.parallel`.
+        mode: of `fastseg.distributed.parallelize`.
         traffic: by kind, counted in a step of that mode; ``hsdp`` is given that of ``fsdp_root``.
         gpus: N.
         links: between them.

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import tyro
 
-from fastseg.presets import demo
-from fastseg.report import mean_result, read_results
+from fastseg.config.presets.registry import demo
+from fastseg.report.results import mean_result, read_results
 
 RESULTS = Path(__file__).parents[1] / "results"
 TERMS = ("ohem", "logit", "hpdm", "rrm")

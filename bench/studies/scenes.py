@@ -20,10 +20,10 @@ import torch
 import tyro
 
 from fastseg import kernels
-from fastseg.config import read_config
-from fastseg.context import RunContext
-from fastseg.evaluation import logits_of_subsets
-from fastseg.metrics import ConfusionMatrix
+from fastseg.config.run import read_config
+from fastseg.engine.context import RunContext
+from fastseg.evaluation.metrics import ConfusionMatrix
+from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets
 from fastseg.pipelines import build_loader
 
 ALL = "all"

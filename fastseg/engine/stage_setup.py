@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from fastseg.config import TrainConfig
+from fastseg.config.run import TrainConfig
 from fastseg.methods.base import Method
 from fastseg.methods.seeds import derive_seed
 from fastseg.methods.stage import Stage

@@ -1,7 +1,7 @@
 """The networks: the interface of a segmenter, and M-SegFormer on Mix Transformer encoders."""
 
+from .backbones.mit import BACKBONES, Backbone, MixTransformer, get_backbone
 from .interface import AttentionLevel, Segmenter, SegmenterOutput
-from .mit import BACKBONES, Backbone, MixTransformer, get_backbone
 from .registry import MODELS, model_builder, register_backbone
 from .segformer import SegFormer
 from .state_dicts import read_state_dict

@@ -36,7 +36,8 @@ class AttentionLevel:
     """Attention layers that work on tensors of the same shape.
 
     Attributes:
-        layers: each has an attribute ``backend``, see `fastseg.models.attention.Attention`.
+        layers: each has an attribute ``backend``, see
+        `fastseg.models.backbones.attention.Attention`.
         queries: ``[N, heads, L, d]``.
         keys: their number S.
     """

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from ..errors import ConfigError
 from ..pipelines.tools.unknown import unknown
+from .backbones.mit import BACKBONES
 from .interface import Segmenter
-from .mit import BACKBONES
 from .segformer import SegFormer
 
 

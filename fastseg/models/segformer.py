@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .backbones.mit import Backbone, MixTransformer, get_backbone
 from .casting import cast_together
 from .interface import AttentionLevel, Segmenter, SegmenterOutput
-from .mit import Backbone, MixTransformer, get_backbone
 from .weights import LoadReport, load_encoder_weights
 
 

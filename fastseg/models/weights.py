@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, listed
-from .mit import BACKBONES, MixTransformer
+from .backbones.mit import BACKBONES, MixTransformer
 from .state_dicts import read_state_dict
 
 # published files carry heads that no model here has: ImageNet classifiers, the unused classifier

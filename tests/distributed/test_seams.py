@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastseg.config import to_dict
-from fastseg.presets import get_preset
+from fastseg.config.presets.registry import get_preset
+from fastseg.config.run import to_dict
 from tests.support import toy_backbone, toy_method
 
 
@@ -57,7 +57,7 @@ def test_every_mode_trains_scores_and_equals_one_process(
     ]  # fmt: skip
     assert [row["stage"] for row in rows] == ["coach"] * 4 + ["pair"] * 4
     for row, wanted in zip(rows, alone, strict=True):
-        # hard pixels are those of a share, see fastseg.step: alike, not equal
+        # hard pixels are those of a share, see fastseg.engine.step: alike, not equal
         assert row["ohem"] == pytest.approx(wanted["ohem"], rel=0.1)
         for term in {"agree", "guide"} & wanted.keys():
             assert row[term] == pytest.approx(wanted[term], rel=0.05, abs=1e-6)

@@ -19,22 +19,22 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
-from fastseg import nvidia_apex
-from fastseg import step as step_module
-from fastseg.context import RunContext
+from fastseg.checkpoint.state import TrainingStates
+from fastseg.config.presets.registry import get_preset
+from fastseg.distributed.ranks import Ranks, join
+from fastseg.distributed.sharded_tensors import module_tensors, optimizer_tensors
+from fastseg.engine import step as step_module
+from fastseg.engine.context import RunContext
+from fastseg.engine.optim import nvidia_apex
+from fastseg.engine.optim.optimizer import OptimConfig
+from fastseg.engine.parallel_choice import choose_mode
+from fastseg.engine.run_folder import RunFolder
+from fastseg.engine.speed.choices import SpeedConfig
+from fastseg.engine.stage_run import build_session
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
-from fastseg.fast_paths import SpeedConfig
+from fastseg.engine.trainer import Stopped, Trainer
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
-from fastseg.optim import OptimConfig
 from fastseg.pipelines import Batch
-from fastseg.presets import get_preset
-from fastseg.probe import choose_mode
-from fastseg.ranks import Ranks, join
-from fastseg.run_folder import RunFolder
-from fastseg.session import build_session
-from fastseg.shards import module_tensors, optimizer_tensors
-from fastseg.states import TrainingStates
-from fastseg.trainer import Stopped, Trainer
 
 MODES = ("replicate", "fsdp_root", "fsdp_blocks", "hsdp")
 SAMPLES, STEPS = 4, 3

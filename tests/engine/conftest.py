@@ -10,16 +10,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastseg.config import TrainConfig
+from fastseg.config.presets.registry import get_preset
+from fastseg.config.run import TrainConfig
+from fastseg.engine.optim.optimizer import build_optimizer
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
+from fastseg.engine.step import TrainStep
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.methods.stage import Stage
 from fastseg.models import SegFormer
-from fastseg.optim import build_optimizer
+from fastseg.models.precision import LossScale
 from fastseg.pipelines import Batch
-from fastseg.precision import LossScale
-from fastseg.presets import get_preset
-from fastseg.step import TrainStep
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +52,9 @@ def config(scenes, tmp_path):
 @pytest.fixture
 def fit():
     """Train a config; returns its folder's path and whether it ran to its end."""
-    from fastseg.context import RunContext
-    from fastseg.run_folder import RunFolder
-    from fastseg.trainer import Stopped, Trainer
+    from fastseg.engine.context import RunContext
+    from fastseg.engine.run_folder import RunFolder
+    from fastseg.engine.trainer import Stopped, Trainer
 
     def run(config):
         with RunFolder(config) as folder:

@@ -7,14 +7,10 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from fastseg import attention_choice
-from fastseg.attention_choice import (
-    BACKENDS,
-    choose_attention,
-    settle_attention,
-)
+from fastseg.distributed.ranks import Ranks
+from fastseg.engine.speed import attention
+from fastseg.engine.speed.attention import BACKENDS, choose_attention, settle_attention
 from fastseg.models import SegFormer
-from fastseg.ranks import Ranks
 
 SIDE, IMAGES = 64, 2
 
@@ -35,7 +31,7 @@ def tried(monkeypatch):
             raise RuntimeError("No available kernel. Aborting execution.")
         return q + k.mean() + v.mean()
 
-    monkeypatch.setattr(attention_choice, "attention", fake)
+    monkeypatch.setattr(attention, "attention", fake)
     return backends
 
 
@@ -87,15 +83,15 @@ def test_the_fastest_kernel_of_each_level_is_set_on_all_networks(network, tried)
 def test_a_kernel_that_does_not_serve_takes_forever(tried):
     tensors = [torch.randn(1, 1, 4, 2, requires_grad=True) for _ in "qkv"]
     flash, cudnn = BACKENDS["flash"], BACKENDS["cudnn"]
-    assert math.isinf(attention_choice._ms(flash, tensors, clock_of(1)))
-    assert attention_choice._ms(cudnn, tensors, clock_of(1)) == 1
+    assert math.isinf(attention._ms(flash, tensors, clock_of(1)))
+    assert attention._ms(cudnn, tensors, clock_of(1)) == 1
 
 
 def test_without_any_kernel_the_choice_is_left_to_torch(network, monkeypatch):
     def refuse(*_):
         raise RuntimeError("No available kernel. Aborting execution.")
 
-    monkeypatch.setattr(attention_choice, "attention", refuse)
+    monkeypatch.setattr(attention, "attention", refuse)
     said = choose_attention([network], IMAGES, SIDE, torch.float32, clock_of())
     assert said == "levels 1 to 4: " + ", ".join(["torch's choice"] * 4)
     assert backends_of(network) == [{None}] * 4
@@ -129,10 +125,10 @@ def measured(monkeypatch):
         calls.append(ranks)
         for network in networks:
             levels = network.attention_levels(IMAGES, SIDE)
-            attention_choice._set_kernels(levels, ["cudnn", None, "flash", "efficient"])
+            attention._set_kernels(levels, ["cudnn", None, "flash", "efficient"])
         return "measured"
 
-    monkeypatch.setattr(attention_choice, "choose_attention", choose)
+    monkeypatch.setattr(attention, "choose_attention", choose)
     return calls
 
 

@@ -9,12 +9,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastseg import checkpoint
-from fastseg import states as states_module
-from fastseg.checkpoint import Identity
+from fastseg.checkpoint import state as states_module
+from fastseg.checkpoint import weights as checkpoint
+from fastseg.checkpoint.state import TrainingStates, load_state
+from fastseg.checkpoint.weights import Identity
+from fastseg.engine.optim.optimizer import (
+    OptimConfig,
+    build_optimizer,
+    guarded_step,
+    set_learning_rate,
+)
 from fastseg.errors import CheckpointError
-from fastseg.optim import OptimConfig, build_optimizer, guarded_step, set_learning_rate
-from fastseg.states import TrainingStates, load_state
 
 IDENTITY = Identity("teacher", "deliver", ("Road", "Sky"), ("img", "depth"), "mit_b0", 64)
 

@@ -16,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fastseg import data, doctor, evaluate, kernels, scoring, train
-from fastseg.cli import explain, parse
-from fastseg.config import read_config
+from fastseg import data, doctor, evaluate, kernels, train
+from fastseg.cli.command import explain, parse
+from fastseg.config.run import read_config
+from fastseg.engine.step import TrainStep
+from fastseg.evaluation import run_report
+from fastseg.evaluation.subsets import all_subsets
+from fastseg.models.precision import best_precision
 from fastseg.pipelines.native import build as native
-from fastseg.precision import best_precision
-from fastseg.step import TrainStep
-from fastseg.subsets import all_subsets
 
 SUBSETS = [subset.name for subset in all_subsets("RDEL")]
 STEPS = ["--stages.teacher.steps", "4", "--stages.student.steps", "4"]
@@ -146,7 +147,7 @@ def test_evaluate_refuses_a_wrong_option_before_it_scores(
     def forbidden(*_):
         raise AssertionError("something was scored")
 
-    monkeypatch.setattr(scoring, "evaluate_subsets", forbidden)
+    monkeypatch.setattr(run_report, "evaluate_subsets", forbidden)
     (tmp_path / "file").touch()
     places = {"folder": tmp_path, "file": tmp_path / "file"}
     arguments = [option.format(**places) for option in wrong]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fastseg.cli import parse_config
-from fastseg.config import TrainConfig, changed_fields, flatten, from_dict, read_config, to_dict
+from fastseg.cli.command import parse_config
+from fastseg.config.presets.registry import PRESETS, get_preset
+from fastseg.config.run import TrainConfig, changed_fields, flatten, from_dict, read_config, to_dict
 from fastseg.errors import ConfigError
-from fastseg.presets import PRESETS, get_preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

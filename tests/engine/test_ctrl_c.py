@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastseg.interrupt import SAME_REQUEST_S
+from fastseg.engine.stop_request import SAME_REQUEST_S
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
 REPO = Path(__file__).parents[2]
@@ -205,7 +205,7 @@ def test_a_killed_worker_is_one_message(start, scenes, tmp_path):
 
 STUCK = """
 import sys, time
-from fastseg import interrupt
+from fastseg.engine import stop_request as interrupt
 from fastseg.pipelines.loaders.torch_loader import BatchSource
 interrupt.DATA_PATIENCE_S = 1.0
 plain = BatchSource._assemble
@@ -234,7 +234,7 @@ def test_while_waiting_for_data_that_do_not_come_the_steps_done_are_saved(start,
 
 def test_while_loading_nothing_is_begun(start, scenes, tmp_path):
     arguments = options(scenes, tmp_path)
-    run = start([*slowed("fastseg.trainer", "build_loader"), *arguments])
+    run = start([*slowed("fastseg.engine.trainer", "build_loader"), *arguments])
     run.wait_for("MARK")
     run.interrupt()
     assert run.end() == 130
@@ -248,7 +248,7 @@ def test_while_loading_nothing_is_begun(start, scenes, tmp_path):
 
 def test_while_validating_the_step_is_saved(start, scenes, tmp_path):
     arguments = [*options(scenes, tmp_path), "--evaluation.every", "1"]
-    run = start([*slowed("fastseg.validation", "evaluate_subsets", 1), *arguments])
+    run = start([*slowed("fastseg.evaluation.validation", "evaluate_subsets", 1), *arguments])
     run.wait_for("MARK")
     run.interrupt()
     assert run.end() == 0
@@ -259,7 +259,7 @@ def test_while_validating_the_step_is_saved(start, scenes, tmp_path):
 
 def test_while_scoring_the_weights_stay(start, scenes, tmp_path):
     arguments = options(scenes, tmp_path)
-    run = start([*slowed("fastseg.scoring", "evaluate_subsets"), *arguments])
+    run = start([*slowed("fastseg.evaluation.run_report", "evaluate_subsets"), *arguments])
     run.wait_for("MARK")
     run.interrupt()
     assert run.end() == 130
@@ -275,7 +275,7 @@ def test_while_scoring_the_weights_stay(start, scenes, tmp_path):
 
 def test_the_second_one_ends_at_once(start, scenes, tmp_path):
     arguments = options(scenes, tmp_path)
-    run = start([*slowed("fastseg.step", "TrainStep.__call__"), *arguments])
+    run = start([*slowed("fastseg.engine.step", "TrainStep.__call__"), *arguments])
     run.wait_for("MARK")
     run.interrupt()
     time.sleep(SAME_REQUEST_S + 0.5)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastseg.data_change import DataFacts
+from fastseg.distributed.ranks import Ranks
+from fastseg.engine.data_change import DataFacts
 from fastseg.errors import ConfigError
 from fastseg.pipelines import DataError, get_dataset
 from fastseg.pipelines.cache.write import pack_split
 from fastseg.pipelines.datasets.split_files import list_split
-from fastseg.ranks import Ranks
 
 
 def spoil(root: Path, number: int) -> Path:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fastseg.engine.optim.learning_rate import learning_rate
+from fastseg.evaluation.subsets import all_subsets
 from fastseg.methods.draws import pack
 from fastseg.methods.pairing import draw_pairing
 from fastseg.methods.seeds import Share
-from fastseg.subsets import all_subsets
 
 CPU = torch.device("cpu")
 MODALITIES = 4

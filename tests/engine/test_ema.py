@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fastseg.ema import WeightAverage
+from fastseg.engine.optim.weight_average import WeightAverage
 
 YES, NO = torch.tensor(1.0), torch.tensor(0.0)
 

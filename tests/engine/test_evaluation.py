@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastseg import kernels
-from fastseg.context import RunContext
-from fastseg.evaluation import evaluate_subsets
+from fastseg.engine.context import RunContext
+from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets
 from fastseg.pipelines import Batch, build_loader
 
 

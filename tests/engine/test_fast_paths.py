@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastseg import fast_paths
 from fastseg.choice import Choice
-from fastseg.fast_paths import FastPaths, SpeedConfig, choose_paths, not_taken
+from fastseg.engine.speed import choices
+from fastseg.engine.speed.choices import FastPaths, SpeedConfig, choose_paths, not_taken
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARAMETERS = [torch.nn.Parameter(torch.zeros(2))]
@@ -20,9 +20,9 @@ def choose(monkeypatch):
     """Decide for a GPU that may not be there."""
 
     def call(triton=True, broken=None, kernels=True, optimizer=FUSED, speed=(), **options):
-        monkeypatch.setattr(fast_paths, "HAS_TRITON", triton)
-        monkeypatch.setattr(fast_paths, "why_broken", lambda: broken)
-        monkeypatch.setattr(fast_paths, "runs_on", lambda x: kernels)
+        monkeypatch.setattr(choices, "HAS_TRITON", triton)
+        monkeypatch.setattr(choices, "why_broken", lambda: broken)
+        monkeypatch.setattr(choices, "runs_on", lambda x: kernels)
         empty = torch.empty
         monkeypatch.setattr(torch, "empty", lambda *size, **_: empty(*size))
         options = {"device": GPU, "short": BF16, "steps": 10_000} | options

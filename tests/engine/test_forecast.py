@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastseg import fast_paths, forecast
 from fastseg.choice import Choice
-from fastseg.context import RunContext
+from fastseg.distributed.ranks import Ranks
+from fastseg.engine import memory_forecast
+from fastseg.engine.context import RunContext
+from fastseg.engine.memory_forecast import LiveBytes, count_memory, forecast_memory, warm_up
+from fastseg.engine.speed import choices
+from fastseg.engine.speed.choices import SpeedConfig
+from fastseg.engine.stage_run import build_session
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
-from fastseg.fast_paths import SpeedConfig
-from fastseg.forecast import LiveBytes, count_memory, forecast_memory, warm_up
 from fastseg.methods.draws import pack
 from fastseg.methods.robustseg import RobustSegWeights
-from fastseg.ranks import Ranks
-from fastseg.session import build_session
 
 ALONE = Ranks(torch.device("cpu"))
 WITHOUT_WAITS = RobustSegWeights(ohem=0, logit=50)
@@ -101,7 +102,7 @@ def test_the_forecast_is_what_a_real_step_allocates(config, precision):
     data = config.data
     draws = session.step_fn.draw(0, 4, 2, kept=[0, 1, 2, 3])
     with LiveBytes() as live:
-        session.step_fn.rehearse(forecast._blank(ALONE.device, 4, 2, data.size), draws)
+        session.step_fn.rehearse(memory_forecast._blank(ALONE.device, 4, 2, data.size), draws)
     assert found.step == pytest.approx(live.peak, rel=0.01)
     size = sum(p.numel() * 4 for p in network.parameters())
     frozen = sum(p.numel() * p.element_size() for p in teacher.parameters())
@@ -124,7 +125,7 @@ def test_the_layout_of_a_gpu_is_counted_too(config, monkeypatch):
     context, setup = student_context(config)
     usual = count_memory(context, setup)
     taken = lambda *_: Choice(True, "as on a GPU")  # noqa: E731
-    monkeypatch.setattr(fast_paths, "_only_on_gpu", taken)
+    monkeypatch.setattr(choices, "_only_on_gpu", taken)
     assert count_memory(context, setup).networks == usual.networks
 
 
@@ -145,7 +146,7 @@ def test_a_forecast_is_a_sentence_and_never_an_error(config, monkeypatch, kind):
     def refuse(*_, **__):
         raise kind("an operator without shapes\nand more")
 
-    monkeypatch.setattr(forecast, "count_memory", refuse)
+    monkeypatch.setattr(memory_forecast, "count_memory", refuse)
     said = forecast_memory(context, setup)
     assert said == f"an unknown amount of memory ({kind.__name__}: an operator without shapes)"
 
@@ -212,7 +213,7 @@ def test_attention_is_chosen_by_all_processes_for_both_networks(tiny_step, rehea
     train = watch(tiny_step(precision="bf16"))
     path = replace(train.paths.attention, value=True)
     train.paths = replace(train.paths, attention=path)
-    monkeypatch.setattr(forecast, "settle_attention", settle)
+    monkeypatch.setattr(memory_forecast, "settle_attention", settle)
     for before in (None, {"where": "here"}):
         _, said = warm_up(train, 4, 2, 64, ALONE)
         assert said == ["attention kernels, both passes: the best"]

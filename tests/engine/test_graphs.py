@@ -13,9 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastseg import graphs as graphs_module
-from fastseg import step as step_module
-from fastseg.graphs import StepGraphs
+from fastseg.engine import step as step_module
+from fastseg.engine.speed import cuda_graphs as graphs_module
+from fastseg.engine.speed.cuda_graphs import StepGraphs
 from fastseg.methods import robustseg
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select"}

@@ -5,7 +5,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from fastseg.host import keep_freed_memory
+from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.models import SegFormer
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

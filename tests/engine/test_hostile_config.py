@@ -7,16 +7,16 @@ import typing
 
 import pytest
 
-from fastseg.cli import parse_config
-from fastseg.config import TrainConfig, from_dict, read_config, to_dict
+from fastseg.cli.command import parse_config
+from fastseg.cli.data_make import Prepare, Synthetic
+from fastseg.config.presets.registry import get_preset
+from fastseg.config.run import TrainConfig, from_dict, read_config, to_dict
 from fastseg.data import Check, Pack, Show
-from fastseg.data_making import Prepare, Synthetic
 from fastseg.errors import ConfigError
 from fastseg.evaluate import EvaluateConfig
 from fastseg.pipelines.projection import PrepareConfig
 from fastseg.pipelines.synthetic import SyntheticConfig
 from fastseg.pipelines.tools.settings import MOST, Range, field_types, misfit
-from fastseg.presets import get_preset
 
 HOSTILE = [
     None, True, False, -1, 0, 0.5, 1e308, 10**400, -(10**400), math.nan, math.inf, -math.inf,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastseg import kernels
+from fastseg.engine.optim.optimizer import guarded_step
 from fastseg.kernels import reference
 from fastseg.kernels.common import switch
 from fastseg.methods.base import weighted_sum
@@ -15,7 +16,6 @@ from fastseg.methods.pairing import draw_pairing
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights, loss_terms
 from fastseg.methods.seeds import derive_seed, draw_modalities
 from fastseg.models import SegmenterOutput
-from fastseg.optim import guarded_step
 
 CLASSES, SIDE, MODALITIES = 4, 16, 3
 EVERY_TERM = RobustSegWeights(ohem=1.0, logit=1.0, hpdm=10.0, rrm=0.1)

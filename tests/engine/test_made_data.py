@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from fastseg.config import SyntheticData
-from fastseg.presets import get_preset
+from fastseg.config.presets.registry import get_preset
+from fastseg.config.run import SyntheticData
 from fastseg.train import main, make_data
 
 

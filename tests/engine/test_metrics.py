@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from fastseg.metrics import ConfusionMatrix
+from fastseg.evaluation.metrics import ConfusionMatrix
 
 
 def test_hand_made_matrix():

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fastseg.errors import ConfigError
-from fastseg.models.attention import attention
-from fastseg.models.mit import BACKBONES, Backbone, DropPath, MixTransformer, get_backbone
+from fastseg.models.backbones.attention import attention
+from fastseg.models.backbones.mit import BACKBONES, Backbone, DropPath, MixTransformer, get_backbone
 
 # encoder parameters and tensors in the state dict of the released weights
 PUBLISHED = {

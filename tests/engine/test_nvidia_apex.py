@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from fastseg import doctor, nvidia_apex, train
-from fastseg.context import RunContext
-from fastseg.errors import ConfigError
-from fastseg.optim import (
+from fastseg import doctor, train
+from fastseg.checkpoint.state import TrainingStates, load_state
+from fastseg.distributed.ranks import Ranks
+from fastseg.engine.context import RunContext
+from fastseg.engine.optim import nvidia_apex
+from fastseg.engine.optim.optimizer import (
     OptimConfig,
     build_optimizer,
     choose_optimizer,
     guarded_step,
     set_learning_rate,
 )
-from fastseg.ranks import Ranks
-from fastseg.states import TrainingStates, load_state
+from fastseg.errors import ConfigError
 
 ALONE = Ranks(torch.device("cpu"))
 

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastseg.optim import OptimConfig, build_optimizer, guarded_step, set_learning_rate
+from fastseg.engine.optim.optimizer import (
+    OptimConfig,
+    build_optimizer,
+    guarded_step,
+    set_learning_rate,
+)
 
 
 def make(config=OptimConfig()):  # noqa: B008

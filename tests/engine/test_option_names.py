@@ -23,21 +23,21 @@ PREPARE = {"fastseg.data prepare"}
 WRITE = {f"fastseg.data {name}" for name in data.COMMANDS}
 
 PRINTED_BY = {
-    "fastseg/cli.py": TRAIN | SCORE | WRITE,
-    "fastseg/cli.py --preset": TRAIN,
-    "fastseg/cli.py --config": TRAIN,
+    "fastseg/cli/command.py": TRAIN | SCORE | WRITE,
+    "fastseg/cli/command.py --preset": TRAIN,
+    "fastseg/cli/command.py --config": TRAIN,
     # scoring compiles nothing, and the data commands use no network
-    "fastseg/cli.py --speed.compile": TRAIN,
-    "fastseg/cli.py --precision": TRAIN | SCORE,
-    "fastseg/cli.py --data.eval-batch-size": TRAIN | SCORE,
-    "fastseg/cli.py --data.eval-size": TRAIN | SCORE,
-    "fastseg/checkpoint.py": TRAIN | SCORE,
+    "fastseg/cli/command.py --speed.compile": TRAIN,
+    "fastseg/cli/command.py --precision": TRAIN | SCORE,
+    "fastseg/cli/command.py --data.eval-batch-size": TRAIN | SCORE,
+    "fastseg/cli/command.py --data.eval-size": TRAIN | SCORE,
+    "fastseg/checkpoint/weights.py": TRAIN | SCORE,
     # of writing weights and of stages, which scoring does not
-    "fastseg/checkpoint.py --fresh": TRAIN,
-    "fastseg/checkpoint.py --name": TRAIN,
+    "fastseg/checkpoint/weights.py --fresh": TRAIN,
+    "fastseg/checkpoint/weights.py --name": TRAIN,
     "fastseg/evaluate.py": SCORE,
-    "fastseg/precision.py": TRAIN | SCORE,
-    "fastseg/ranks.py": TRAIN | SCORE,
+    "fastseg/models/precision.py": TRAIN | SCORE,
+    "fastseg/distributed/ranks.py": TRAIN | SCORE,
     "pipelines/build.py": TRAIN | SCORE,
     "pipelines/build.py --data.dataset": TRAIN | LOOK,
     # evaluate takes the cache from the config of its run, which has refused this
@@ -145,7 +145,7 @@ def printed_by(path, option):
 def files():
     for path in sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py")):
         # --name is a variable in a style sheet
-        if path.parent.name != "report":
+        if path.parent.name != "page":
             yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
 
 

@@ -8,17 +8,12 @@ import pytest
 import torch
 
 from fastseg import train
-from fastseg.config import changed_fields, read_config
+from fastseg.config.run import changed_fields, read_config
+from fastseg.distributed.parallelize import ParallelConfig, candidates, copy_size, parallelize
+from fastseg.distributed.ranks import Ranks, choose_device, join, launched
+from fastseg.engine.run_folder import RunFolder
 from fastseg.errors import ConfigError
 from fastseg.models import SegFormer
-from fastseg.parallel import (
-    ParallelConfig,
-    candidates,
-    copy_size,
-    parallelize,
-)
-from fastseg.ranks import Ranks, choose_device, join, launched
-from fastseg.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 
 from fastseg import data
-from fastseg.cli import parse, parse_config
-from fastseg.config import TrainConfig, from_dict, to_dict
+from fastseg.cli.command import parse, parse_config
+from fastseg.cli.places import check_places
+from fastseg.config.presets.registry import get_preset
+from fastseg.config.run import TrainConfig, from_dict, to_dict
 from fastseg.errors import ConfigError
 from fastseg.evaluate import EvaluateConfig
-from fastseg.places import check_places
-from fastseg.presets import get_preset
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastseg import precision
-from fastseg.precision import LossScale, autocast, best_precision, reduced_dtype
+from fastseg.models import precision
+from fastseg.models.precision import LossScale, autocast, best_precision, reduced_dtype
 
 CPU = torch.device("cpu")
 YES, NO = torch.tensor(1.0), torch.tensor(0.0)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from fastseg import train
-from fastseg.cli import parse_config
+from fastseg.cli.command import parse_config
+from fastseg.config.presets.registry import PRESETS, get_preset
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.datasets import catalogue
-from fastseg.presets import PRESETS, get_preset
 from tests.support import dataset_trees as trees
 
 REPO = Path(__file__).parents[2]

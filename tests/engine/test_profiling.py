@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fastseg import train
+from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
-from fastseg.profiling import StepWatch, open_board
-from fastseg.ranks import Ranks
+from fastseg.report.profiler import StepWatch, open_board
 
 CPU = torch.device("cpu")
 
@@ -81,7 +81,7 @@ def test_a_session_that_ends_before_the_window_leaves_no_trace(tmp_path, capsys)
 def test_the_line_counts_the_samples_of_all_processes(tmp_path, monkeypatch):
     watch = watched(tmp_path, profile_steps=0)
     clock = iter([watch._began + 7.0])
-    monkeypatch.setattr("fastseg.profiling.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("fastseg.report.profiler.time.perf_counter", lambda: next(clock))
     watch._waited = 3.5
     assert watch.summary() == (
         "stage: 14 steps in 0:07, 16.0 images/s, 50 % of the time waiting for data"

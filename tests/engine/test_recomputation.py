@@ -5,8 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fastseg.config import ModelConfig
-from fastseg.precision import autocast
+from fastseg.config.run import ModelConfig
+from fastseg.models.precision import autocast
 
 
 def both_passes(train, images, seed, precision="fp32"):

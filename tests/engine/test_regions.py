@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fastseg import cli
-from fastseg import step as step_module
-from fastseg.fast_paths import SpeedConfig
-from fastseg.forecast import warm_up
-from fastseg.ranks import Ranks
-from fastseg.regions import compile_regions
+from fastseg.cli import command
+from fastseg.distributed.ranks import Ranks
+from fastseg.engine import step as step_module
+from fastseg.engine.memory_forecast import warm_up
+from fastseg.engine.speed.choices import SpeedConfig
+from fastseg.engine.speed.compile import compile_regions
 
 CPU = torch.device("cpu")
 ON = SpeedConfig(compile="on")
@@ -131,8 +131,8 @@ def test_a_failure_to_compile_says_how_to_go_on(compiled_step, case):
     with pytest.raises(RuntimeError) as caught:
         warm_up(train, 4, 1, 32, ranks)
     assert all(map(torch.equal, train.buffers, before))
-    code, message = cli.explain(caught.value)
+    code, message = command.explain(caught.value)
     assert code == 2
     assert "no C++ compiler" in message
     assert "--speed.compile off" in message
-    assert cli.explain(RuntimeError("another one")) == (1, None)
+    assert command.explain(RuntimeError("another one")) == (1, None)

@@ -18,10 +18,10 @@ from PIL import Image
 from scores import CLASSES, COMPARED, NAN, RESULTS
 
 import fastseg
-from fastseg.report import Picture, RunReport, write_report
-from fastseg.report.history import Series, loss_terms, series, smooth
-from fastseg.report.html import render
-from fastseg.report.pictures import LONGEST, accuracy, image_uri, label_uri
+from fastseg.report.page.history import Series, loss_terms, series, smooth
+from fastseg.report.page.html import render, write_report
+from fastseg.report.page.pictures import LONGEST, accuracy, image_uri, label_uri
+from fastseg.report.results import Picture, RunReport
 
 PALETTE = np.array([[128, 64, 128], [70, 130, 180], [220, 20, 60]], np.uint8)
 SECTIONS = ("subsets", "training", "classes", "confusion", "pictures", "configuration", "reproduce")
@@ -326,7 +326,7 @@ def test_palette_must_fit_the_classes() -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, fastseg.report; "
+        "import sys, fastseg.report.results, fastseg.report.page.html; "
         "print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     )
     root = Path(fastseg.__file__).parent.parent

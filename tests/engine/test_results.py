@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 from scores import CLASSES, COMPARED, NAN, RESULTS
 
-from fastseg.report import (
-    SubsetResult,
-    format_table,
-    mean_result,
-    read_results,
-    write_results,
-)
+from fastseg.report.results import SubsetResult, mean_result, read_results, write_results
+from fastseg.report.table import format_table
 
 ORDER = ["R", "D", "RD"]
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from fastseg import run_folder
 from fastseg.choice import Choice
-from fastseg.config import read_config
+from fastseg.config.presets.registry import get_preset
+from fastseg.config.run import read_config
+from fastseg.engine import run_folder
+from fastseg.engine.run_folder import RunFolder
 from fastseg.errors import ConfigError
-from fastseg.presets import get_preset
-from fastseg.run_folder import RunFolder
 
 
 @pytest.fixture

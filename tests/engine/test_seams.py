@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from fastseg import evaluate
-from fastseg.config import from_dict, read_config, to_dict
-from fastseg.context import RunContext
-from fastseg.run_folder import RunFolder
-from fastseg.scoring import write_run_report
-from fastseg.trainer import Trainer
+from fastseg.config.run import from_dict, read_config, to_dict
+from fastseg.engine.context import RunContext
+from fastseg.engine.run_folder import RunFolder
+from fastseg.engine.trainer import Trainer
+from fastseg.evaluation.run_report import write_run_report
 from tests.support import toy_backbone, toy_method
 
 
@@ -154,7 +154,7 @@ def test_a_model_that_reads_which_modalities_are_there_is_not_replayed(config, m
 
 def fast_paths_on_a_gpu(config, reads_present):
     from fastseg.choice import Choice
-    from fastseg.fast_paths import _graphs
+    from fastseg.engine.speed.choices import _graphs
 
     kernels = Choice(True, "fused losses")
     return _graphs("auto", torch.device("cuda"), "single", 1, kernels, object(), reads_present)

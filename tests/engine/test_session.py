@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from fastseg.checkpoint import save_weights
-from fastseg.context import RunContext
-from fastseg.run_folder import RunFolder
-from fastseg.states import TrainingStates
-from fastseg.trainer import Trainer
+from fastseg.checkpoint.state import TrainingStates
+from fastseg.checkpoint.weights import save_weights
+from fastseg.engine.context import RunContext
+from fastseg.engine.run_folder import RunFolder
+from fastseg.engine.trainer import Trainer
 
 KERNELS = {"where": "a GPU", "levels": ["cudnn", None, "flash", "efficient"]}
 

@@ -5,9 +5,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from fastseg.engine.speed.cast_weights import ShortWeights
 from fastseg.models.casting import cast_together
-from fastseg.precision import autocast
-from fastseg.short_weights import ShortWeights
+from fastseg.models.precision import autocast
 
 SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CPU = torch.device("cpu")

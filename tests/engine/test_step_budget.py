@@ -18,20 +18,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastseg import kernels
-from fastseg import step as step_module
-from fastseg.config import ModelConfig, TrainConfig
-from fastseg.context import RunContext
+from fastseg.config.run import ModelConfig, TrainConfig
+from fastseg.engine import step as step_module
+from fastseg.engine.context import RunContext
+from fastseg.engine.memory_forecast import LiveBytes, count_memory
+from fastseg.engine.optim.optimizer import build_optimizer
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
-from fastseg.forecast import LiveBytes, count_memory
+from fastseg.engine.step import TrainStep
 from fastseg.kernels.common import switch
 from fastseg.methods import robustseg
 from fastseg.methods.base import weighted_sum
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.methods.stage import Stage
 from fastseg.models import SegFormer
-from fastseg.optim import build_optimizer
 from fastseg.pipelines import Batch, DataConfig
-from fastseg.step import TrainStep
 
 pytestmark = pytest.mark.skipif(
     not switch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton"

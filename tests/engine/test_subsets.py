@@ -1,4 +1,4 @@
-from fastseg.subsets import all_subsets
+from fastseg.evaluation.subsets import all_subsets
 
 
 def test_papers_order():

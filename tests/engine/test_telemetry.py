@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from fastseg.telemetry import Meter, MetricsLog, Progress, duration
+from fastseg.report.progress import Meter, MetricsLog, Progress, duration
 
 
 def test_rows_are_valid_json_even_with_nan(tmp_path):

@@ -7,18 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastseg import trainer as trainer_module
-from fastseg import validation as validation_module
-from fastseg.checkpoint import read_identity, save_weights
-from fastseg.context import RunContext
+from fastseg.checkpoint.weights import read_identity, save_weights
+from fastseg.engine import trainer as trainer_module
+from fastseg.engine.context import RunContext
+from fastseg.engine.run_folder import RunFolder
+from fastseg.engine.step import TrainStep
+from fastseg.engine.trainer import Trainer
 from fastseg.errors import CheckpointError, ConfigError
+from fastseg.evaluation import validation as validation_module
 from fastseg.methods import base, robustseg
 from fastseg.methods.robustseg import RobustSegWeights
 from fastseg.methods.seeds import derive_seed, draw_modalities
 from fastseg.pipelines import CorruptionConfig, DataError
-from fastseg.run_folder import RunFolder
-from fastseg.step import TrainStep
-from fastseg.trainer import Trainer
 
 NETWORKS = ("teacher", "student")
 

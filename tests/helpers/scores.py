@@ -2,7 +2,7 @@
 
 import math
 
-from fastseg.report import SubsetResult
+from fastseg.report.results import SubsetResult
 
 NAN = math.nan
 COMPARED = ("teacher", "student")

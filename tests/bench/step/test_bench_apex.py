@@ -17,7 +17,7 @@ from bench import gpu_record
 from bench.harness import report, shapes
 from bench.harness.rows import read_rows, speed_up
 from bench.step import bench_apex
-from fastseg import nvidia_apex
+from fastseg.engine.optim import nvidia_apex
 
 TOKENS = shapes.Shape(side=64, batch=1, modalities=2)
 # and the largest error: torch on a CPU adds up a weight's gradient in bfloat16

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from fastseg import data
-from fastseg.contact_sheet import draw_sheet
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
+from fastseg.report.contact_sheet import draw_sheet
 from tests.support import dataset_trees as trees
 
 

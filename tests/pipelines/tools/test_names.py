@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from fastseg import data
-from fastseg.contact_sheet import draw_sheet
 from fastseg.pipelines import CorruptionConfig, DataConfig, DataError, build_loader, get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.projection.calibration import read_json
 from fastseg.pipelines.tools.names import local, name_bytes, portable, readable
+from fastseg.report.contact_sheet import draw_sheet
 
 REPO = Path(__file__).parents[3]
 DELIVER, MCUBES = get_dataset("deliver"), get_dataset("mcubes")

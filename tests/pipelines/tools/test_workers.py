@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastseg import cli
+from fastseg.cli import command as cli
 from fastseg.pipelines import DataConfig, DataError
 from fastseg.pipelines.loaders import torch_loader
 from fastseg.pipelines.tools.process_pool import each
@@ -24,7 +24,7 @@ REPO = Path(__file__).parents[3]
 LOAD = """
 import sys
 from pathlib import Path
-from fastseg import cli
+from fastseg.cli import command as cli
 from fastseg.pipelines import DataConfig, build_loader
 @cli.command
 def main(arguments):

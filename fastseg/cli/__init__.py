@@ -1,0 +1,1 @@
+"""Shared by the commands: parsing, exit codes, messages, sub-commands of data."""

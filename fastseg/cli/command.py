@@ -1,0 +1,261 @@
+"""What the commands share: parsing over a preset, and errors as one message instead of a trace."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from fastseg.cli.places import check_places
+from fastseg.config.presets.registry import PRESETS, get_preset
+from fastseg.config.run import TrainConfig, read_config
+from fastseg.distributed.ranks import OthersFailed, Ranks, join
+from fastseg.engine.speed.compile import compile_failure
+from fastseg.errors import CheckpointError, ConfigError
+from fastseg.pipelines import DataError
+from fastseg.pipelines.tools.settings import as_path
+from fastseg.pipelines.tools.workers import worker_fault
+
+BUG, BAD_INPUT, LOST_PEER, OUT_OF_MEMORY, INTERRUPTED = 1, 2, 69, 75, 130
+READER_GONE = 141
+"""What a shell reports of a command whose output nobody reads any more, as in ``... | head``."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
+_REFUSALS = (*_FULL, *_FORBIDDEN)
+"""What a system says of a place where nothing can be written."""
+
+_PATIENCE_S = 3.0
+"""How long a process whose collective broke waits to hear that another one failed first."""
+
+
+def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """Turn the errors that a user can cause into a message on standard error and an exit code."""
+
+    @wraps(main)
+    def wrapped(arguments: Sequence[str] | None = None) -> int:
+        print_any_name()
+        try:
+            return main(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            code, message = explain(error)
+            if message is None:
+                raise
+            # before the processes have met, all of them find the same fault
+            if _speaks():
+                print(message, file=sys.stderr)
+            return code
+
+    return while_read(wrapped)
+
+
+def while_read(main: Callable[..., int]) -> Callable[..., int]:
+    """End quietly with `READER_GONE` once nobody reads what a command prints."""
+
+    @wraps(main)
+    def wrapped(*arguments: Any, **options: Any) -> int:
+        try:
+            try:
+                return main(*arguments, **options)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            if not _silence_unread():
+                raise
+            return READER_GONE
+
+    return wrapped
+
+
+def _silence_unread() -> bool:
+    """Lead standard output and error nowhere where nobody reads them; whether one was such.
+
+    What is left in their buffers is written without an error as the interpreter ends.
+    """
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    gone = [stream for stream, event in poll.poll(0) if event & select.POLLERR]
+    for stream in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return bool(gone)
+
+
+@contextmanager
+def processes(config: TrainConfig) -> Iterator[Ranks]:
+    """Join the processes of this launch; an error on any of them ends all.
+
+    The first process to fail says why, and all leave with its exit code.
+    """
+    with join(config.device, config.parallel.timeout) as ranks:
+        try:
+            yield ranks
+        except (Exception, KeyboardInterrupt) as error:
+            if ranks.world == 1:
+                raise
+            _leave_together(ranks, error)
+
+
+def explain(error: BaseException) -> tuple[int, str | None]:
+    """Exit code and message of an error; no message for a bug, whose trace is wanted."""
+    if isinstance(error, CheckpointError | ConfigError | DataError):
+        return BAD_INPUT, f"error: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return OUT_OF_MEMORY, (
+            f"error: out of memory ({_first_line(error)})\n"
+            "Use --precision bf16. If scores were computed, lower --data.eval-batch-size or "
+            "--data.eval-size, else let python -m fastseg.train have a lower --data.batch-size or "
+            "--data.size. The same command then continues from the last checkpoint."
+        )
+    if (reason := compile_failure(error)) is not None:
+        return BAD_INPUT, (
+            f"error: torch.compile failed ({reason})\n"
+            "The same command with --speed.compile off goes on from the last checkpoint."
+        )
+    # torch raises it wherever the run is when a worker dies
+    if isinstance(error, RuntimeError) and (fault := worker_fault(error)) is not None:
+        return BAD_INPUT, f"error: {fault}"
+    if isinstance(error, OSError) and (error.errno in _REFUSALS or error.filename is not None):
+        return BAD_INPUT, f"error: {explain_os_error(error)}"
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    return BUG, None
+
+
+def explain_os_error(error: OSError) -> str:
+    """The file, what the system says of it, and what to do."""
+    if error.errno in _FULL:
+        remedy = "make room, or choose another disk with --out; the same command continues"
+    elif error.errno in _FORBIDDEN:
+        remedy = "choose another place with --out, or ask for the right to use this one"
+    elif error.errno in _IN_THE_WAY:
+        remedy = "move away what stands there, or choose another place"
+    else:
+        remedy = "check the path"
+    return f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}"
+
+
+def print_any_name() -> None:
+    """Let standard output escape the letters of file names that its encoding does not have."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:
+    """Exit with the code of the first failure; whoever failed first has said why, or does now."""
+    code, message = explain(error)
+    if isinstance(error, BrokenPipeError) and _silence_unread():
+        code, message = READER_GONE, ""
+    known: int | None = None
+    if isinstance(error, OthersFailed):
+        known = error.code
+    elif message is None and isinstance(error, RuntimeError):
+        # a collective breaks when its peer has left: then the peer has the reason
+        known = ranks.failure_of_others(_PATIENCE_S)
+        if _lost_peer(error):
+            code, message = (
+                LOST_PEER,
+                (
+                    f"error: rank {ranks.rank} lost another process, which was killed or hangs "
+                    f"({_first_line(error)})\nThe same command continues from the last checkpoint."
+                ),
+            )
+    if known is None and ranks.claim_failure(code):
+        if message is None:
+            traceback.print_exception(error)
+        elif message:
+            where = f"rank {ranks.rank}: " if ranks.rank else ""
+            print(f"{where}{message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ranks.linger(_PATIENCE_S)
+    # without the farewell of the process groups, which could wait for a dead peer
+    os._exit(code if known is None else known)
+
+
+def _lost_peer(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def _speaks() -> bool:
+    """Whether this process speaks before the processes have met."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+PATHS = ConstructorRegistry()
+"""Within it, tyro expands ``~`` in paths, which a shell does not behind ``=``, and refuses ''."""
+
+
+@PATHS.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: as_path(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def parse(kind: type[Any], **options: Any) -> Any:
+    """``tyro.cli``; of several processes, which all get the same arguments, rank 0 speaks."""
+    with PATHS:
+        if _speaks():
+            return tyro.cli(kind, **options)
+        nothing = io.StringIO()
+        with redirect_stdout(nothing), redirect_stderr(nothing):
+            return tyro.cli(kind, **options)
+
+
+def parse_config(program: str, description: str, arguments: Sequence[str] | None) -> TrainConfig:
+    """A `TrainConfig` from ``--preset NAME`` or ``--config FILE`` and any field behind it.
+
+    Raises:
+        ConfigError: the preset is unknown, or a file or folder cannot serve.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="demo")
+    first.add_argument("--config")
+    known, rest = first.parse_known_args(arguments)
+    base = get_preset(known.preset) if known.config is None else _config_file(known.config)
+    note = (
+        f"{description}\n\n--preset NAME chooses the recipe whose fields are listed here with its "
+        f"values: {', '.join(PRESETS)} (default: demo). --config FILE takes the config.json of "
+        "a run instead."
+    )
+    config: TrainConfig = parse(
+        TrainConfig, prog=program, description=note, default=base, args=rest
+    )
+    check_places(config)
+    return config
+
+
+def _config_file(text: str) -> TrainConfig:
+    try:
+        return read_config(as_path(text))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"--config: {error}") from None

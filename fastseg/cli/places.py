@@ -1,0 +1,47 @@
+"""The files and folders that a command is given, looked at before anything is made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastseg.config.run import TrainConfig
+from fastseg.errors import ConfigError
+
+
+def check_places(config: TrainConfig) -> None:
+    """Refuse a run whose files cannot be read, before its folder is made.
+
+    Raises:
+        ConfigError: there is no stage, a file of weights is not there or no file, or the place of
+            the runs or of the data is a file or cannot be read.
+    """
+    if not config.stages:
+        raise ConfigError(
+            "the config has no stage: name one under stages, such as those of --preset demo"
+        )
+    for name, path in config.given.items():
+        _check_file(f"--{name}", path, f"the {name}.safetensors of a finished run")
+    # a run that goes on reads its first weights no more
+    begun = any((config.out / config.name / "checkpoints").glob("*"))
+    if config.model.weights is not None and not begun:
+        _check_file("--model.weights", config.model.weights, "a file of encoder weights")
+    _check_folder("--data.root", config.data.root)
+    _check_folder("--out", config.out)
+
+
+def _check_file(option: str, path: Path, wanted: str) -> None:
+    if path.is_file() and os.access(path, os.R_OK):
+        return
+    fault = "is a folder" if path.is_dir() else "cannot be read"
+    fault = fault if path.exists() else "does not exist"
+    raise ConfigError(f"{option} {path} {fault}: give {wanted}")
+
+
+def _check_folder(option: str, path: Path) -> None:
+    """A folder that is not there yet may be made, or is reported by who needs it."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{option} {path}: {there} is a file; give a folder")
+    if there == path and not os.access(path, os.R_OK | os.X_OK):
+        raise ConfigError(f"{option} {path} cannot be read; choose another folder")

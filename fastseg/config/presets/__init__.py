@@ -1,0 +1,1 @@
+"""Whole recipes by name, one file per data set and per demo."""

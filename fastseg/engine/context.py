@@ -1,0 +1,118 @@
+"""What every command derives from a config: data set, subsets, device, networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastseg.config.run import TrainConfig
+from fastseg.distributed.ranks import Ranks, choose_device
+from fastseg.engine.optim import nvidia_apex
+from fastseg.evaluation.subsets import all_subsets
+from fastseg.kernels import settle
+from fastseg.models import Segmenter, model_builder
+from fastseg.models.precision import autocast, best_precision
+from fastseg.pipelines import get_dataset
+from fastseg.report.progress import say
+
+if TYPE_CHECKING:
+    from fastseg.checkpoint.weights import Identity
+
+
+class RunContext:
+    """The fixed surroundings of a run.
+
+    Attributes:
+        config: what is run, with a precision that is decided.
+        method: that of the config, with its options.
+        spec: the data set.
+        modalities: those of the run, in its order.
+        subsets: all 2^M - 1 choices of them, the full set last.
+        ranks: this process and its peers; one process alone by default.
+        device: where networks live.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
+        self.spec = get_dataset(config.data.dataset)
+        self.modalities = self.spec.select(config.data.modalities)
+        self.subsets = all_subsets([modality.letter for modality in self.modalities])
+        self.ranks = ranks or Ranks(choose_device(config.device))
+        self.device = self.ranks.device
+        # before anything relies on them
+        settle(self.device)
+        if config.precision == "auto":
+            config = replace(config, precision=best_precision(self.device).value)
+        self.config = config
+        self.method = config.build_method()
+        if config.model.norm == "apex":
+            nvidia_apex.require("--model.norm apex", self.device)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes of the data set."""
+        return self.spec.num_classes
+
+    def autocast(self) -> torch.autocast:
+        """The arithmetic of the networks: bf16 or fp16, or as stored for fp32."""
+        return autocast(self.device, self.config.precision)
+
+    def new_network(self, seed: int, name: str = "") -> Segmenter:
+        """A network on the CPU with random weights that depend on the seed alone.
+
+        Args:
+            seed: of the weights.
+            name: of the network, for methods whose networks differ; none: the model of the run.
+        """
+        model = self.config.model
+        build = partial(
+            model_builder(model.backbone),
+            model.backbone,
+            self.num_classes,
+            [modality.name for modality in self.modalities],
+            embed_dim=model.embed_dim,
+            dropout=model.dropout,
+            drop_path=model.drop_path,
+            norm_momentum=model.norm_momentum,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.method.build(name, build)
+        if model.norm == "apex":
+            nvidia_apex.use_layer_norm(network)
+        return network
+
+    def load_network(self, path: Path, role: str | None = None) -> Segmenter:
+        """A finished network in eval mode on the device.
+
+        Args:
+            path: weights that a run has written.
+            role: the name that the network must have there; None takes any.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or belongs to other data, another model
+                or another role.
+        """
+        from fastseg.checkpoint.weights import load_weights  # forecasts and steps need no files
+
+        network = self.new_network(0, role or "")
+        checked = load_weights(path, network, self.identity(role or "any"), role)
+        if not checked and self.ranks.is_first:
+            say(f"note: {path} has no checksum, as an earlier version wrote it: taken as it is")
+        return network.to(self.device).eval()
+
+    def identity(self, network: str) -> Identity:
+        """What the weights of this run belong to."""
+        from fastseg.checkpoint.weights import Identity
+
+        return Identity(
+            network=network,
+            dataset=self.spec.name,
+            classes=tuple(self.spec.classes),
+            modalities=tuple(modality.name for modality in self.modalities),
+            backbone=self.config.model.backbone,
+            embed_dim=self.config.model.embed_dim,
+        )

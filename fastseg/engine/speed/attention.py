@@ -1,0 +1,158 @@
+"""Which of torch's attention kernels is the fastest at the shapes of a network, by measurement.
+
+The keys are few and the heads narrow (1024 keys, 32 channels for MiT-B0 at 1024 x 1024): published
+timings of the kernels are for other shapes and disagree with each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+from fastseg.distributed.ranks import Ranks
+from fastseg.models import AttentionLevel, Segmenter
+from fastseg.models.backbones.attention import attention
+
+BACKENDS: dict[str, SDPBackend] = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+_WARM_UP, _TIMED = 3, 10
+
+Clock = Callable[[Callable[[], None]], float]
+Record = dict[str, Any]
+
+
+def settle_attention(
+    networks: Sequence[Segmenter],
+    images: int,
+    side: int,
+    dtype: torch.dtype,
+    before: Record | None,
+    ranks: Ranks,
+) -> tuple[Record, str]:
+    """Take the kernels that a run began with, or measure where nothing has chosen yet.
+
+    Two measurements may differ, and with another kernel a resumed run would round otherwise than
+    one that was never stopped. On another device, torch or shape they are measured again.
+
+    Args:
+        networks: as for :func:`choose_attention`, like the next three.
+        images: of one encoder call.
+        side: of an image.
+        dtype: of queries, keys and values.
+        before: what this function returned when the run began; the same on every process.
+        ranks: processes that choose together.
+
+    Returns:
+        What was chosen and where, for the training state: ``where`` and, per level, the name of
+        the kernel or None in ``levels``; and the same for people.
+    """
+    device = next(networks[0].parameters()).device
+    # of rank 0, so that no process measures while others do not
+    where = ranks.share(lambda: _place(device, images, side, dtype))
+    if before is not None and before["where"] == where:
+        for network in networks:
+            _set_kernels(network.attention_levels(images, side), before["levels"])
+        kernels = ", ".join(name or "torch's choice" for name in before["levels"])
+        return before, f"levels 1 to 4: {kernels}, as this run began"
+    says = choose_attention(networks, images, side, dtype, ranks=ranks)
+    levels = networks[0].attention_levels(images, side)
+    return {"where": where, "levels": _kernels_of(levels)}, says
+
+
+def choose_attention(
+    networks: Sequence[Segmenter],
+    images: int,
+    side: int,
+    dtype: torch.dtype,
+    clock: Clock | None = None,
+    ranks: Ranks | None = None,
+) -> str:
+    """Time forward and backward of every kernel at every level and set the fastest.
+
+    Args:
+        networks: whose attention to set; of one backbone.
+        images: of one encoder call, all modalities together.
+        side: of an image, in pixels.
+        dtype: of queries, keys and values.
+        clock: milliseconds of a call; the GPU's by default.
+        ranks: processes that choose together, by the slowest of them.
+
+    Returns:
+        What was chosen, for people.
+    """
+    clock = clock or _gpu_ms
+    device = next(networks[0].parameters()).device
+    chosen = []
+    levels = [network.attention_levels(images, side) for network in networks]
+    for alike in zip(*levels, strict=True):
+        shape, keys = alike[0].queries, alike[0].keys
+        tensors = [
+            torch.randn(
+                (shape[0], length, shape[1], shape[3]), device=device, dtype=dtype
+            ).transpose(1, 2).requires_grad_()
+            for length in (shape[2], keys, keys)
+        ]  # fmt: skip
+        own = [_ms(backend, tensors, clock) for backend in BACKENDS.values()]
+        times = dict(zip(BACKENDS, ranks.reduce(own, "max") if ranks else own, strict=True))
+        best = min(times, key=lambda name: times[name])
+        if math.isinf(times[best]):
+            chosen.append("torch's choice")
+            continue
+        for layer in (layer for level in alike for layer in level.layers):
+            layer.backend = BACKENDS[best]
+        chosen.append(f"{best} {times[best]:.3f} ms")
+    return "levels 1 to 4: " + ", ".join(chosen)
+
+
+def _kernels_of(levels: Sequence[AttentionLevel]) -> list[str | None]:
+    """Name of the kernel of every level, None where torch chooses."""
+    names = {backend: name for name, backend in BACKENDS.items()}
+    firsts = [level.layers[0].backend for level in levels]
+    return [None if backend is None else names[backend] for backend in firsts]
+
+
+def _set_kernels(levels: Sequence[AttentionLevel], names: Sequence[str | None]) -> None:
+    """Inverse of :func:`_kernels_of`."""
+    for name, level in zip(names, levels, strict=True):
+        for layer in level.layers:
+            layer.backend = None if name is None else BACKENDS[name]
+
+
+def _place(device: torch.device, images: int, side: int, dtype: torch.dtype) -> str:
+    """What a measurement holds for."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, torch {torch.__version__}, {images} images of {side} pixels, {dtype}"
+
+
+def _ms(backend: SDPBackend, tensors: Sequence[Tensor], clock: Clock) -> float:
+    """Milliseconds of both passes; infinity where the kernel does not serve the shape."""
+    q, k, v = tensors
+
+    def passes() -> None:
+        out = attention(q, k, v, backend)
+        torch.autograd.grad(out, tensors, out)
+
+    try:
+        return clock(passes)
+    except RuntimeError:
+        return math.inf
+
+
+def _gpu_ms(call: Callable[[], None]) -> float:
+    for _ in range(_WARM_UP):
+        call()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    for _ in range(_TIMED):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / _TIMED

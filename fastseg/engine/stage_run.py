@@ -1,0 +1,170 @@
+"""One stage in progress: the networks that learn and everything whose state must survive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastseg.checkpoint.state import TrainingStates, load_state
+from fastseg.choice import Choice
+from fastseg.distributed.parallelize import Parallel, parallelize
+from fastseg.distributed.sharded_tensors import module_tensors
+from fastseg.engine.context import RunContext
+from fastseg.engine.optim.optimizer import Optimizer, build_optimizer
+from fastseg.engine.optim.weight_average import WeightAverage
+from fastseg.engine.stage_setup import StageNetworks, StageSetup
+from fastseg.engine.step import TrainStep
+from fastseg.models import Segmenter
+from fastseg.models.precision import LossScale
+from fastseg.pipelines import Loader
+from fastseg.report.progress import say
+
+
+@dataclass
+class Session:
+    """What the steps of one stage share.
+
+    Attributes:
+        context: of the run.
+        setup: of the stage.
+        networks: of the stage; parameters of those that learn may be shards.
+        parallel: how those are spread.
+        optimizer_kind: as `build_optimizer` takes it.
+        optimizer: of all that learn.
+        step_fn: trains a step.
+        average: of the weights, if the config asks for one.
+    """
+
+    context: RunContext
+    setup: StageSetup
+    networks: StageNetworks
+    parallel: Parallel
+    optimizer_kind: str
+    optimizer: Optimizer
+    step_fn: TrainStep
+    average: WeightAverage | None
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return self.setup.name
+
+    @property
+    def steps(self) -> int:
+        """Length of the stage in optimizer steps."""
+        return self.setup.steps
+
+    @property
+    def module(self) -> nn.Module:
+        """The networks that learn as one module."""
+        return self.step_fn.module
+
+    def scored(self, name: str | None = None) -> Segmenter:
+        """A network to score and to keep: whole, and averaged if there is an average.
+
+        Collective. It is the learning network itself where that is whole and not averaged.
+
+        Args:
+            name: of a network that learns; the first by default.
+        """
+        learning = self.networks.learning
+        name = name or next(iter(learning))
+        if self.average is None and not self.parallel.sharded:
+            return learning[name]
+        tensors = module_tensors(learning[name])
+        if self.average is not None:
+            prefix = "" if len(learning) == 1 else f"{name}."
+            averages = self.average.tensors().items()
+            tensors |= {k.removeprefix(prefix): x for k, x in averages if k.startswith(prefix)}
+        network = self.context.new_network(seed=0, name=name)
+        network.load_state_dict(tensors)
+        return network.to(self.context.device)
+
+    def describe(
+        self, loader: Loader, done: int, mode: Choice[str], optimizer: Choice[str]
+    ) -> tuple[str, str]:
+        """What is about to be trained, and how; the reasons are those of the choices made."""
+        config, stage = self.context.config, self.setup.stage
+        millions = sum(p.numel() for p in self.module.parameters()) / 1e6
+        terms = " + ".join(f"{weight:g} {term}" for term, weight in stage.losses.active().items())
+        since = f", continued at step {done}" if done else ""
+        factors = {"processes": self.parallel.world, "micro-batches": config.accumulate}
+        times = "".join(f" x {count} {what}" for what, count in factors.items() if count > 1)
+        average = f", weights averaged with decay {config.ema:g}" if config.ema else ""
+        what = (
+            f"{self.name}: trains the {' and the '.join(stage.learners)} "
+            f"({config.model.backbone}, {millions:.2f} M "
+            f"parameters, {self.context.device}, {config.precision}) on {stage.modalities} input "
+            f"with {terms}; {self.steps} steps of {config.data.batch_size} samples{times}, "
+            f"{self.setup.steps_per_epoch} per epoch, {loader.name} loader ({loader.reason}){since}"
+        )
+        how = (
+            f"{self.name}: {self.parallel.description} [{mode.why}]; optimizer "
+            f"{self.optimizer_kind} [{optimizer.why}]; {config.model.norm} LayerNorm{average}"
+        )
+        return what, how
+
+    def save(self, states: TrainingStates, done: int, facts: dict[str, Any], keep: int) -> None:
+        """Write the training state after ``done`` steps; collective, rank 0 writes."""
+        scale = self.step_fn.scale
+        state = {
+            "stage": self.name,
+            "step": done,
+            "skipped_in_row": float(self.step_fn.skipped_in_row),
+            "loss_scale": None if scale is None else scale.state(),
+            "parallel": self.parallel.mode,
+            "processes": self.parallel.world,
+            "optimizer": self.optimizer_kind,
+            "attention": self.step_fn.attention,
+            **self.step_fn.method.state(),
+            **facts,
+        }
+        states.save(
+            self.module, self.optimizer, state, keep,
+            average=self.average, writes=self.context.ranks.is_first,
+        )  # fmt: skip
+
+    def restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Inverse of `save`, on any number of processes; each reads the files itself."""
+        change = self.step_fn.method.changed_meaning(self.setup.stage, state)
+        if change is not None and self.context.ranks.is_first:
+            say(f"warning: {self.name}: {change}")
+        load_state(path, self.module, self.optimizer, self.average)
+        self.step_fn.skipped_in_row.fill_(state["skipped_in_row"])
+        self.step_fn.attention = state.get("attention")
+        if self.step_fn.scale is not None and state.get("loss_scale"):
+            self.step_fn.scale.restore(state["loss_scale"])
+
+
+def build_session(
+    context: RunContext, setup: StageSetup, networks: StageNetworks, *, mode: str, kind: str
+) -> Session:
+    """Make networks ready to train.
+
+    Args:
+        context: of the run.
+        setup: of the stage.
+        networks: first weights, on the device; changed in place.
+        mode: how those that learn are spread, see `parallelize`.
+        kind: of the optimizer.
+    """
+    config = setup.config
+    for network in networks.learning.values():
+        network.train()
+    parallel = parallelize(
+        networks.learning,
+        mode,
+        context.ranks,
+        precision=config.precision,
+        shard_size=config.parallel.shard_size,
+    )
+    module = networks.together()
+    factors = {name: setup.method.rate_factor(setup.stage, name) for name in networks.learning}
+    optimizer = build_optimizer(module, config.optim, kind, factors)
+    scale = LossScale(context.device) if config.precision == "fp16" else None
+    step_fn = TrainStep(setup, networks, optimizer, parallel, scale)
+    average = WeightAverage(module, config.ema) if config.ema else None
+    return Session(context, setup, networks, parallel, kind, optimizer, step_fn, average)

@@ -1,0 +1,296 @@
+"""One optimizer step of a stage: all of the arithmetic, nothing of the files around it.
+
+A step over several processes or micro-batches is that of one process with all of the samples, as
+far as the terms are means over samples: subset, modality permutations and BatchNorm statistics
+(the latter over processes, not over micro-batches) belong to the whole step. Of a share alone are
+
+- the hard pixels of OHEM: each share keeps its own and divides by their number;
+- the information of RRM: its noise scale and its norm over modalities are not linear in samples;
+- dropout masks and noise, which are other numbers in every share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastseg.choice import Choice
+from fastseg.distributed.parallelize import Parallel
+from fastseg.distributed.sharded_tensors import whole
+from fastseg.engine.optim.learning_rate import learning_rate
+from fastseg.engine.optim.optimizer import Optimizer, guarded_step, set_learning_rate
+from fastseg.engine.speed.cast_weights import ShortWeights
+from fastseg.engine.speed.choices import choose_paths
+from fastseg.engine.speed.compile import compile_regions, run_as_written
+from fastseg.engine.speed.cuda_graphs import StepGraphs
+from fastseg.engine.stage_setup import StageNetworks, StageSetup
+from fastseg.methods.base import Forward, StepInputs, weighted_sum
+from fastseg.methods.draws import Draws, pack
+from fastseg.methods.seeds import Share
+from fastseg.models import Segmenter, SegmenterOutput
+from fastseg.models.precision import LossScale, autocast, reduced_dtype
+from fastseg.pipelines import Batch
+
+Values = dict[str, Tensor]
+
+
+class TrainStep:
+    """The step function of one stage.
+
+    Every random draw of a step derives from (seed, stage, step), so the same call gives the same
+    numbers in a run that was never stopped and in one that was. Nothing waits for the device.
+
+    Args:
+        setup: of the stage.
+        networks: of the stage; the frozen ones are made constants.
+        optimizer: of all that learn.
+        parallel: how those are spread; one process by default.
+        scale: of the loss, for fp16.
+
+    Attributes:
+        paths: how steps are run, and why.
+        skipped_in_row: device scalar, the steps since the last one with a finite gradient.
+        attention: the kernels of attention that were chosen, see `settle_attention`; None so far.
+    """
+
+    def __init__(
+        self,
+        setup: StageSetup,
+        networks: StageNetworks,
+        optimizer: Optimizer,
+        parallel: Parallel | None = None,
+        scale: LossScale | None = None,
+    ) -> None:
+        self.setup, self.networks, self.optimizer = setup, networks, optimizer
+        self.config, self.stage, self.method = setup.config, setup.stage, setup.method
+        self.parallel = parallel or Parallel(dict(networks.learning))
+        self.scale = scale
+        self.module = networks.together()
+        self.buffers = list(self.module.buffers())
+        weight = next(self.module.parameters())
+        self.device = weight.device
+        self.skipped_in_row = torch.zeros((), device=self.device)
+        self.attention: dict[str, Any] | None = None
+        short = reduced_dtype(self.config.precision)
+        self.dtype = short or weight.dtype
+        self.paths = choose_paths(
+            self.config.speed,
+            optimizer,
+            device=self.device,
+            short=short,
+            steps=setup.steps,
+            accumulate=self.config.accumulate,
+            mode=self.parallel.mode,
+            apex_norm=self.config.model.norm == "apex",
+            checkpointing=self.config.model.checkpointing,
+            reads_present=any(network.reads_present for network in networks),
+        )
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the networks ready for the paths that are taken."""
+        paths, learning, frozen = self.paths, self.networks.learning, self.networks.frozen
+        for network in frozen.values():
+            network.freeze(self.dtype)
+        # shards and buckets keep the memory order they were cut in
+        movable = self.networks if self.parallel.mode == "single" else frozen.values()
+        for network in movable if paths.channels_last.value else ():
+            _to_channels_last(network)
+        for network in self.networks if paths.compile.value else ():
+            compile_regions(network)
+        for network in learning.values():
+            network.recompute(paths.checkpointing.value)
+        short = paths.short_weights.value
+        self._short = ShortWeights(learning.values(), self.dtype) if short else None
+        self._graphs = StepGraphs(self.update, self.optimizer) if paths.graphs.value else None
+        self._forwards: dict[str, Forward] = {
+            **{name: partial(self._constant, network) for name, network in frozen.items()},
+            **{name: partial(self._learning, name) for name in learning},
+        }
+
+    def run_as_written(self, why: str) -> None:
+        """Compile nothing after all."""
+        for network in self.networks:
+            run_as_written(network)
+        self.paths = replace(self.paths, compile=Choice(False, why))
+
+    def __call__(self, step: int, *batches: Batch) -> Values:
+        """Train on the micro-batches of one step; they and the returned scalars are on the device.
+
+        The scalars are means over the micro-batches of this process.
+        """
+        count, parallel = len(batches), self.parallel
+        set_learning_rate(self.optimizer, self._rate(step))
+        before: list[Tensor] | None = None
+        parts = []
+        for micro, batch in enumerate(batches):
+            share = Share(parallel.rank, parallel.world, micro, count)
+            modalities, samples = batch.images.shape[:2]
+            draws = self.draw(step, modalities, samples, share)
+            # dropout and stochastic depth draw from torch's generator: seed it by the step
+            torch.manual_seed(self.setup.seed(step, "dropout", share.part))
+            if self._graphs is not None and count == 1:
+                return self._graphs(batch.images, batch.labels, draws)
+            if count > 1:
+                parallel.sync_gradients(micro == count - 1)
+            before = self._statistics() if before is None else before
+            parts.append(self._passes(batch.images, batch.labels, draws, count))
+        assert before is not None
+        if count == 1:
+            return self._learn(parts[0], before)
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        return self._learn(means, before)
+
+    @property
+    def ways(self) -> str:
+        """The ways that steps have taken so far; of graphs, what became of them."""
+        names = [name for name, way in vars(self.paths).items() if way.value and name != "graphs"]
+        if self._graphs is not None:
+            numbers = " ".join(map(str, self._graphs.sizes)) or "no"
+            why = f" ({self._graphs.reason})" if self._graphs.reason else ""
+            names.append(f"graphs of {numbers} modalities{why}")
+        return ", ".join(name.replace("_", " ") for name in names) or "none"
+
+    def update(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
+        """A step of one micro-batch: everything that a CUDA graph can hold."""
+        before = self._statistics()
+        return self._learn(self._passes(images, labels, draws), before)
+
+    def rehearse(self, batch: Batch, draws: Draws) -> None:
+        """Both passes of a step, and nothing learnt: weights and statistics stay as they are."""
+        with self._nothing_learnt():
+            self._passes(batch.images, batch.labels, draws)
+
+    def gradient_norms(self, step: int, *batches: Batch) -> dict[str, float]:
+        """The norm of every parameter's gradient in a step, of which nothing is learnt; collective.
+
+        Waits for the device: it tells why a step was skipped.
+        """
+        count, parallel = len(batches), self.parallel
+        with self._nothing_learnt():
+            for micro, batch in enumerate(batches):
+                share = Share(parallel.rank, parallel.world, micro, count)
+                modalities, samples = batch.images.shape[:2]
+                draws = self.draw(step, modalities, samples, share)
+                torch.manual_seed(self.setup.seed(step, "dropout", share.part))
+                if count > 1:
+                    parallel.sync_gradients(micro == count - 1)
+                self._passes(batch.images, batch.labels, draws, count)
+            grads = {name: p.grad for name, p in self.module.named_parameters()}
+            scale = 1.0 if self.scale is None else float(self.scale.scale)
+            return {
+                name: float(whole(torch.linalg.vector_norm(grad.float()))) / scale
+                for name, grad in grads.items()
+                if grad is not None
+            }
+
+    def draw(
+        self,
+        step: int,
+        modalities: int,
+        batch: int,
+        share: Share = Share(),  # noqa: B008
+        kept: list[int] | None = None,
+    ) -> Draws:
+        """Subset, noise key, learning rate and the method's draws for one share of a step.
+
+        Args:
+            step: its number in the stage, from 0.
+            modalities: M.
+            batch: samples of the share.
+            share: of the whole step.
+            kept: positions of the modalities that are left; drawn by default.
+        """
+        kept = self.present(step, modalities) if kept is None else kept
+        # zeroed modalities are encoded too
+        present = list(range(modalities)) if self.stage.modalities == "zero" else kept
+        seeds = partial(self.setup.seed, step)
+        return pack(
+            self.device,
+            self.method.draw(self.stage, modalities, present, batch, share, seeds),
+            modalities=modalities,
+            present=present,
+            kept=kept,
+            seed=self.setup.seed(step, "noise", share.part),
+            rate=self._rate(step),
+        )
+
+    def present(self, step: int, modalities: int) -> list[int]:
+        """The modalities that are left in a step, the same on every process."""
+        return self.method.present(self.stage, modalities, partial(self.setup.seed, step))
+
+    def losses(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
+        """Forward passes of the networks, every active loss term, and their weighted sum."""
+        images = images.to(self.dtype)
+        inputs = StepInputs(self.stage, images, labels, draws, self._forwards)
+        terms = self.method.terms(inputs)
+        return {**terms, "loss": weighted_sum(terms, self.stage.losses.active())}
+
+    def _constant(self, network: Segmenter, *inputs: Any) -> SegmenterOutput:
+        """The output of a frozen network."""
+        with torch.no_grad():
+            output: SegmenterOutput = network(*inputs)
+        return output
+
+    def _learning(self, name: str, *inputs: Any) -> SegmenterOutput:
+        """The output of a network that learns."""
+        # short weights need no casts
+        precision = self.config.precision
+        cast = precision != "fp32" and self._short is None
+        with autocast(self.device, precision) if cast else nullcontext():
+            output: SegmenterOutput = self.parallel.forwards[name](*inputs)
+        return output
+
+    def _passes(self, images: Tensor, labels: Tensor, draws: Draws, count: int = 1) -> Values:
+        """Forward and backward of one of ``count`` micro-batches; the values of its terms."""
+        with self._arithmetic():
+            values = self.losses(images, labels, draws)
+            loss = values["loss"] if count == 1 else values["loss"] / count
+            loss = loss if self.scale is None else self.scale(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in values.items()}
+
+    def _learn(self, values: Values, before: list[Tensor]) -> Values:
+        """The optimizer step, or none if a gradient is not finite."""
+        if self.scale is not None:
+            values = {**values, "loss_scale": self.scale.scale.clone()}
+        norm, skipped = guarded_step(self.optimizer, self.config.optim.max_norm, self.scale)
+        self.skipped_in_row.add_(1).mul_(skipped)
+        # BatchNorm has seen the batch already: a skipped one must not stay in its statistics
+        for buffer, old in zip(self.buffers, before, strict=True):
+            buffer.copy_(torch.where(skipped > 0, old, buffer))
+        return {**values, "grad_norm": norm, "skipped": skipped}
+
+    @contextmanager
+    def _nothing_learnt(self) -> Iterator[None]:
+        """Passes inside leave weights and statistics as they are, and no gradient."""
+        before = self._statistics()
+        try:
+            yield
+        finally:
+            for buffer, old in zip(self.buffers, before, strict=True):
+                buffer.copy_(old)
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _statistics(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self.buffers]
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        """The weights of the step: copies in the dtype of the networks, or those there are."""
+        return self._short.in_use() if self._short else nullcontext()
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.stage, step, self.setup.steps_per_epoch)
+
+
+def _to_channels_last(network: Segmenter) -> None:
+    """``network.to(memory_format=torch.channels_last)``, which shapes alone do not support."""
+    for weight in network.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,379 @@
+"""The trainer: runs the stages of a config in order and resumes any of them at any step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastseg.checkpoint import weights
+from fastseg.checkpoint.state import TrainingStates
+from fastseg.checkpoint.tensor_file import tensors_digest
+from fastseg.config.run import digest
+from fastseg.distributed.parallelize import copy_size
+from fastseg.distributed.sharded_tensors import module_tensors
+from fastseg.engine.context import RunContext
+from fastseg.engine.data_change import DataFacts, data_facts
+from fastseg.engine.memory_forecast import forecast_memory, warm_up
+from fastseg.engine.optim import nvidia_apex
+from fastseg.engine.optim.optimizer import choose_optimizer
+from fastseg.engine.parallel_choice import choose_mode
+from fastseg.engine.run_folder import RunFolder
+from fastseg.engine.skipped_steps import SkipWatch
+from fastseg.engine.speed.choices import not_taken
+from fastseg.engine.stage_run import Session, build_session
+from fastseg.engine.stage_setup import StageNetworks, StageSetup, joined
+from fastseg.engine.step_log import StepLog
+from fastseg.engine.stop_request import AgreedStop, StillWaiting, StopRequest
+from fastseg.errors import CheckpointError, ConfigError
+from fastseg.evaluation.validation import Validation
+from fastseg.methods.stage import ENCODER, RANDOM, Stage
+from fastseg.models import Segmenter
+from fastseg.pipelines import Batch, DataError, build_loader
+from fastseg.pipelines.loaders.to_device import on_device
+from fastseg.report.profiler import StepWatch, open_board
+from fastseg.report.progress import MetricsLog, Progress, foretell, say
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved and the same command continues it."""
+
+
+Saved = tuple[Path, dict[str, Any]]
+
+
+class Trainer:
+    """Trains the networks of a config inside a run folder, on all processes of a launch together.
+
+    Every process runs the same code on its share of the samples; rank 0 alone writes and speaks.
+    """
+
+    def __init__(self, context: RunContext, run: RunFolder) -> None:
+        self.context, self.ranks = context, context.ranks
+        self.config = context.config
+        if self.config.optim.kind.startswith("apex"):
+            nvidia_apex.require(f"--optim.kind {self.config.optim.kind}", context.device)
+        self.run = run
+        self.metrics = MetricsLog(run.metrics_file, writes=self.ranks.is_first)
+        self.states = TrainingStates(run.checkpoints)
+        board = open_board(self.config.tensorboard and self.ranks.is_first, run.path)
+        place = {"seed": self.config.seed, "rank": self.ranks.rank, "world": self.ranks.world}
+        self.loader = build_loader(
+            self.config.data, train=True, accumulate=self.config.accumulate, **place
+        )
+        self.val_loader = build_loader(self.config.data, train=False, **place)
+        # a fault that the first validation would meet ends the run before its first step
+        self.val_loader.check()
+        for warning in filter(None, (self.loader.warning, self.val_loader.warning)):
+            self._say(f"warning: {warning}")
+        # rank 0 looks at the files for all
+        self._data = DataFacts(**self.ranks.share(lambda: asdict(data_facts(self.loader))))
+        # loaders count micro-batches, everything here counts optimizer steps
+        self.steps_per_epoch = self.loader.steps_per_epoch // self.config.accumulate
+        self.stop = StopRequest()
+        self._stop_now = AgreedStop(self.ranks)
+        self._settings = digest(self.config)
+        self._frozen: dict[str, str] = {}
+        self._session_steps = 0
+        self.log = StepLog(context, self.loader, self.metrics, board)
+        self.validation = Validation(context, self.val_loader, self.metrics, board)
+
+    def fit(self) -> None:
+        """Run every stage that is not finished yet.
+
+        Raises:
+            Stopped: a signal or ``stop_after`` ended the session; the state is saved.
+        """
+        try:
+            with self.stop:
+                for name, stage in self.config.stages.items():
+                    if self.config.skips(stage):
+                        given = self.config.given
+                        there = " and ".join(f"the {n} is {given[n]}" for n in stage.learners)
+                        self._say(f"{name}: skipped, {there}")
+                    elif not self.ranks.share(partial(self._finished, name, stage)):
+                        self._run_stage(self.set_up(name))
+            # a process that was killed as it finished a stage may have left its states
+            self.ranks.first(self.states.remove)
+        finally:
+            self.loader.close()
+            self.val_loader.close()
+
+    def set_up(self, name: str) -> StageSetup:
+        """The stage of that name."""
+        index = list(self.config.stages).index(name)
+        return StageSetup(self.config, name, index, self.config.stages[name], self.steps_per_epoch)
+
+    def _finished(self, name: str, stage: Stage) -> bool:
+        """Whether this stage, or a later one of the same networks, has written its weights."""
+        paths = [self.run.weights_file(network) for network in stage.learners]
+        if not all(path.exists() for path in paths):
+            return False
+        order = list(self.config.stages)
+        return min(weights.stage_of(path, order) for path in paths) >= order.index(name)
+
+    def _run_stage(self, setup: StageSetup) -> None:
+        name = setup.name
+        saved = self._newest(setup)
+        session = self.open_session(setup, saved)
+        done = self._resume(session, saved)
+        self.log.begin(saved[1] if saved else {})
+        rehearsed = self._warm_up(session, done)
+        checked = done + self.config.parallel.check_steps
+        progress = Progress(name, session.steps, done, shown=self.ranks.is_first)
+        stream = self._micro_batches(done, session.steps)
+        watch = StepWatch(
+            name, self.run.path, self.ranks, self.config.profile_steps,
+            expected=session.steps - done, forecast=not rehearsed,
+        )  # fmt: skip
+        skips = SkipWatch(session, self.run.path)
+        shown: dict[str, str] = {}
+        try:
+            if done and self.validation.missing(session, done):
+                shown |= self.validation.run(session, done)
+                self.log.meter.restart_clock()
+            for step in range(done, session.steps):
+                began = time.perf_counter()
+                batches = self._next_batches(session, stream, done, skips)
+                waited = time.perf_counter() - began
+                self.log.report_replaced(batches)
+                watch.before()
+                if step < checked:
+                    self._agree(session, step)
+                values = session.step_fn(step, *batches)
+                if session.average is not None:
+                    session.average.update(step, values["skipped"])
+                self.log.count_modalities(session, step)
+                samples = sum(batch.labels.shape[0] for batch in batches)
+                watch.after(samples, waited)
+                skips.after(step, values, batches)
+                self.log.meter.add(values, samples=samples, waited=waited)
+                done = step + 1
+                if done % self.config.log_every == 0 or done == session.steps:
+                    shown |= self.log.write(session, done)
+                validates = self.validation.due(session, done)
+                # a fault or a kill in a validation then loses no step
+                is_saved = validates or done % self.config.save_every == 0
+                if is_saved:
+                    self._save(session, done, skips)
+                if validates:
+                    shown |= self.validation.run(session, done)
+                    self.log.meter.restart_clock()
+                if skips.total:
+                    shown["skipped"] = str(skips.total)
+                progress.show(shown)
+                progress.advance()
+                self._stop_if_asked(session, done, None if is_saved else skips)
+        finally:
+            stream.close()
+            progress.close()
+            watch.close()
+        self._keep(session)
+
+    def _micro_batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """The batches of the optimizer steps ``start`` to ``stop``, on the device."""
+        count = self.config.accumulate
+        stream = self.loader.batches(start * count, stop * count)
+        return on_device(stream, self.context.device)
+
+    def _next_batches(
+        self, session: Session, stream: Iterator[Batch], done: int, skips: SkipWatch
+    ) -> list[Batch]:
+        """The batches of a step; without them, a requested stop saves the ``done`` steps."""
+        try:
+            with self.stop.waiting():
+                return [next(stream) for _ in range(self.config.accumulate)]
+        except StillWaiting:
+            pass
+        if self.ranks.world > 1:
+            # the others are in the next step and cannot save with this process
+            raise DataError(
+                f"{session.name} was asked to stop, and the data of step {done + 1} do not come; "
+                "the same command continues from the last checkpoint"
+            )
+        if done:
+            self._save(session, done, skips)
+        raise Stopped(f"{session.name} stopped while waiting for the data of step {done + 1}")
+
+    def _agree(self, session: Session, step: int) -> None:
+        """Compare what the processes are about to train: other work on one gives wrong numbers."""
+        present = session.step_fn.present(step, len(self.context.modalities))
+        facts = {
+            "settings": self._settings,
+            "training samples": int(self.loader.fingerprint[:15], 16),
+            "step": step,
+            "modalities of the step": sum(1 << position for position in present),
+        }
+        self.ranks.agree(facts, f"at step {step + 1} of {session.name}")
+
+    def _keep(self, session: Session) -> None:
+        """Write the weights of a finished stage; its training states are no longer needed."""
+        config = self.config
+        size = config.data.eval_size or config.data.size
+        facts = {"stage": session.name, "steps": session.steps, "seed": config.seed, "size": size}
+        networks = {name: session.scored(name) for name in session.networks.learning}
+
+        def write() -> None:
+            for name, network in networks.items():
+                path, identity = self.run.weights_file(name), self.context.identity(name)
+                weights.save_weights(path, network, identity, facts)
+            self.states.remove()
+
+        self.ranks.first(write)
+
+    def open_session(self, setup: StageSetup, saved: Saved | None = None) -> Session:
+        """Make the networks of a stage and all that trains them; says what was chosen.
+
+        Args:
+            setup: of the stage.
+            saved: the state that it continues; its tensors are not read yet.
+        """
+        context, device, state = self.context, self.context.device, saved[1] if saved else {}
+        finished = {
+            name: context.load_network(self.run.network_file(name), name)
+            for name in setup.stage.needed()
+        }
+        networks = StageNetworks(
+            {name: self._first_weights(setup, name, finished) for name in setup.stage.learners},
+            {name: finished[name] for name in setup.stage.targets},
+        )
+        self._check_frozen(finished, setup.stage.learners, saved)
+        for network in networks.learning.values():
+            network.to(device).train()
+        mode = choose_mode(context, setup, networks, partial(self._micro_batches, 0, 1), state)
+        optimizer = choose_optimizer(
+            networks.together(), self.config.optim, self.ranks, before=state.get("optimizer")
+        )
+        session = build_session(context, setup, networks, mode=mode.value, kind=optimizer.value)
+        for line in session.describe(self.loader, int(state.get("step", 0)), mode, optimizer):
+            self._say(line)
+        if device.type == "cuda":
+            single, size = mode.value == "single", self.config.parallel.shard_size
+            shards = 1 if single else copy_size(mode.value, self.ranks, size)
+            self._say(f"{setup.name}: expects {forecast_memory(context, setup, shards)}")
+        return session
+
+    def _first_weights(
+        self, setup: StageSetup, name: str, finished: dict[str, Segmenter]
+    ) -> Segmenter:
+        """A network that is about to learn, on the CPU."""
+        position = setup.stage.learners.index(name)
+        # the networks of a stage start from different weights
+        network = self.context.new_network(setup.seed(0, "weights", position), name)
+        start = setup.stage.start_of(name)
+        if start == ENCODER:
+            self._say(self._load_encoder(network))
+        elif start != RANDOM:
+            network.load_state_dict(finished[start].state_dict())
+        return network
+
+    def _check_frozen(
+        self, finished: dict[str, Segmenter], learners: Sequence[str], saved: Saved | None
+    ) -> None:
+        """Remember the networks that this stage is given; it is not continued with other ones."""
+        self._frozen = {
+            name: tensors_digest(module_tensors(network))
+            for name, network in finished.items()
+            # one that goes on learning is replaced at the end of the stage
+            if name not in learners
+        }
+        if saved is None:
+            return
+        # states of before a stage could have several such networks hold the digest itself
+        before = saved[1].get("frozen") or saved[1]
+        for name, now in self._frozen.items():
+            if before.get(name) not in (None, now):
+                raise CheckpointError(
+                    f"{self.run.network_file(name)} is not the {name} that {self.run.path} was "
+                    "learning from: put that one back, or start anew with --fresh or another "
+                    "--name"
+                )
+
+    def _load_encoder(self, network: Segmenter) -> str:
+        if self.config.model.weights is None:
+            return "no --model.weights: the encoder starts from random weights"
+        return str(network.load_encoder(self.config.model.weights))
+
+    def _save(self, session: Session, done: int, skips: SkipWatch) -> None:
+        # what is of no use never takes the place of a good state
+        skips.check(done)
+        facts = asdict(self._data) | self.log.state() | {"frozen": self._frozen}
+        session.save(self.states, done, facts, self.config.keep_checkpoints)
+
+    def _stop_if_asked(self, session: Session, done: int, unsaved: SkipWatch | None) -> None:
+        """End the session if a signal or ``stop_after`` says so; the end of a stage is passed.
+
+        Steps that are ``unsaved`` are saved first.
+        """
+        if done == session.steps:
+            return
+        self._session_steps += 1
+        asked = self._stop_now(self.stop.requested)
+        if asked or self._session_steps == self.config.stop_after:
+            if unsaved is not None:
+                self._save(session, done, unsaved)
+            raise Stopped(f"{session.name} stopped after step {done} of {session.steps}")
+
+    def _newest(self, setup: StageSetup) -> Saved | None:
+        """The newest intact state of a stage; rank 0 looks, so that all take the same."""
+
+        def module() -> nn.Module:
+            return joined({n: self.context.new_network(0, n) for n in setup.stage.learners})
+
+        def find() -> list[Any] | None:
+            found = self.states.newest(setup.name, module, averaged=self.config.ema > 0)
+            return [str(found[0]), found[1]] if found else None
+
+        found = self.ranks.share(find)
+        return (Path(found[0]), found[1]) if found else None
+
+    def _resume(self, session: Session, saved: Saved | None) -> int:
+        step = 0
+        if saved is not None:
+            path, state = saved
+            how = self._data.changed(state)
+            if how is not None:
+                change = (
+                    f"the training samples under {self.config.data.root} {how} that "
+                    f"{self.run.path} was started with"
+                )
+                if not self.config.allow_data_change:
+                    raise ConfigError(
+                        f"{change}: restore them, start anew with --fresh, or continue on the "
+                        "others with --allow-data-change"
+                    )
+                self._say(f"{change}; continuing on the others, as --allow-data-change says")
+            elif self._data.touched(state):
+                self._say(
+                    f"warning: training files under {self.config.data.root} were copied or "
+                    "rewritten since the last state was saved; names and sizes are the same, what "
+                    "is in them is not compared. If it changed, start anew with --fresh"
+                )
+            session.restore(path, state)
+            step = int(state["step"])
+        self.metrics.rewind(session.name, step)
+        return step
+
+    def _warm_up(self, session: Session, done: int) -> bool:
+        """Say how steps are run and what was chosen; the time of the stage if that is known yet."""
+        data, train = self.config.data, session.step_fn
+        modalities, ahead = len(self.context.modalities), session.steps - done
+        self._say(f"{session.name}: {train.paths.describe()}")
+        for line in not_taken(self.config.speed, train.paths):
+            self._say(f"warning: {session.name}: {line}")
+        seconds, chosen = warm_up(train, modalities, data.batch_size, data.size, self.ranks)
+        for line in chosen:
+            self._say(f"{session.name}: {line}")
+        if seconds is not None:
+            seconds *= self.config.accumulate
+            self._say(f"{session.name}: {foretell('a rehearsed step', seconds, ahead)}")
+        return seconds is not None
+
+    def _say(self, text: str) -> None:
+        if self.ranks.is_first:
+            say(text)

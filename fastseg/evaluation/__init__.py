@@ -1,0 +1,1 @@
+"""From networks to scores: metrics, validation, the report of a run."""

@@ -1,0 +1,1 @@
+"""Ways of scoring a network, one file per protocol."""

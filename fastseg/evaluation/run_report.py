@@ -1,0 +1,191 @@
+"""The end of a run: its networks on every subset, the table, results.csv, the report's pictures."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import fastseg
+from fastseg import kernels
+from fastseg.config.run import to_dict
+from fastseg.engine.context import RunContext
+from fastseg.errors import ConfigError
+from fastseg.evaluation.metrics import ConfusionMatrix
+from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets, logits_of_subsets
+from fastseg.evaluation.subsets import Subset
+from fastseg.models import Segmenter
+from fastseg.pipelines import Batch, ModalitySpec, build_loader
+from fastseg.pipelines.faults.sensor_faults import describe
+from fastseg.pipelines.inspection.display import picture
+from fastseg.pipelines.synthetic import shown_name
+from fastseg.report.page.html import write_report
+from fastseg.report.progress import tracked
+from fastseg.report.results import Picture, RunReport, SubsetResult, write_results
+from fastseg.report.table import format_table
+
+
+def score_networks(
+    context: RunContext, networks: Mapping[str, Segmenter]
+) -> dict[str, dict[str, ConfusionMatrix]]:
+    """Confusion matrix of every network on every subset over the whole evaluation split."""
+    ranks = context.ranks
+    loader = build_loader(context.config.data, train=False, rank=ranks.rank, world=ranks.world)
+    total = loader.steps_per_epoch
+    try:
+        loader.check()
+        return {
+            name: evaluate_subsets(
+                context,
+                network,
+                tracked(loader.batches(), f"scoring the {name}", total, shown=ranks.is_first),
+            )
+            for name, network in networks.items()
+        }
+    finally:
+        loader.close()
+
+
+def subset_results(
+    context: RunContext, matrices: dict[str, dict[str, ConfusionMatrix]]
+) -> list[SubsetResult]:
+    """One result per network and subset."""
+    faults = describe(context.config.data.eval_corruption)
+    return [
+        SubsetResult(network, subset, scores.miou_all, scores.miou_present, scores.iou, faults)
+        for network, found in matrices.items()
+        for subset, scores in ((name, matrix.scores()) for name, matrix in found.items())
+    ]
+
+
+def table(context: RunContext, results: list[SubsetResult]) -> str:
+    """The results in the papers' layout."""
+    order = [subset.name for subset in context.subsets]
+    return format_table(results, order, compared=context.method.compared)
+
+
+def write_run_report(
+    context: RunContext,
+    networks: Mapping[str, Segmenter],
+    history: list[dict[str, Any]],
+    folder: Path,
+) -> str:
+    """Score the networks, write ``results.csv`` and ``report.html``; returns the table.
+
+    All processes score; rank 0 writes.
+    """
+    matrices = score_networks(context, networks)
+    results = subset_results(context, matrices)
+    if not context.ranks.is_first:
+        return table(context, results)
+    spec, full = context.spec, context.subsets[-1].name
+    name = shown_name(spec.name, context.config.data.root)
+    write_results(folder / "results.csv", results, spec.classes)
+    report = RunReport(
+        title=f"{context.config.name}: {name}, {context.config.model.backbone}",
+        config=to_dict(context.config),
+        history=history,
+        results=results,
+        classes=tuple(spec.classes),
+        palette=np.asarray(spec.palette, dtype=np.uint8),
+        confusions={name: found[full].counts.cpu().numpy() for name, found in matrices.items()},
+        pictures=take_pictures(context, networks),
+        facts=run_facts(context, folder),
+        compared=context.method.compared,
+    )
+    write_report(folder / "report.html", report)
+    return table(context, results)
+
+
+def check_figures() -> None:
+    """Before a run: see that the figures of its report can be drawn.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ConfigError(
+            f"the report at the end of a run needs matplotlib, which does not import ({error}): "
+            "pip install matplotlib"
+        ) from None
+
+
+def take_pictures(context: RunContext, networks: Mapping[str, Segmenter]) -> list[Picture]:
+    """Predictions for samples spread evenly over the evaluation split."""
+    # one sample is a batch: a sample's number is that of its step
+    loader = build_loader(replace(context.config.data, eval_batch_size=1), train=False)
+    wanted = min(context.config.evaluation.pictures, loader.num_samples)
+    # the middle of equal parts of the sorted list: one sample of each condition, about
+    chosen = ((np.arange(wanted) + 0.5) * loader.num_samples / max(1, wanted)).astype(int)
+    pictures = []
+    try:
+        for index in chosen.tolist():
+            pictures += [
+                _picture(context, networks, batch) for batch in loader.batches(index, index + 1)
+            ]
+    finally:
+        loader.close()
+    return pictures
+
+
+def shown_subsets(subsets: list[Subset]) -> list[Subset]:
+    """The full set, every single modality, and what is left when the first one is missing."""
+    full = subsets[-1]
+    singles = [subset for subset in subsets[:-1] if len(subset.positions) == 1]
+    rest = [s for s in subsets[:-1] if s.positions == full.positions[1:] and s not in singles]
+    return [full, *singles, *rest]
+
+
+def _picture(context: RunContext, networks: Mapping[str, Segmenter], batch: Batch) -> Picture:
+    """The only sample of a batch and what the networks say of it."""
+    images = batch.images.to(context.device)
+    predictions = {}
+    for name, network in networks.items():
+        with torch.no_grad(), context.autocast():
+            shown = shown_subsets(context.subsets)
+            for subset, logits in logits_of_subsets(context, network, images, shown):
+                classes = kernels.upsample_argmax(logits, images.shape[-2:])[0]
+                predictions[name, subset.name] = classes.cpu().numpy()
+    return Picture(
+        sample_id=batch.sample_ids[0],
+        images={
+            modality.name: displayable(modality, image)
+            for modality, image in zip(context.modalities, batch.images[:, 0], strict=True)
+        },
+        label=batch.labels[0].to(torch.uint8).numpy(),
+        predictions=predictions,
+    )
+
+
+def displayable(modality: ModalitySpec, image: Tensor) -> NDArray[np.uint8]:
+    """The picture ``[H, W, 3]`` of a normalised ``[3, H, W]``."""
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (modality.mean, modality.std))
+    return picture(modality, (image * std + mean).numpy())
+
+
+def run_facts(context: RunContext, folder: Path) -> dict[str, str]:
+    """What a reader needs to repeat the run."""
+    config = context.config
+    return {
+        "command": f"python -m fastseg.train --config {folder / 'config.json'}",
+        "seed": str(config.seed),
+        "data": f"{config.data.root}, {config.data.eval_split} split for the scores",
+        "sensor faults": f"{describe(config.data.corruption)} in training, "
+        f"{describe(config.data.eval_corruption)} in the scores",
+        "missing modalities": config.evaluation.missing,
+        "device": f"{context.device}, {config.precision}, {torch.get_num_threads()} threads, "
+        f"{context.ranks.world} processes",
+        "versions": f"fastseg {fastseg.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()} on {sys.platform}",
+    }

@@ -1,0 +1,85 @@
+"""Validation during training: the scores that go into the log and the progress line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastseg.engine.context import RunContext
+from fastseg.engine.stage_run import Session
+from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets, limited
+from fastseg.pipelines import Batch, Loader
+from fastseg.report.progress import MetricsLog
+
+VALIDATIONS_PER_STAGE = 10
+
+
+class Validation:
+    """Scores the network of a stage every so many steps.
+
+    Args:
+        context: of the run.
+        loader: of the evaluation split.
+        metrics: the file of rows.
+        board: also takes each row, see `open_board`.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        loader: Loader,
+        metrics: MetricsLog,
+        board: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.context, self.ranks, self.config = context, context.ranks, context.config
+        self.val_loader, self.metrics, self.board = loader, metrics, board
+
+    def due(self, session: Session, done: int) -> bool:
+        """Whether to score after ``done`` steps; the end of a stage always is."""
+        every = self.config.evaluation.every or max(1, session.steps // VALIDATIONS_PER_STAGE)
+        return done % every == 0 or done == session.steps
+
+    def missing(self, session: Session, done: int) -> bool:
+        """Whether the scores after ``done`` steps are due, but not in the log; collective.
+
+        A run that was killed while it scored has saved the state, and scores again.
+        """
+
+        def look() -> bool:
+            return not any(
+                (row["kind"], row["stage"], row["step"]) == ("eval", session.name, done)
+                for row in self.metrics.rows()
+            )
+
+        return self.due(session, done) and bool(self.ranks.share(look))
+
+    def run(self, session: Session, done: int) -> dict[str, str]:
+        """Score the full set and the mean over all subsets; they go into the log and the line."""
+        data, limit = self.config.data, self.config.evaluation.samples
+        # whole batches of one process, so that the samples do not depend on the number of processes
+        samples = -(-limit // data.eval_batch_size) * data.eval_batch_size if limit else None
+        network = session.scored()
+        batches: Iterator[Batch] = self.val_loader.batches()
+        if samples is not None:
+            own = len(range(self.ranks.rank, samples, self.ranks.world))
+            batches = limited(self.val_loader.batches(), own)
+        matrices = evaluate_subsets(self.context, network, batches)
+        session.networks.main.train()
+        scores = [matrix.scores() for matrix in matrices.values()]
+        rows = {
+            self.context.subsets[-1].name: (scores[-1].miou_all, scores[-1].miou_present),
+            "Mean": (
+                sum(s.miou_all for s in scores) / len(scores),
+                sum(s.miou_present for s in scores) / len(scores),
+            ),
+        }
+        written: list[dict[str, Any]] = [
+            {"kind": "eval", "stage": session.name, "step": done}
+            | {"subset": subset, "miou_all": miou_all, "miou_present": miou_present}
+            for subset, (miou_all, miou_present) in rows.items()
+        ]
+        self.metrics.append(*written)
+        for row in written:
+            self.board(row)
+        full, mean = (100 * miou_all for miou_all, _ in rows.values())
+        return {"mIoU": f"{full:.1f}", "mean": f"{mean:.1f}"}

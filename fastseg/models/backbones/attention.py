@@ -1,0 +1,67 @@
+"""Attention of all tokens of an image to a spatially reduced copy of them.
+
+Source: SegFormer, arXiv:2105.15203, section 3.1 ("efficient self-attention").
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None = None) -> Tensor:
+    """``softmax(q k^T / sqrt(d)) v``.
+
+    Args:
+        q: ``[N, heads, L, d]``.
+        k: ``[N, heads, S, d]``.
+        v: ``[N, heads, S, d]``.
+        backend: which of torch's fused kernels to use; None leaves the choice to torch.
+
+    Returns:
+        ``[N, heads, L, d]``.
+    """
+    # the fused CPU kernel does not pay for few keys: with 16 (128 x 128 images) it is no faster in
+    # fp32, and in bf16 forward and backward take two to nine times as long as the plain form
+    if q.device.type == "cpu" and k.shape[2] <= 64:
+        # the keys are scaled because they are few
+        return (q @ (k / math.sqrt(q.shape[3])).transpose(2, 3)).softmax(dim=-1) @ v
+    if backend is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of all tokens to the spatially reduced tokens.
+
+    Attributes:
+        backend: the kernel of :func:`attention`, set by :mod:`fastseg.engine.speed.attention`.
+    """
+
+    def __init__(self, width: int, heads: int, reduction: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.reduction = reduction
+        self.backend: SDPBackend | None = None
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        if reduction > 1:
+            self.sr = nn.Conv2d(width, width, reduction, reduction)
+            self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[N, h, w, C]`` to the same shape."""
+        n, h, w, c = x.shape
+        q = self.q(x).view(n, h * w, self.heads, -1).transpose(1, 2)
+        if self.reduction > 1:
+            x = self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        # taken apart before the axes change places: so the gradients come together without a copy
+        k, v = self.kv(x).view(n, -1, 2, self.heads, c // self.heads).unbind(2)
+        out = attention(q, k.transpose(1, 2), v.transpose(1, 2), self.backend)
+        return cast(Tensor, self.proj(out.transpose(1, 2).reshape(n, h, w, c)))

@@ -1,0 +1,287 @@
+"""The Mix Transformer (MiT), SegFormer's hierarchical encoder.
+
+Four levels of strides 4, 8, 16 and 32. Each opens with an overlapping patch convolution and runs
+transformer blocks whose keys and values come from a spatially reduced copy of the tokens. There is
+no positional embedding: the depthwise 3x3 inside the MLP sees the zero padding.
+
+Source: SegFormer, arXiv:2105.15203, section 3.1 and the authors' released hyper-parameters. Written
+from the paper; module names follow the released weights, so that their files load unchanged. First
+weights are the authors' but for one bias, which keeps the gradient of a blank image finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastseg.errors import ConfigError
+from fastseg.pipelines.tools.unknown import unknown
+
+from .attention import Attention
+
+# the released weights were trained with 1e-6 in blocks and after levels, and with torch's default
+# of 1e-5 in the patch embeddings and after the spatial reduction
+_BLOCK_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The hyper-parameters of one Mix Transformer, one entry per level.
+
+    Attributes:
+        widths: channels ``C_1..C_4``; each a multiple of its number of heads.
+        depths: transformer blocks.
+        heads: attention heads.
+        reductions: side of the square of tokens that becomes one key and value.
+        mlp_ratio: hidden channels of the MLP over ``C_i``, the same at all levels.
+
+    Raises:
+        ConfigError: an entry is not positive or a width does not divide into its heads.
+    """
+
+    widths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int] = (1, 2, 5, 8)
+    reductions: tuple[int, int, int, int] = (8, 4, 2, 1)
+    mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        if min(*self.widths, *self.depths, *self.heads, *self.reductions, self.mlp_ratio) < 1:
+            raise ConfigError(f"every entry of a backbone must be at least 1, got {self}")
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % heads:
+                raise ConfigError(f"width {width} is not a multiple of its {heads} heads")
+
+
+BACKBONES: dict[str, Backbone] = {
+    # not in the paper: small enough to train on two CPU cores in minutes
+    "mit_nano": Backbone((16, 32, 64, 128), (1, 1, 1, 1), heads=(1, 2, 4, 8)),
+    "mit_b0": Backbone((32, 64, 160, 256), (2, 2, 2, 2)),
+    "mit_b1": Backbone((64, 128, 320, 512), (2, 2, 2, 2)),
+    "mit_b2": Backbone((64, 128, 320, 512), (3, 4, 6, 3)),
+    "mit_b3": Backbone((64, 128, 320, 512), (3, 4, 18, 3)),
+    "mit_b4": Backbone((64, 128, 320, 512), (3, 8, 27, 3)),
+    "mit_b5": Backbone((64, 128, 320, 512), (3, 6, 40, 3)),
+}
+
+
+def get_backbone(name: str) -> Backbone:
+    """The hyper-parameters registered as ``name``.
+
+    Raises:
+        ConfigError: there is no such backbone; the message suggests the nearest name.
+    """
+    if name not in BACKBONES:
+        raise ConfigError(unknown("backbone", name, BACKBONES))
+    return BACKBONES[name]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, zero a residual branch per image with probability ``p``.
+
+    Kept branches are divided by ``1 - p``, so the expectation is the input. The draw comes from
+    torch's global generator. Source: arXiv:1603.09382.
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.p = p
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """A factor ``[N, 1, ...]`` for the branches of ``x``; None where nothing is dropped."""
+        if not self.training or self.p == 0.0:
+            return None
+        keep = 1.0 - self.p
+        return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, ...]`` to the same shape; the identity in evaluation and for ``p = 0``."""
+        factor = self.draw(x)
+        return x if factor is None else x * factor
+
+    def extra_repr(self) -> str:
+        """The probability, for ``print(model)``."""
+        return f"p={self.p:.3g}"
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches: a strided convolution and a LayerNorm."""
+
+    def __init__(self, in_channels: int, width: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to tokens ``[N, h, w, width]``, ``h = ceil(H / stride)``."""
+        return cast(Tensor, self.norm(self.proj(x).permute(0, 2, 3, 1)))
+
+
+class DepthwiseConv(nn.Module):
+    """A 3x3 convolution of each channel alone; it also carries the position information."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(width, width, 3, padding=1, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[N, h, w, C]`` to the same shape."""
+        # contiguous tokens are a channels_last image: no copy on either side
+        return cast(Tensor, self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class Mlp(nn.Module):
+    """Linear, depthwise 3x3, GELU, linear (the paper's Mix-FFN)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.dwconv = DepthwiseConv(hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[N, h, w, C]`` to the same shape."""
+        return cast(Tensor, self.fc2(F.gelu(self.dwconv(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: ``x += attn(norm1(x))``, then ``x += mlp(norm2(x))``."""
+
+    def __init__(
+        self, width: int, heads: int, reduction: int, mlp_ratio: int, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=_BLOCK_EPS)
+        self.attn = Attention(width, heads, reduction)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(width, eps=_BLOCK_EPS)
+        self.mlp = Mlp(width, mlp_ratio * width)
+
+    def draw(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The random factors of both branches, for :meth:`forward`."""
+        factors = self.drop_path.draw(x), self.drop_path.draw(x)
+        return None if factors[0] is None or factors[1] is None else (factors[0], factors[1])
+
+    def forward(self, x: Tensor, factors: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Tokens ``[N, h, w, C]`` to the same shape.
+
+        Nothing in here is random: it can be compiled, and computed again for its gradient.
+
+        Args:
+            x: the tokens.
+            factors: of the two branches, as drawn by :meth:`draw`; none for 1.
+        """
+        if factors is None:
+            x = x + self.attn(self.norm1(x))
+            return cast(Tensor, x + self.mlp(self.norm2(x)))
+        x = torch.addcmul(x, self.attn(self.norm1(x)), factors[0])
+        return torch.addcmul(x, self.mlp(self.norm2(x)), factors[1])
+
+
+class MixTransformer(nn.Module):
+    """Images to features of strides 4, 8, 16 and 32, each image on its own.
+
+    No operation mixes images, so any grouping of images into calls gives the same features.
+
+    Args:
+        config: widths, depths, heads and reductions.
+        drop_path: stochastic depth of the last block; it rises linearly from 0 over all blocks.
+
+    Attributes:
+        checkpointing: keep the input of every block alone and compute the rest again in the
+            backward pass: same numbers, a third more arithmetic, about a tenth of the memory.
+    """
+
+    def __init__(self, config: Backbone, drop_path: float = 0.1) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        rates = iter(torch.linspace(0, drop_path, sum(config.depths), device="cpu").tolist())
+        in_channels = 3
+        for i in range(4):
+            width, heads, reduction = config.widths[i], config.heads[i], config.reductions[i]
+            patch_embed = PatchEmbed(in_channels, width, *((7, 4) if i == 0 else (3, 2)))
+            blocks = [
+                Block(width, heads, reduction, config.mlp_ratio, next(rates))
+                for _ in range(config.depths[i])
+            ]
+            self.add_module(f"patch_embed{i + 1}", patch_embed)
+            self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
+            self.add_module(f"norm{i + 1}", nn.LayerNorm(width, eps=_BLOCK_EPS))
+            in_channels = width
+        self.apply(init_weights)
+        _spread_bias(cast(PatchEmbed, self.patch_embed1).proj)
+
+    def levels(self) -> Iterator[tuple[PatchEmbed, nn.ModuleList, nn.LayerNorm]]:
+        """Patch embedding, blocks and final norm of levels 1 to 4."""
+        for i in range(1, 5):
+            yield (
+                cast(PatchEmbed, getattr(self, f"patch_embed{i}")),
+                cast(nn.ModuleList, getattr(self, f"block{i}")),
+                cast(nn.LayerNorm, getattr(self, f"norm{i}")),
+            )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Encode images.
+
+        Args:
+            images: ``[N, 3, H, W]``, normalised floats. A side of 32 pixels is the least that the
+                spatial reduction of level 1 can work on.
+
+        Returns:
+            Four features ``[N, C_i, h_i, w_i]`` in channels_last memory, after each level's norm;
+            ``h_1 = ceil(H / 4)``, then halved and rounded up per level.
+        """
+        features = []
+        x = images
+        for patch_embed, blocks, norm in self.levels():
+            tokens = patch_embed(x)
+            for block in blocks:
+                factors = cast(Block, block).draw(tokens)
+                if self.checkpointing and torch.is_grad_enabled():
+                    tokens = checkpoint(
+                        block, tokens, factors, use_reentrant=False, preserve_rng_state=False
+                    )
+                else:
+                    tokens = block(tokens, factors)
+            x = norm(tokens).permute(0, 3, 1, 2)
+            features.append(x)
+        return features
+
+
+def _spread_bias(conv: nn.Conv2d) -> None:
+    """Set the bias to numbers evenly spaced over ``±1 / sqrt(fan_in)``, the range of torch's own.
+
+    An image of zeros leaves the first convolution as its bias. With biases of zero, as the authors
+    start from, all tokens of such an image stay zero, and each LayerNorm multiplies their gradient
+    by ``1 / sqrt(eps)``, up to 1000: it overflows within a few blocks. The same goes, to a lesser
+    degree, for the empty patches of event and LiDAR images.
+    """
+    reach = 1 / math.sqrt(conv.in_channels * math.prod(conv.kernel_size))
+    assert conv.bias is not None
+    with torch.no_grad():
+        # not drawn: so the weights that are drawn later do not depend on it
+        conv.bias.copy_(torch.linspace(-reach, reach, conv.out_channels))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise one layer as the authors do; use with ``model.apply``.
+
+    Linear: normal of std 0.02 cut at ±2, bias 0. Convolution: normal of std ``sqrt(2 / fan_out)``
+    with ``fan_out = k * k * C_out / groups``, bias 0. LayerNorm keeps torch's 1 and 0.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-2.0, b=2.0)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
