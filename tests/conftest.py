@@ -22,7 +22,7 @@ def apex(monkeypatch):
     """NVIDIA apex by a stand-in with its interface, which computes on a CPU."""
     from fastseg.engine.optim import nvidia_apex
 
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "fake_apex"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "support" / "fake_apex"))
     monkeypatch.setattr(nvidia_apex, "DEVICES", ("cuda", "cpu"))
     importlib.invalidate_caches()
     yield

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scores import CLASSES, COMPARED, NAN, RESULTS
 
 import fastseg
 from fastseg.report.page.history import Series, loss_terms, series, smooth
 from fastseg.report.page.html import render, write_report
 from fastseg.report.page.pictures import LONGEST, accuracy, image_uri, label_uri
 from fastseg.report.results import Picture, RunReport
+from tests.support.example_scores import CLASSES, COMPARED, NAN, RESULTS
 
 PALETTE = np.array([[128, 64, 128], [70, 130, 180], [220, 20, 60]], np.uint8)
 SECTIONS = ("subsets", "training", "classes", "confusion", "pictures", "configuration", "reproduce")

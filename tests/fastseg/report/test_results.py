@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scores import CLASSES, COMPARED, NAN, RESULTS
 
 from fastseg.report.results import SubsetResult, mean_result, read_results, write_results
 from fastseg.report.table import format_table
+from tests.support.example_scores import CLASSES, COMPARED, NAN, RESULTS
 
 ORDER = ["R", "D", "RD"]
 

@@ -12,7 +12,7 @@ import pytest
 from fastseg.engine.stop_request import SAME_REQUEST_S
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 PATIENCE_S = 60
 
 # runs the command after replacing one function by a form that says so and dawdles

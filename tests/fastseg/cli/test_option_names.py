@@ -10,7 +10,7 @@ import pytest
 
 from fastseg import data, doctor, evaluate, train
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROOMS = ("fastseg", "kernels", "pipelines")
 OPTION = re.compile(r"(?<![\w-])--[a-z]\w*(?:[-.](?:\w+|\{\}))*")

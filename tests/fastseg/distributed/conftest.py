@@ -11,7 +11,7 @@ import pytest
 from fastseg.pipelines.synthetic import SyntheticConfig, generate
 
 HERE = Path(__file__).parent
-CHECKOUT = HERE.parents[1]
+CHECKOUT = HERE.parents[2]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What of the parallel engine one process can tell; two processes are in tests/distributed."""
+"""What of the parallel engine one process can tell; two processes are in test_steps.py."""
 
 import contextlib
 from collections import Counter
@@ -157,7 +157,7 @@ def test_what_rank_0_made_must_be_seen(config):
 
 
 class _Store(dict):
-    """The part of a distributed store that sharing a value needs."""
+    """The part of a fastseg/distributed store that sharing a value needs."""
 
     set = dict.__setitem__
 

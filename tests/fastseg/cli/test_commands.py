@@ -387,7 +387,7 @@ def test_doctor_tells_the_four_kinds_of_apex_apart(tmp_path, package, verdict):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
     done = subprocess.run(
         [sys.executable, "-c", "from fastseg import doctor; print(doctor._apex().state)"],
         env=os.environ | {"PYTHONPATH": path},

@@ -15,7 +15,7 @@ from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.datasets import catalogue
 from tests.support import dataset_trees as trees
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 SMALL = [
     *["--model.backbone", "mit_nano", "--model.embed-dim", "16", "--data.workers", "0"],
     *["--data.batch-size", "2", "--data.eval-batch-size", "2", "--data.loader", "torch"],

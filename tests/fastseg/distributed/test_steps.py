@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
-FAKE_APEX = HERE.parent / "fake_apex"
+FAKE_APEX = HERE.parents[1] / "support" / "fake_apex"
 MODES = ("replicate", "fsdp_root", "fsdp_blocks", "hsdp")
 STAGES = ("teacher", "student")
 

@@ -10,7 +10,7 @@ import pytest
 
 from bench.step.scaling_model import NODE, Links, Traffic, forecast, ring_volume
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LINKS = Links(node_gb_per_s=100, net_gb_per_s=10, node_us=20, net_us=5)
 REPLICATE = {"reduce": Traffic(2, 800_000_000)}
 ROOT_GROUP = {"gather": Traffic(1, 400_000_000), "scatter": Traffic(1, 800_000_000)}
