@@ -17,6 +17,16 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A tiny synthetic data set on disk; tests read it only."""
+    from fastseg.pipelines.synthetic import SyntheticConfig, generate
+
+    root = tmp_path_factory.mktemp("scenes") / "data"
+    generate(SyntheticConfig(out=root, size=64, train=12, val=5, workers=1), progress=False)
+    return root
+
+
 @pytest.fixture
 def apex(monkeypatch):
     """NVIDIA apex by a stand-in with its interface, which computes on a CPU."""

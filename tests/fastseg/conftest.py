@@ -22,16 +22,6 @@ from fastseg.models.precision import LossScale
 from fastseg.pipelines import Batch
 
 
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
-    """A tiny synthetic data set on disk; tests read it only."""
-    from fastseg.pipelines.synthetic import SyntheticConfig, generate
-
-    root = tmp_path_factory.mktemp("scenes") / "data"
-    generate(SyntheticConfig(out=root, size=64, train=12, val=5, workers=1), progress=False)
-    return root
-
-
 @pytest.fixture
 def config(scenes, tmp_path):
     """Both stages of the debug preset, a few steps each, on the tiny data set."""

@@ -8,18 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastseg.pipelines.synthetic import SyntheticConfig, generate
-
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[2]
-
-
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
-    """A tiny synthetic data set on disk; tests read it only."""
-    root = tmp_path_factory.mktemp("scenes") / "data"
-    generate(SyntheticConfig(out=root, size=64, train=16, val=5, workers=1), progress=False)
-    return root
 
 
 class Launch:
