@@ -13,7 +13,9 @@ from tyro.conf import arg
 
 from fastseg.checkpoint.weights import fact, read_identity
 from fastseg.cli.command import command, parse, processes
-from fastseg.config.run import EvaluationConfig, ModelConfig, TrainConfig, read_config
+from fastseg.config.run import TrainConfig
+from fastseg.config.sections import EvaluationConfig, ModelConfig
+from fastseg.config.serialise import read_config
 from fastseg.distributed.ranks import choose_device
 from fastseg.engine.context import RunContext
 from fastseg.engine.optim import nvidia_apex

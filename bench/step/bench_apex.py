@@ -31,9 +31,10 @@ from bench.conftest import Measure
 from bench.harness import shapes
 from bench.harness.accuracy import in_double, largest_error
 from bench.harness.report import APEX
+from fastseg.config.sections import OptimConfig
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.optim.nvidia_apex import ApexOptimizer
-from fastseg.engine.optim.optimizer import OptimConfig, build_optimizer, set_learning_rate
+from fastseg.engine.optim.optimizer import build_optimizer, set_learning_rate
 from fastseg.models import SegFormer
 
 TESTS = ["test_bench_apex.py"]

@@ -19,9 +19,9 @@ from bench.harness import shapes
 from bench.rivals.expert_step import ExpertStep
 from bench.rivals.published_step import OfficialStep
 from fastseg.config.run import TrainConfig
+from fastseg.config.sections import SpeedConfig
 from fastseg.engine.optim.optimizer import build_optimizer
 from fastseg.engine.speed.attention import choose_attention
-from fastseg.engine.speed.choices import SpeedConfig
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.step import TrainStep
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights

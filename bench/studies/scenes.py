@@ -20,7 +20,7 @@ import torch
 import tyro
 
 from fastseg import kernels
-from fastseg.config.run import read_config
+from fastseg.config.serialise import read_config
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.metrics import ConfusionMatrix
 from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets

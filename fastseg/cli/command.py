@@ -22,7 +22,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from fastseg.cli.places import check_places
 from fastseg.config.presets.registry import PRESETS, get_preset
-from fastseg.config.run import TrainConfig, read_config
+from fastseg.config.run import TrainConfig
+from fastseg.config.serialise import read_config
 from fastseg.distributed.ranks import OthersFailed, Ranks, join
 from fastseg.engine.speed.compile import compile_failure
 from fastseg.errors import CheckpointError, ConfigError

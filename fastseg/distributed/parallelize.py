@@ -12,7 +12,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -24,7 +24,6 @@ from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
 from fastseg.models import Segmenter
 from fastseg.models.precision import reduced_dtype
-from fastseg.pipelines.tools.settings import Natural, Range, check_fields
 
 Mode = Literal["fsdp_root", "replicate", "hsdp", "fsdp_blocks"]
 
@@ -35,28 +34,6 @@ _MEANING: dict[str, str] = {
     "hsdp": "cut within groups of {shard} processes, copied across {copies}",
     "fsdp_blocks": "cut over all processes, gathered and freed block by block",
 }
-
-
-@dataclass(frozen=True)
-class ParallelConfig:
-    """How a network is spread over processes; without meaning for one process."""
-
-    mode: Literal["fsdp_root", "replicate", "hsdp", "fsdp_blocks", "auto"] = "fsdp_root"
-    """fsdp_root: FSDP2 as one group without resharding; replicate: a copy each (DDP); hsdp: cut
-    inside a node, copied across nodes; fsdp_blocks: FSDP2 block by block, for networks that fill
-    the memory; auto: measure a few steps of each and take the fastest."""
-    shard_size: Natural = 0
-    """Processes that share one copy with hsdp; 0: those of one node."""
-    check_steps: Natural = 100
-    """First steps of a session in which the processes compare what they are about to train."""
-    # a backend counts in 64-bit nanoseconds
-    timeout: Annotated[float, Range(0, 1e6, above=True)] = 10.0
-    """Minutes after which a collective that some process does not join ends the run."""
-    processes: Natural = 0
-    """Processes the run was last started with; written by the run itself, 0: one."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)

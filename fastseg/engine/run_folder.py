@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from fastseg.config.run import TrainConfig, changed_fields, read_config, to_dict
+from fastseg.config.compare import changed_fields
+from fastseg.config.run import TrainConfig
+from fastseg.config.serialise import read_config, to_dict
 from fastseg.distributed.ranks import Ranks, choose_device
 from fastseg.errors import ConfigError
 from fastseg.methods import METHODS

@@ -14,7 +14,7 @@ from torch import nn
 from fastseg.checkpoint import weights
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.checkpoint.tensor_file import tensors_digest
-from fastseg.config.run import digest
+from fastseg.config.compare import digest
 from fastseg.distributed.parallelize import copy_size
 from fastseg.distributed.sharded_tensors import module_tensors
 from fastseg.engine.context import RunContext

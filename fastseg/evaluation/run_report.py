@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fastseg
 from fastseg import kernels
-from fastseg.config.run import to_dict
+from fastseg.config.serialise import to_dict
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.evaluation.metrics import ConfusionMatrix

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastseg import evaluate
-from fastseg.config.run import from_dict, read_config, to_dict
+from fastseg.config.serialise import from_dict, read_config, to_dict
 from fastseg.engine.context import RunContext
 from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.trainer import Trainer

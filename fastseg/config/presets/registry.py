@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fastseg.config.run import EvaluationConfig, ModelConfig, SyntheticData, TrainConfig
+from fastseg.config.run import TrainConfig
+from fastseg.config.sections import EvaluationConfig, ModelConfig, SyntheticData
 from fastseg.errors import ConfigError
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.methods.stage import Stage

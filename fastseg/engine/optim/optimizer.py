@@ -4,48 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fastseg.choice import Choice
+from fastseg.config.sections import OptimConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.distributed.sharded_tensors import local_part
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.optim.nvidia_apex import ApexOptimizer
 from fastseg.models.precision import LossScale
-from fastseg.pipelines.tools.settings import NotNegative, Positive, Range, check_fields
 
 Optimizer = torch.optim.AdamW | ApexOptimizer
 
 _TIMED_STEPS = 20
 _FACTOR = "rate_factor"
-_Decay = Annotated[float, Range(0, 1, below=True)]
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW."""
-
-    kind: Literal["auto", "adamw", "apex_adam", "apex_lamb"] = "auto"
-    """adamw: torch's fused AdamW; apex_adam: NVIDIA apex's, the same formula; apex_lamb: LAMB of
-    apex, another method for large batches; auto: the faster Adam, which without apex is torch's."""
-    weight_decay: NotNegative = 0.01
-    """Decoupled weight decay of tensors with more than one dimension; others have none."""
-    beta1: _Decay = 0.9
-    """Decay of the mean of the gradients."""
-    beta2: _Decay = 0.999
-    """Decay of the mean of their squares."""
-    eps: Positive = 1e-8
-    """Added to the root of the second moment."""
-    max_norm: NotNegative = 0.0
-    """Clip the global gradient norm to this value; 0 does not clip (as published)."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def build_optimizer(

@@ -7,34 +7,14 @@ at hand; the log of a run says what was taken and for what reason (:meth:`FastPa
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 
 from fastseg.choice import Choice
+from fastseg.config.sections import SpeedConfig, Switch
 from fastseg.kernels.common.switch import HAS_TRITON, runs_on, why_broken
-from fastseg.pipelines.tools.settings import check_fields
-
-Switch = Literal["auto", "on", "off"]
 
 _COMPILE_STEPS = 2000  # a minute or two of compilation should be a small part of a stage
-
-
-@dataclass(frozen=True)
-class SpeedConfig:
-    """Ways of running a step; none changes what is learnt. An ``on`` that cannot be is warned."""
-
-    compile: Switch = "auto"
-    """torch.compile of the encoder's blocks and the head. It takes minutes once; auto: on a GPU,
-    for stages of 2000 steps and more."""
-    graphs: Switch = "auto"
-    """Replay whole steps as CUDA graphs, one per number of modalities; auto: on a GPU."""
-    attention: Literal["auto", "torch"] = "auto"
-    """Kernel of the attention: auto times torch's at the network's shapes on a GPU, torch leaves
-    the choice to torch."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 PLAIN = SpeedConfig(compile="off", graphs="off", attention="torch")

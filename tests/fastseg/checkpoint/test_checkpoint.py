@@ -13,12 +13,8 @@ from fastseg.checkpoint import state as states_module
 from fastseg.checkpoint import weights as checkpoint
 from fastseg.checkpoint.state import TrainingStates, load_state
 from fastseg.checkpoint.weights import Identity
-from fastseg.engine.optim.optimizer import (
-    OptimConfig,
-    build_optimizer,
-    guarded_step,
-    set_learning_rate,
-)
+from fastseg.config.sections import OptimConfig
+from fastseg.engine.optim.optimizer import build_optimizer, guarded_step, set_learning_rate
 from fastseg.errors import CheckpointError
 
 IDENTITY = Identity("teacher", "deliver", ("Road", "Sky"), ("img", "depth"), "mit_b0", 64)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastseg import data, doctor, evaluate, kernels, train
 from fastseg.cli.command import explain, parse
-from fastseg.config.run import read_config
+from fastseg.config.serialise import read_config
 from fastseg.engine.step import TrainStep
 from fastseg.evaluation import run_report
 from fastseg.evaluation.subsets import all_subsets

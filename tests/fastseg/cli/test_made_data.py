@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from fastseg.config.presets.registry import get_preset
-from fastseg.config.run import SyntheticData
+from fastseg.config.sections import SyntheticData
 from fastseg.train import main, make_data
 
 

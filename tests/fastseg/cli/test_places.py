@@ -7,7 +7,8 @@ from fastseg import data
 from fastseg.cli.command import parse, parse_config
 from fastseg.cli.places import check_places
 from fastseg.config.presets.registry import get_preset
-from fastseg.config.run import TrainConfig, from_dict, to_dict
+from fastseg.config.run import TrainConfig
+from fastseg.config.serialise import from_dict, to_dict
 from fastseg.errors import ConfigError
 from fastseg.evaluate import EvaluateConfig
 

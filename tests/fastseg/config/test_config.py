@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from fastseg.cli.command import parse_config
+from fastseg.config.compare import changed_fields, flatten
 from fastseg.config.presets.registry import PRESETS, get_preset
-from fastseg.config.run import TrainConfig, changed_fields, flatten, from_dict, read_config, to_dict
+from fastseg.config.run import TrainConfig
+from fastseg.config.serialise import from_dict, read_config, to_dict
 from fastseg.errors import ConfigError
 
 

@@ -10,7 +10,8 @@ import pytest
 from fastseg.cli.command import parse_config
 from fastseg.cli.data_make import Prepare, Synthetic
 from fastseg.config.presets.registry import get_preset
-from fastseg.config.run import TrainConfig, from_dict, read_config, to_dict
+from fastseg.config.run import TrainConfig
+from fastseg.config.serialise import from_dict, read_config, to_dict
 from fastseg.data import Check, Pack, Show
 from fastseg.errors import ConfigError
 from fastseg.evaluate import EvaluateConfig

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from fastseg import train
-from fastseg.config.run import changed_fields, read_config
-from fastseg.distributed.parallelize import ParallelConfig, candidates, copy_size, parallelize
+from fastseg.config.compare import changed_fields
+from fastseg.config.sections import ParallelConfig
+from fastseg.config.serialise import read_config
+from fastseg.distributed.parallelize import candidates, copy_size, parallelize
 from fastseg.distributed.ranks import Ranks, choose_device, join, launched
 from fastseg.engine.run_folder import RunFolder
 from fastseg.errors import ConfigError

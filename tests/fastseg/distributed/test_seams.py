@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fastseg.config.presets.registry import get_preset
-from fastseg.config.run import to_dict
+from fastseg.config.serialise import to_dict
 from tests.support import toy_backbone, toy_method
 
 

@@ -21,15 +21,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.config.presets.registry import get_preset
+from fastseg.config.sections import OptimConfig, SpeedConfig
 from fastseg.distributed.ranks import Ranks, join
 from fastseg.distributed.sharded_tensors import module_tensors, optimizer_tensors
 from fastseg.engine import step as step_module
 from fastseg.engine.context import RunContext
 from fastseg.engine.optim import nvidia_apex
-from fastseg.engine.optim.optimizer import OptimConfig
 from fastseg.engine.parallel_choice import choose_mode
 from fastseg.engine.run_folder import RunFolder
-from fastseg.engine.speed.choices import SpeedConfig
 from fastseg.engine.stage_run import build_session
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.trainer import Stopped, Trainer

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fastseg.config.sections import SpeedConfig
 from fastseg.engine import step as step_module
-from fastseg.engine.speed.choices import SpeedConfig
 from fastseg.engine.speed.cuda_graphs import StepGraphs
 from fastseg.methods import robustseg
 from fastseg.methods.robustseg import RobustSegWeights

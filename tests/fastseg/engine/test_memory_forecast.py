@@ -7,12 +7,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastseg.choice import Choice
+from fastseg.config.sections import SpeedConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine import memory_forecast
 from fastseg.engine.context import RunContext
 from fastseg.engine.memory_forecast import LiveBytes, count_memory, forecast_memory, warm_up
 from fastseg.engine.speed import choices
-from fastseg.engine.speed.choices import SpeedConfig
 from fastseg.engine.stage_run import build_session
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.methods.draws import pack

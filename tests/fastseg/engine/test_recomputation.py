@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fastseg.config.run import ModelConfig
+from fastseg.config.sections import ModelConfig
 from fastseg.models.precision import autocast
 
 

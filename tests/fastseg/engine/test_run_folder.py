@@ -7,7 +7,7 @@ import pytest
 
 from fastseg.choice import Choice
 from fastseg.config.presets.registry import get_preset
-from fastseg.config.run import read_config
+from fastseg.config.serialise import read_config
 from fastseg.engine import run_folder
 from fastseg.engine.run_folder import RunFolder
 from fastseg.errors import ConfigError

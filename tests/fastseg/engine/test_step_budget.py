@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastseg import kernels
-from fastseg.config.run import ModelConfig, TrainConfig
+from fastseg.config.run import TrainConfig
+from fastseg.config.sections import ModelConfig
 from fastseg.engine import step as step_module
 from fastseg.engine.context import RunContext
 from fastseg.engine.memory_forecast import LiveBytes, count_memory

@@ -10,11 +10,11 @@ from torch import nn
 
 from fastseg import doctor, train
 from fastseg.checkpoint.state import TrainingStates, load_state
+from fastseg.config.sections import OptimConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine.context import RunContext
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.optim.optimizer import (
-    OptimConfig,
     build_optimizer,
     choose_optimizer,
     guarded_step,

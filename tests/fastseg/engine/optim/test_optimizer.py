@@ -4,12 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastseg.engine.optim.optimizer import (
-    OptimConfig,
-    build_optimizer,
-    guarded_step,
-    set_learning_rate,
-)
+from fastseg.config.sections import OptimConfig
+from fastseg.engine.optim.optimizer import build_optimizer, guarded_step, set_learning_rate
 
 
 def make(config=OptimConfig()):  # noqa: B008

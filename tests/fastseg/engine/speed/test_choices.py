@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fastseg.choice import Choice
+from fastseg.config.sections import SpeedConfig
 from fastseg.engine.speed import choices
-from fastseg.engine.speed.choices import FastPaths, SpeedConfig, choose_paths, not_taken
+from fastseg.engine.speed.choices import FastPaths, choose_paths, not_taken
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARAMETERS = [torch.nn.Parameter(torch.zeros(2))]

@@ -7,10 +7,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from fastseg.cli import command
+from fastseg.config.sections import SpeedConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine import step as step_module
 from fastseg.engine.memory_forecast import warm_up
-from fastseg.engine.speed.choices import SpeedConfig
 from fastseg.engine.speed.compile import compile_regions
 
 CPU = torch.device("cpu")

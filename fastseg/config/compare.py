@@ -1,0 +1,75 @@
+"""Two configs side by side: fields that differ, and those that change what is learnt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from fastseg.config.run import TrainConfig
+from fastseg.config.serialise import to_dict
+
+# fields that cannot change what is learnt: a run may go on after they changed
+HARMLESS = {
+    "out",
+    "device",
+    "fresh",
+    "allow_data_change",
+    "stop_after",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "data.root",
+    "data.loader",
+    "data.workers",
+    "data.cache",
+    "data.missing",
+    "data.repeat",
+    "data.damaged",
+    "data.damaged_limit",
+    "data.packed",
+    "data.eval_corruption",
+    "data.eval_size",
+    "data.packed_auto",
+    "data.eval_batch_size",
+    "evaluation",
+    "speed",
+    "model.checkpointing",
+    "profile_steps",
+    "tensorboard",
+    "parallel",
+}
+# these may change as long as their product with the number of processes stays
+BATCH_PARTS = {"data.batch_size", "accumulate"}
+
+
+def digest(config: TrainConfig) -> int:
+    """A 60-bit hash of everything in a config, to compare between processes."""
+    text = json.dumps(to_dict(config), sort_keys=True)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as ``{"a.b": value}``."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    parts = [flatten(v, f"{prefix}.{k}" if prefix else k) for k, v in values.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def changed_fields(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields whose values differ and that change what is learnt, with old and new value."""
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    for key in BATCH_PARTS:
+        before.pop(key)
+        after.pop(key)
+    before["samples per step"], after["samples per step"] = (
+        old.samples_per_step,
+        new.samples_per_step,
+    )
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and not any(key == name or key.startswith(name + ".") for name in HARMLESS)
+    }

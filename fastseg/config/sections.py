@@ -1,0 +1,150 @@
+"""The sections of a run's config, each a checked dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastseg.models import MODELS
+from fastseg.pipelines.tools.settings import (
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    SceneSide,
+    Seed,
+    check_fields,
+)
+from fastseg.pipelines.tools.unknown import unknown
+
+BelowOne = Annotated[float, Range(0, 1, below=True)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network; of M-SegFormer one encoder for all modalities, mean fusion and an MLP head."""
+
+    backbone: str = "mit_b0"
+    """Encoder: mit_nano (for a CPU) or mit_b0 to mit_b5."""
+    embed_dim: Annotated[int, Range(1, 2**16)] = 768
+    """Width of the head; the published checkpoints use 768 for every backbone."""
+    dropout: BelowOne = 0.1
+    """Channel dropout before the classifier."""
+    drop_path: BelowOne = 0.1
+    """Stochastic depth of the encoder's last block; it rises linearly from 0."""
+    norm_momentum: Annotated[float, Range(0, 1, above=True)] = 0.1
+    """Share of the newest batch in the head's BatchNorm statistics. With dropped modalities 0.1 (as
+    published) remembers little more than the subsets of the last ten steps; 0.01 averages more."""
+    checkpointing: bool = False
+    """Keep only the inputs of the encoder's blocks and compute the rest again in the backward pass:
+    less memory, more time, the same numbers."""
+    norm: Literal["torch", "apex"] = "torch"
+    """LayerNorm of torch, or the fused one of NVIDIA apex (a GPU; apex must be installed)."""
+    weights: Path | None = None
+    """Encoder weights (ImageNet) for stages that start from the encoder; none: random."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.backbone not in MODELS:
+            raise ValueError(unknown("backbone", self.backbone, MODELS))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the networks are scored."""
+
+    missing: Literal["drop", "zero"] = "drop"
+    """A missing modality is left out of the mean (drop) or set to 0 after normalisation (zero)."""
+    every: Natural = 0
+    """Validate during training every so many steps; 0: ten times per stage."""
+    samples: Natural = 0
+    """Samples of a validation during training; 0: all. The final table always uses all."""
+    pictures: Natural = 5
+    """Samples shown in the report."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class SyntheticData:
+    """Make the synthetic data set at data.root before training if it is not there."""
+
+    train: Natural = 0
+    """Training frames; 0: never make data."""
+    val: Natural = 0
+    """Validation frames."""
+    size: SceneSide = 128
+    """Height and width in pixels."""
+    seed: Seed = 0
+    """Seed of the scenes (not of the training)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.train > 0 and self.val == 0:
+            raise ValueError("give at least one validation frame")
+
+
+Switch = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Ways of running a step; none changes what is learnt. An ``on`` that cannot be is warned."""
+
+    compile: Switch = "auto"
+    """torch.compile of the encoder's blocks and the head. It takes minutes once; auto: on a GPU,
+    for stages of 2000 steps and more."""
+    graphs: Switch = "auto"
+    """Replay whole steps as CUDA graphs, one per number of modalities; auto: on a GPU."""
+    attention: Literal["auto", "torch"] = "auto"
+    """Kernel of the attention: auto times torch's at the network's shapes on a GPU, torch leaves
+    the choice to torch."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW."""
+
+    kind: Literal["auto", "adamw", "apex_adam", "apex_lamb"] = "auto"
+    """adamw: torch's fused AdamW; apex_adam: NVIDIA apex's, the same formula; apex_lamb: LAMB of
+    apex, another method for large batches; auto: the faster Adam, which without apex is torch's."""
+    weight_decay: NotNegative = 0.01
+    """Decoupled weight decay of tensors with more than one dimension; others have none."""
+    beta1: BelowOne = 0.9
+    """Decay of the mean of the gradients."""
+    beta2: BelowOne = 0.999
+    """Decay of the mean of their squares."""
+    eps: Positive = 1e-8
+    """Added to the root of the second moment."""
+    max_norm: NotNegative = 0.0
+    """Clip the global gradient norm to this value; 0 does not clip (as published)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a network is spread over processes; without meaning for one process."""
+
+    mode: Literal["fsdp_root", "replicate", "hsdp", "fsdp_blocks", "auto"] = "fsdp_root"
+    """fsdp_root: FSDP2 as one group without resharding; replicate: a copy each (DDP); hsdp: cut
+    inside a node, copied across nodes; fsdp_blocks: FSDP2 block by block, for networks that fill
+    the memory; auto: measure a few steps of each and take the fastest."""
+    shard_size: Natural = 0
+    """Processes that share one copy with hsdp; 0: those of one node."""
+    check_steps: Natural = 100
+    """First steps of a session in which the processes compare what they are about to train."""
+    # a backend counts in 64-bit nanoseconds
+    timeout: Annotated[float, Range(0, 1e6, above=True)] = 10.0
+    """Minutes after which a collective that some process does not join ends the run."""
+    processes: Natural = 0
+    """Processes the run was last started with; written by the run itself, 0: one."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
