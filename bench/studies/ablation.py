@@ -21,7 +21,7 @@ from pathlib import Path
 
 import tyro
 
-from fastseg.config.presets.registry import demo
+from fastseg.config.presets.demo import demo
 from fastseg.report.results import mean_result, read_results
 
 RESULTS = Path(__file__).parents[1] / "results"
