@@ -16,7 +16,7 @@ from fastseg.cli.command import command, parse, processes
 from fastseg.config.run import TrainConfig
 from fastseg.config.sections import EvaluationConfig, ModelConfig
 from fastseg.config.serialise import read_config
-from fastseg.distributed.ranks import choose_device
+from fastseg.distributed.launch import choose_device
 from fastseg.engine.context import RunContext
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.speed.host_memory import keep_freed_memory

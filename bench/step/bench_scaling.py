@@ -92,7 +92,7 @@ def main() -> int:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command += ["--nproc-per-node", "2", *sys.argv]
         return subprocess.run(command, env=environment, check=False).returncode
-    from fastseg.distributed.ranks import join
+    from fastseg.distributed.launch import join
 
     with join("auto", timeout_minutes=10) as ranks:
         measured = measure(options, ranks)

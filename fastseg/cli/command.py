@@ -24,7 +24,8 @@ from fastseg.cli.places import check_places
 from fastseg.config.presets.registry import PRESETS, get_preset
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import read_config
-from fastseg.distributed.ranks import OthersFailed, Ranks, join
+from fastseg.distributed.launch import join
+from fastseg.distributed.ranks import OthersFailed, Ranks
 from fastseg.engine.speed.compile import compile_failure
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.pipelines import DataError

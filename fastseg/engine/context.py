@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastseg.config.run import TrainConfig
-from fastseg.distributed.ranks import Ranks, choose_device
+from fastseg.distributed.launch import choose_device
+from fastseg.distributed.ranks import Ranks
 from fastseg.engine.optim import nvidia_apex
 from fastseg.evaluation.subsets import all_subsets
 from fastseg.kernels import settle

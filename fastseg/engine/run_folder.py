@@ -12,7 +12,8 @@ from types import TracebackType
 from fastseg.config.compare import changed_fields
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import read_config, to_dict
-from fastseg.distributed.ranks import Ranks, choose_device
+from fastseg.distributed.launch import choose_device
+from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
 from fastseg.methods import METHODS
 from fastseg.models.precision import best_precision

@@ -37,7 +37,7 @@ PRINTED_BY = {
     "fastseg/checkpoint/weights.py --name": TRAIN,
     "fastseg/evaluate.py": SCORE,
     "fastseg/models/precision.py": TRAIN | SCORE,
-    "fastseg/distributed/ranks.py": TRAIN | SCORE,
+    "fastseg/distributed/launch.py": TRAIN | SCORE,
     "pipelines/build.py": TRAIN | SCORE,
     "pipelines/build.py --data.dataset": TRAIN | LOOK,
     # evaluate takes the cache from the config of its run, which has refused this

@@ -11,8 +11,9 @@ from fastseg import train
 from fastseg.config.compare import changed_fields
 from fastseg.config.sections import ParallelConfig
 from fastseg.config.serialise import read_config
+from fastseg.distributed.launch import choose_device, join, launched
 from fastseg.distributed.parallelize import candidates, copy_size, parallelize
-from fastseg.distributed.ranks import Ranks, choose_device, join, launched
+from fastseg.distributed.ranks import Ranks
 from fastseg.engine.run_folder import RunFolder
 from fastseg.errors import ConfigError
 from fastseg.models import SegFormer

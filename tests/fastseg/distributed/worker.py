@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.sections import OptimConfig, SpeedConfig
-from fastseg.distributed.ranks import Ranks, join
+from fastseg.distributed.launch import join
+from fastseg.distributed.ranks import Ranks
 from fastseg.distributed.sharded_tensors import module_tensors, optimizer_tensors
 from fastseg.engine import step as step_module
 from fastseg.engine.context import RunContext
