@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 import weakref
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,12 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastseg.distributed.ranks import Ranks
 from fastseg.engine.context import RunContext
 from fastseg.engine.optim.optimizer import build_optimizer
-from fastseg.engine.speed.attention import settle_attention
 from fastseg.engine.speed.choices import PLAIN
-from fastseg.engine.speed.compile import compile_failure
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.step import TrainStep
 from fastseg.models import Segmenter
@@ -122,7 +118,7 @@ def count_memory(context: RunContext, setup: StageSetup, shards: int = 1) -> Mem
         train = TrainStep(setup, networks, optimizer)
         draws = train.draw(0, modalities, data.batch_size, kept=list(range(modalities)))
         with LiveBytes() as live:
-            train.rehearse(_blank(train.device, modalities, data.batch_size, data.size), draws)
+            train.rehearse(blank_batch(train.device, modalities, data.batch_size, data.size), draws)
     return MemoryForecast(weights, live.peak)
 
 
@@ -148,64 +144,8 @@ def _size(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
-def _blank(device: torch.device, modalities: int, batch: int, side: int) -> Batch:
+def blank_batch(device: torch.device, modalities: int, batch: int, side: int) -> Batch:
+    """A batch of zeros: images ``[M, B, 3, side, side]``, labels ``[B, side, side]``."""
     images = torch.zeros((modalities, batch, 3, side, side), device=device)
     labels = torch.zeros((batch, side, side), dtype=torch.int64, device=device)
     return Batch(images, labels, modalities=("",) * modalities, sample_ids=("",) * batch)
-
-
-def warm_up(
-    train: TrainStep, modalities: int, batch: int, side: int, ranks: Ranks
-) -> tuple[float | None, list[str]]:
-    """Choose kernels, compile for every number of modalities, and time a rehearsal.
-
-    Weights, statistics and the draws of the training stay as they are. On a CPU without anything
-    to compile a rehearsal would cost as much as a step and tell no more: there is none.
-
-    Args:
-        train: the step function.
-        modalities: M.
-        batch: samples per step.
-        side: of an image, in pixels.
-        ranks: the processes, which all rehearse together.
-
-    Returns:
-        Seconds of both passes of a step with all modalities, None without a rehearsal; and what
-        was chosen, for people.
-    """
-    said = []
-    if train.paths.attention.value:
-        images = modalities * batch
-        train.attention, chosen = settle_attention(
-            list(train.networks), images, side, train.dtype, train.attention, ranks
-        )
-        said.append(f"attention kernels, both passes: {chosen}")
-    if train.device.type == "cpu" and not train.paths.compile.value:
-        return None, said
-    blank = _blank(train.device, modalities, batch, side)
-    try:
-        return _rehearse(train, blank), said
-    except RuntimeError as error:
-        # other processes may be in the midst of a collective: then it is an error for all
-        alone = train.config.speed.compile == "auto" and ranks.world == 1
-        reason = compile_failure(error)
-        if reason is None or not alone:
-            raise
-        train.run_as_written(f"torch.compile failed: {reason}")
-    said.append(f"compile off ({train.paths.compile.why})")
-    return _rehearse(train, blank), said
-
-
-def _rehearse(train: TrainStep, blank: Batch) -> float:
-    """Meet every number of modalities that is compiled; seconds of both passes with all of them."""
-    modalities, batch = blank.images.shape[:2]
-    fewest = 1 if train.stage.modalities == "drop" and train.paths.compile.value else modalities
-    seconds = 0.0
-    for count in (*range(fewest, modalities + 1), modalities):
-        draws = train.draw(0, modalities, batch, kept=list(range(count)))
-        began = time.perf_counter()
-        train.rehearse(blank, draws)
-        if train.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-    return seconds

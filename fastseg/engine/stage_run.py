@@ -13,12 +13,12 @@ from fastseg.choice import Choice
 from fastseg.distributed.parallelize import Parallel, parallelize
 from fastseg.distributed.sharded_tensors import module_tensors
 from fastseg.engine.context import RunContext
+from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.optimizer import Optimizer, build_optimizer
 from fastseg.engine.optim.weight_average import WeightAverage
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.step import TrainStep
 from fastseg.models import Segmenter
-from fastseg.models.precision import LossScale
 from fastseg.pipelines import Loader
 from fastseg.report.progress import say
 

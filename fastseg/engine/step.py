@@ -24,6 +24,7 @@ from fastseg.choice import Choice
 from fastseg.distributed.parallelize import Parallel
 from fastseg.distributed.sharded_tensors import whole
 from fastseg.engine.optim.learning_rate import learning_rate
+from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.optimizer import Optimizer, guarded_step, set_learning_rate
 from fastseg.engine.speed.cast_weights import ShortWeights
 from fastseg.engine.speed.choices import choose_paths
@@ -34,7 +35,7 @@ from fastseg.methods.base import Forward, StepInputs, weighted_sum
 from fastseg.methods.draws import Draws, pack
 from fastseg.methods.seeds import Share
 from fastseg.models import Segmenter, SegmenterOutput
-from fastseg.models.precision import LossScale, autocast, reduced_dtype
+from fastseg.models.precision import autocast, reduced_dtype
 from fastseg.pipelines import Batch
 
 Values = dict[str, Tensor]

@@ -19,7 +19,7 @@ from fastseg.distributed.parallelize import copy_size
 from fastseg.distributed.sharded_tensors import module_tensors
 from fastseg.engine.context import RunContext
 from fastseg.engine.data_change import DataFacts, data_facts
-from fastseg.engine.memory_forecast import forecast_memory, warm_up
+from fastseg.engine.memory_forecast import forecast_memory
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.optim.optimizer import choose_optimizer
 from fastseg.engine.parallel_choice import choose_mode
@@ -30,6 +30,7 @@ from fastseg.engine.stage_run import Session, build_session
 from fastseg.engine.stage_setup import StageNetworks, StageSetup, joined
 from fastseg.engine.step_log import StepLog
 from fastseg.engine.stop_request import AgreedStop, StillWaiting, StopRequest
+from fastseg.engine.warm_up import warm_up
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.evaluation.validation import Validation
 from fastseg.methods.stage import ENCODER, RANDOM, Stage

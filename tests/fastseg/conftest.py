@@ -12,13 +12,13 @@ import torch
 
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.run import TrainConfig
+from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.optimizer import build_optimizer
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.step import TrainStep
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.methods.stage import Stage
 from fastseg.models import SegFormer
-from fastseg.models.precision import LossScale
 from fastseg.pipelines import Batch
 
 

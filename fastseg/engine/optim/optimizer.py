@@ -15,8 +15,8 @@ from fastseg.config.sections import OptimConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.distributed.sharded_tensors import local_part
 from fastseg.engine.optim import nvidia_apex
+from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.nvidia_apex import ApexOptimizer
-from fastseg.models.precision import LossScale
 
 Optimizer = torch.optim.AdamW | ApexOptimizer
 

@@ -10,11 +10,13 @@ from fastseg.choice import Choice
 from fastseg.config.sections import SpeedConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine import memory_forecast
+from fastseg.engine import warm_up as warm_up_module
 from fastseg.engine.context import RunContext
-from fastseg.engine.memory_forecast import LiveBytes, count_memory, forecast_memory, warm_up
+from fastseg.engine.memory_forecast import LiveBytes, count_memory, forecast_memory
 from fastseg.engine.speed import choices
 from fastseg.engine.stage_run import build_session
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
+from fastseg.engine.warm_up import warm_up
 from fastseg.methods.draws import pack
 from fastseg.methods.robustseg import RobustSegWeights
 
@@ -102,7 +104,7 @@ def test_the_forecast_is_what_a_real_step_allocates(config, precision):
     data = config.data
     draws = session.step_fn.draw(0, 4, 2, kept=[0, 1, 2, 3])
     with LiveBytes() as live:
-        session.step_fn.rehearse(memory_forecast._blank(ALONE.device, 4, 2, data.size), draws)
+        session.step_fn.rehearse(memory_forecast.blank_batch(ALONE.device, 4, 2, data.size), draws)
     assert found.step == pytest.approx(live.peak, rel=0.01)
     size = sum(p.numel() * 4 for p in network.parameters())
     frozen = sum(p.numel() * p.element_size() for p in teacher.parameters())
@@ -213,7 +215,7 @@ def test_attention_is_chosen_by_all_processes_for_both_networks(tiny_step, rehea
     train = watch(tiny_step(precision="bf16"))
     path = replace(train.paths.attention, value=True)
     train.paths = replace(train.paths, attention=path)
-    monkeypatch.setattr(memory_forecast, "settle_attention", settle)
+    monkeypatch.setattr(warm_up_module, "settle_attention", settle)
     for before in (None, {"where": "here"}):
         _, said = warm_up(train, 4, 2, 64, ALONE)
         assert said == ["attention kernels, both passes: the best"]

@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastseg.models import precision
-from fastseg.models.precision import LossScale, autocast, best_precision, reduced_dtype
+from fastseg.engine.optim import loss_scale
+from fastseg.engine.optim.loss_scale import LossScale
+from fastseg.models.precision import autocast, best_precision, reduced_dtype
 
 CPU = torch.device("cpu")
 YES, NO = torch.tensor(1.0), torch.tensor(0.0)
@@ -78,7 +79,7 @@ def test_an_open_choice_is_never_taken_for_full_precision():
 
 def test_fp16_trains_close_to_fp32_and_resumes_to_the_last_bit(config, fit, losses, monkeypatch):
     # blank sensors and random weights: gradients of 10^4, which take a dozen halvings to fit
-    monkeypatch.setattr(precision, "_FIRST_SCALE", 4.0)
+    monkeypatch.setattr(loss_scale, "_FIRST_SCALE", 4.0)
     config = replace(config, precision="fp16")
     whole, _ = fit(replace(config, name="whole"))
     exact, _ = fit(replace(config, name="exact", precision="fp32"))

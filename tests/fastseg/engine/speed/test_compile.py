@@ -10,8 +10,8 @@ from fastseg.cli import command
 from fastseg.config.sections import SpeedConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine import step as step_module
-from fastseg.engine.memory_forecast import warm_up
 from fastseg.engine.speed.compile import compile_regions
+from fastseg.engine.warm_up import warm_up
 
 CPU = torch.device("cpu")
 ON = SpeedConfig(compile="on")
