@@ -20,8 +20,8 @@ from fastseg import kernels
 from fastseg.config.serialise import to_dict
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
-from fastseg.evaluation.metrics import ConfusionMatrix
-from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets, logits_of_subsets
+from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets
+from fastseg.evaluation.scores import score_networks, subset_results, table
 from fastseg.evaluation.subsets import Subset
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch, ModalitySpec, build_loader
@@ -29,48 +29,7 @@ from fastseg.pipelines.faults.sensor_faults import describe
 from fastseg.pipelines.inspection.display import picture
 from fastseg.pipelines.synthetic import shown_name
 from fastseg.report.page.html import write_report
-from fastseg.report.progress import tracked
-from fastseg.report.results import Picture, RunReport, SubsetResult, write_results
-from fastseg.report.table import format_table
-
-
-def score_networks(
-    context: RunContext, networks: Mapping[str, Segmenter]
-) -> dict[str, dict[str, ConfusionMatrix]]:
-    """Confusion matrix of every network on every subset over the whole evaluation split."""
-    ranks = context.ranks
-    loader = build_loader(context.config.data, train=False, rank=ranks.rank, world=ranks.world)
-    total = loader.steps_per_epoch
-    try:
-        loader.check()
-        return {
-            name: evaluate_subsets(
-                context,
-                network,
-                tracked(loader.batches(), f"scoring the {name}", total, shown=ranks.is_first),
-            )
-            for name, network in networks.items()
-        }
-    finally:
-        loader.close()
-
-
-def subset_results(
-    context: RunContext, matrices: dict[str, dict[str, ConfusionMatrix]]
-) -> list[SubsetResult]:
-    """One result per network and subset."""
-    faults = describe(context.config.data.eval_corruption)
-    return [
-        SubsetResult(network, subset, scores.miou_all, scores.miou_present, scores.iou, faults)
-        for network, found in matrices.items()
-        for subset, scores in ((name, matrix.scores()) for name, matrix in found.items())
-    ]
-
-
-def table(context: RunContext, results: list[SubsetResult]) -> str:
-    """The results in the papers' layout."""
-    order = [subset.name for subset in context.subsets]
-    return format_table(results, order, compared=context.method.compared)
+from fastseg.report.results import Picture, RunReport, write_results
 
 
 def write_run_report(

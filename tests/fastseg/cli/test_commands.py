@@ -20,7 +20,8 @@ from fastseg import data, doctor, evaluate, kernels, train
 from fastseg.cli.command import explain, parse
 from fastseg.config.serialise import read_config
 from fastseg.engine.step import TrainStep
-from fastseg.evaluation import run_report
+from fastseg.evaluation import from_weights
+from fastseg.evaluation import scores as scores_module
 from fastseg.evaluation.subsets import all_subsets
 from fastseg.models.precision import best_precision
 from fastseg.pipelines.native import build as native
@@ -113,11 +114,11 @@ def test_evaluate_knows_the_names_of_training(finished):
     words = ["--data.root", "elsewhere", "--data.eval-split", "test", "--data.eval-size", "96"]
     words += ["--data.eval-batch-size", "3", "--data.loader", "torch", "--data.workers", "0"]
     options = parse(
-        evaluate.EvaluateConfig,
+        from_weights.EvaluateConfig,
         args=["--checkpoint", str(path), *words, "--evaluation.missing", "zero"],
     )
     before = read_config(path / "config.json")
-    config = evaluate.run_config(options, evaluate.weights_files(path))
+    config = from_weights.run_config(options, from_weights.weights_files(path))
     changes = {"root": Path("elsewhere"), "eval_split": "test", "eval_size": 96}
     changes |= {"eval_batch_size": 3, "loader": "torch", "workers": 0}
     assert config.data == replace(before.data, **changes)
@@ -147,7 +148,7 @@ def test_evaluate_refuses_a_wrong_option_before_it_scores(
     def forbidden(*_):
         raise AssertionError("something was scored")
 
-    monkeypatch.setattr(run_report, "evaluate_subsets", forbidden)
+    monkeypatch.setattr(scores_module, "evaluate_subsets", forbidden)
     (tmp_path / "file").touch()
     places = {"folder": tmp_path, "file": tmp_path / "file"}
     arguments = [option.format(**places) for option in wrong]

@@ -36,6 +36,7 @@ PRINTED_BY = {
     "fastseg/checkpoint/weights.py --fresh": TRAIN,
     "fastseg/checkpoint/weights.py --name": TRAIN,
     "fastseg/evaluate.py": SCORE,
+    "fastseg/evaluation/from_weights.py": SCORE,
     "fastseg/models/precision.py": TRAIN | SCORE,
     "fastseg/distributed/launch.py": TRAIN | SCORE,
     "pipelines/build.py": TRAIN | SCORE,

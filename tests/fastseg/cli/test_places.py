@@ -10,7 +10,7 @@ from fastseg.config.presets.registry import get_preset
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import from_dict, to_dict
 from fastseg.errors import ConfigError
-from fastseg.evaluate import EvaluateConfig
+from fastseg.evaluation.from_weights import EvaluateConfig
 
 
 @pytest.fixture

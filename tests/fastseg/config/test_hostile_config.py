@@ -14,7 +14,7 @@ from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import from_dict, read_config, to_dict
 from fastseg.data import Check, Pack, Show
 from fastseg.errors import ConfigError
-from fastseg.evaluate import EvaluateConfig
+from fastseg.evaluation.from_weights import EvaluateConfig
 from fastseg.pipelines.projection import PrepareConfig
 from fastseg.pipelines.synthetic import SyntheticConfig
 from fastseg.pipelines.tools.settings import MOST, Range, field_types, misfit

@@ -259,7 +259,7 @@ def test_while_validating_the_step_is_saved(start, scenes, tmp_path):
 
 def test_while_scoring_the_weights_stay(start, scenes, tmp_path):
     arguments = options(scenes, tmp_path)
-    run = start([*slowed("fastseg.evaluation.run_report", "evaluate_subsets"), *arguments])
+    run = start([*slowed("fastseg.evaluation.scores", "evaluate_subsets"), *arguments])
     run.wait_for("MARK")
     run.interrupt()
     assert run.end() == 130

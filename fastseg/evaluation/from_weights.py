@@ -1,0 +1,140 @@
+"""Weights on disk and the config of the run that they come from, ready to be scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from fastseg.checkpoint.weights import fact, read_identity
+from fastseg.config.run import TrainConfig
+from fastseg.config.sections import EvaluationConfig, ModelConfig
+from fastseg.config.serialise import read_config
+from fastseg.distributed.launch import choose_device
+from fastseg.engine.optim import nvidia_apex
+from fastseg.errors import CheckpointError
+from fastseg.methods import METHODS
+from fastseg.methods.robustseg import RobustSeg
+from fastseg.models.precision import Precision
+from fastseg.pipelines import CorruptionConfig, DataConfig
+from fastseg.pipelines.tools.settings import Count, Side, Workers, check_fields
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to score."""
+
+    checkpoint: Path
+    """Folder of a run (both networks are scored) or one .safetensors file of it."""
+    root: Annotated[Path | None, arg(aliases=["--data.root"])] = None
+    """Folder of the data set; default: the one the run was trained on."""
+    split: Annotated[str | None, arg(aliases=["--data.eval-split"])] = None
+    """Split to score; default: the evaluation split of the run."""
+    missing: Annotated[Literal["drop", "zero"] | None, arg(aliases=["--evaluation.missing"])] = None
+    """How a missing modality is treated; default: as in the run."""
+    size: Annotated[Side | None, arg(aliases=["--data.eval-size"])] = None
+    """Short side of the images in pixels; default: as in the run."""
+    batch_size: Annotated[Count | None, arg(aliases=["--data.eval-batch-size"])] = None
+    """Samples per step; default: as in the run."""
+    loader: Annotated[Literal["auto", "dali", "torch"] | None, arg(aliases=["--data.loader"])] = (
+        None
+    )
+    """Loader of the files; default: as in the run."""
+    workers: Annotated[Workers | None, arg(aliases=["--data.workers"])] = None
+    """Processes or threads that load, 0: in line; default: as in the run."""
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    """Faults to put into the sensors, none by default; such as --corruption.noise high, or
+    --corruption.blackout 1 --corruption.modalities event."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    precision: Precision | None = None
+    """Arithmetic; default: as in the run."""
+    out: Path | None = None
+    """Also write the scores to this CSV file (layout of results.csv)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def weights_files(path: Path) -> dict[str, Path]:
+    """The weights to score by name of their network, in the order of their method."""
+    if path.is_file():
+        return {read_identity(path)[0].network: path}
+    config = path / "config.json"
+    name = read_config(config).method if config.is_file() else RobustSeg.name
+    files = {network: path / f"{network}.safetensors" for network in METHODS[name].networks}
+    found = {network: file for network, file in files.items() if file.is_file()}
+    if not found:
+        expected = " or ".join(file.name for file in files.values())
+        raise CheckpointError(
+            f"no weights at {path}: expected {expected} in it; "
+            "give the folder of a run that has finished a stage, such as runs/demo"
+        )
+    return found
+
+
+def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
+    """The config of the run that the weights come from, with the options put over it."""
+    first = next(iter(files.values()))
+    beside = first.parent / "config.json"
+    if beside.is_file():
+        config = read_config(beside)
+    elif options.root is None:
+        raise CheckpointError(
+            f"there is no config.json beside {first}: name the data with --data.root"
+        )
+    else:
+        config = _config_of(first)
+    data = replace(
+        config.data,
+        root=options.root or where_given(config.data.root, config, first.parent),
+        eval_split=config.data.eval_split if options.split is None else options.split,
+        eval_size=config.data.eval_size if options.size is None else options.size,
+        eval_batch_size=options.batch_size or config.data.eval_batch_size,
+        loader=options.loader or config.data.loader,
+        workers=config.data.workers if options.workers is None else options.workers,
+        eval_corruption=options.corruption,
+    )
+    # the norms of apex and of torch compute the same network
+    reason = nvidia_apex.why_not_on(choose_device(options.device))
+    norm = "torch" if reason else config.model.norm
+    return replace(
+        config,
+        data=data,
+        model=replace(config.model, norm=norm),
+        device=options.device,
+        precision=options.precision or config.precision,
+        evaluation=replace(config.evaluation, missing=options.missing or config.evaluation.missing),
+    )
+
+
+def where_given(path: Path, config: TrainConfig, run: Path) -> Path:
+    """A relative path of a run's config, as it was meant where the run was started.
+
+    Configs hold absolute paths; older ones do not, and their runs lie in ``<start>/<out>/<name>``.
+    """
+    run, behind = run.resolve(), config.out / config.name
+    if (
+        path.is_absolute()
+        or behind.is_absolute()
+        or run.parts[-len(behind.parts) :] != behind.parts
+    ):
+        return path
+    meant = Path(*run.parts[: -len(behind.parts)]) / path
+    return meant if meant.exists() else path
+
+
+def _config_of(weights: Path) -> TrainConfig:
+    """The part of a run's config that its weights remember."""
+    identity, facts = read_identity(weights)
+    return TrainConfig(
+        data=DataConfig(
+            dataset=identity.dataset,
+            modalities=identity.modalities,
+            size=fact(weights, facts, "size", int),
+        ),
+        model=ModelConfig(backbone=identity.backbone, embed_dim=identity.embed_dim),
+        evaluation=EvaluationConfig(),
+    )
