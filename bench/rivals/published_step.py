@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.rivals import published_losses
 from fastseg.models import SegFormer
 from fastseg.models.backbones.mit import Attention, Block, Mlp, PatchEmbed
-from fastseg.models.segformer import MLPHead
+from fastseg.models.heads.mlp import MLPHead
 
 
 def encode(encoder: Any, images: Tensor) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fastseg.errors import ConfigError
 from fastseg.models import BACKBONES, SegFormer
-from fastseg.models.segformer import MLPHead
+from fastseg.models.heads.mlp import MLPHead
 
 TOLERANCES = {"fp32": (torch.float32, 5e-6), "fp64": (torch.float64, 1e-12)}
 
