@@ -10,7 +10,8 @@ from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import peak_mib
 from fastseg.engine.stage_run import Session
 from fastseg.pipelines import Batch, Loader
-from fastseg.report.progress import Meter, MetricsLog, say
+from fastseg.report.metrics_log import Meter, MetricsLog
+from fastseg.report.progress import say
 
 
 class StepLog:

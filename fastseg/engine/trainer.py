@@ -37,8 +37,10 @@ from fastseg.methods.stage import ENCODER, RANDOM, Stage
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch, DataError, build_loader
 from fastseg.pipelines.loaders.to_device import on_device
-from fastseg.report.profiler import StepWatch, open_board
-from fastseg.report.progress import MetricsLog, Progress, foretell, say
+from fastseg.report.metrics_log import MetricsLog
+from fastseg.report.profiler import StepWatch
+from fastseg.report.progress import Progress, foretell, say
+from fastseg.report.tensorboard import open_board
 
 
 class Stopped(Exception):

@@ -9,7 +9,7 @@ from fastseg.engine.context import RunContext
 from fastseg.engine.stage_run import Session
 from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets, limited
 from fastseg.pipelines import Batch, Loader
-from fastseg.report.progress import MetricsLog
+from fastseg.report.metrics_log import MetricsLog
 
 VALIDATIONS_PER_STAGE = 10
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fastseg.distributed.ranks import Ranks
-from fastseg.errors import ConfigError
 from fastseg.report.progress import duration, foretell, say
 
 _FIRST_STEP = 10  # of the window, counted from 0: by then a stage runs evenly
@@ -117,36 +114,3 @@ class StepWatch:
             f"  {100 * cost / total:5.1f} %  {cost / 1e3:9.2f} ms  {calls:6d} calls  {key[:80]}"
             for cost, calls, key in largest
         ]
-
-
-def open_board(wanted: bool, folder: Path) -> Callable[[dict[str, Any]], None]:
-    """A function that takes the rows of ``metrics.jsonl`` and writes their numbers for TensorBoard.
-
-    Args:
-        wanted: whether to; else the function does nothing.
-        folder: of the run; events go to ``tensorboard`` in it.
-
-    Raises:
-        ConfigError: TensorBoard is not installed.
-    """
-    if not wanted:
-        return lambda row: None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            f"--tensorboard needs TensorBoard ({error}): pip install tensorboard, or leave it out; "
-            "metrics.jsonl holds the same numbers"
-        ) from None
-    writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
-
-    def write(row: dict[str, Any]) -> None:
-        where = "/".join(str(row[key]) for key in ("kind", "stage", "subset") if key in row)
-        counts = row.get("modality_steps", {})
-        scalars = {name: value for name, value in row.items() if isinstance(value, float)}
-        scalars |= {f"modality_steps/{name}": float(count) for name, count in counts.items()}
-        for name, value in scalars.items():
-            writer.add_scalar(f"{where}/{name}", value, row["step"])  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
-
-    return write

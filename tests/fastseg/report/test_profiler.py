@@ -12,7 +12,8 @@ import torch
 from fastseg import train
 from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
-from fastseg.report.profiler import StepWatch, open_board
+from fastseg.report.profiler import StepWatch
+from fastseg.report.tensorboard import open_board
 
 CPU = torch.device("cpu")
 

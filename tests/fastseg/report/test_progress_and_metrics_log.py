@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from fastseg.report.progress import Meter, MetricsLog, Progress, duration
+from fastseg.report.metrics_log import Meter, MetricsLog
+from fastseg.report.progress import Progress, duration
 
 
 def test_rows_are_valid_json_even_with_nan(tmp_path):
