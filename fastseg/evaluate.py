@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from fastseg.cli.command import command, parse, processes
+from fastseg.cli.command import command, processes
+from fastseg.cli.parse import parse
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.errors import ConfigError

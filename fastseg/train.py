@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from fastseg.cli.command import command, parse_config, processes
+from fastseg.cli.command import command, processes
+from fastseg.cli.parse import parse_config
 from fastseg.config.run import TrainConfig
 from fastseg.engine.context import RunContext
 from fastseg.engine.run_folder import RunFolder

@@ -1,8 +1,7 @@
-"""What the commands share: parsing over a preset, and errors as one message instead of a trace."""
+"""The frame of every command: errors as one message instead of a trace, exit codes."""
 
 from __future__ import annotations
 
-import argparse
 import errno
 import io
 import os
@@ -10,26 +9,20 @@ import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from fastseg.cli.places import check_places
-from fastseg.config.presets.registry import PRESETS, get_preset
+from fastseg.cli.parse import speaks
 from fastseg.config.run import TrainConfig
-from fastseg.config.serialise import read_config
 from fastseg.distributed.launch import join
 from fastseg.distributed.ranks import OthersFailed, Ranks
 from fastseg.engine.speed.compile import compile_failure
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.pipelines import DataError
-from fastseg.pipelines.tools.settings import as_path
 from fastseg.pipelines.tools.workers import worker_fault
 
 BUG, BAD_INPUT, LOST_PEER, OUT_OF_MEMORY, INTERRUPTED = 1, 2, 69, 75, 130
@@ -59,7 +52,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             if message is None:
                 raise
             # before the processes have met, all of them find the same fault
-            if _speaks():
+            if speaks():
                 print(message, file=sys.stderr)
             return code
 
@@ -194,70 +187,5 @@ def _lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
-def _speaks() -> bool:
-    """Whether this process speaks before the processes have met."""
-    return os.environ.get("RANK", "0") in ("", "0")
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-PATHS = ConstructorRegistry()
-"""Within it, tyro expands ``~`` in paths, which a shell does not behind ``=``, and refuses ''."""
-
-
-@PATHS.primitive_rule
-def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    if info.type is not Path:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda words: as_path(words[0]),
-        is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda path: [str(path)],
-    )
-
-
-def parse(kind: type[Any], **options: Any) -> Any:
-    """``tyro.cli``; of several processes, which all get the same arguments, rank 0 speaks."""
-    with PATHS:
-        if _speaks():
-            return tyro.cli(kind, **options)
-        nothing = io.StringIO()
-        with redirect_stdout(nothing), redirect_stderr(nothing):
-            return tyro.cli(kind, **options)
-
-
-def parse_config(program: str, description: str, arguments: Sequence[str] | None) -> TrainConfig:
-    """A `TrainConfig` from ``--preset NAME`` or ``--config FILE`` and any field behind it.
-
-    Raises:
-        ConfigError: the preset is unknown, or a file or folder cannot serve.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="demo")
-    first.add_argument("--config")
-    known, rest = first.parse_known_args(arguments)
-    base = get_preset(known.preset) if known.config is None else _config_file(known.config)
-    note = (
-        f"{description}\n\n--preset NAME chooses the recipe whose fields are listed here with its "
-        f"values: {', '.join(PRESETS)} (default: demo). --config FILE takes the config.json of "
-        "a run instead."
-    )
-    config: TrainConfig = parse(
-        TrainConfig, prog=program, description=note, default=base, args=rest
-    )
-    check_places(config)
-    return config
-
-
-def _config_file(text: str) -> TrainConfig:
-    try:
-        return read_config(as_path(text))
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"--config: {error}") from None

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from fastseg import data, doctor, evaluate, kernels, train
-from fastseg.cli.command import explain, parse
+from fastseg.cli.command import explain
+from fastseg.cli.parse import parse
 from fastseg.config.serialise import read_config
 from fastseg.engine.step import TrainStep
 from fastseg.evaluation import from_weights

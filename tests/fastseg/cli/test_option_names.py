@@ -24,8 +24,6 @@ WRITE = {f"fastseg.data {name}" for name in data.COMMANDS}
 
 PRINTED_BY = {
     "fastseg/cli/command.py": TRAIN | SCORE | WRITE,
-    "fastseg/cli/command.py --preset": TRAIN,
-    "fastseg/cli/command.py --config": TRAIN,
     # scoring compiles nothing, and the data commands use no network
     "fastseg/cli/command.py --speed.compile": TRAIN,
     "fastseg/cli/command.py --precision": TRAIN | SCORE,

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from fastseg import data
-from fastseg.cli.command import parse, parse_config
+from fastseg.cli.parse import parse, parse_config
 from fastseg.cli.places import check_places
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.run import TrainConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastseg.cli.command import parse_config
+from fastseg.cli.parse import parse_config
 from fastseg.config.compare import changed_fields, flatten
 from fastseg.config.presets.registry import PRESETS, get_preset
 from fastseg.config.run import TrainConfig

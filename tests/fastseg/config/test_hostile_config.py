@@ -7,12 +7,12 @@ import typing
 
 import pytest
 
-from fastseg.cli.command import parse_config
+from fastseg.cli.data_inspect import Check, Pack, Show
 from fastseg.cli.data_make import Prepare, Synthetic
+from fastseg.cli.parse import parse_config
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import from_dict, read_config, to_dict
-from fastseg.data import Check, Pack, Show
 from fastseg.errors import ConfigError
 from fastseg.evaluation.from_weights import EvaluateConfig
 from fastseg.pipelines.projection import PrepareConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastseg import train
-from fastseg.cli.command import parse_config
+from fastseg.cli.parse import parse_config
 from fastseg.config.presets.registry import PRESETS, get_preset
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw

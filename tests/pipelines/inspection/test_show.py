@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fastseg import data
+from fastseg.cli import data_inspect
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.report.contact_sheet import draw_sheet
@@ -121,4 +122,4 @@ def test_what_cannot_be_shown_is_explained(
 
 def test_a_sheet_of_no_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="longest must be from 16 to 16384, got 3"):
-        data.Show(root=tmp_path, longest=3)
+        data_inspect.Show(root=tmp_path, longest=3)
