@@ -20,9 +20,9 @@ from fastseg.distributed.sharded_tensors import (
     module_tensors,
     optimizer_tensors,
 )
-from fastseg.engine.optim.optimizer import parameter_groups
 from fastseg.engine.optim.weight_average import WeightAverage
 from fastseg.errors import listed
+from fastseg.models.parameter_groups import parameter_groups
 from fastseg.pipelines.tools.whole_files import commit, remove, sync, unfinished
 from fastseg.report.progress import say
 

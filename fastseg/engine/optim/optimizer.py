@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fastseg.distributed.sharded_tensors import local_part
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.nvidia_apex import ApexOptimizer
+from fastseg.models.parameter_groups import parameter_groups
 
 Optimizer = torch.optim.AdamW | ApexOptimizer
 
@@ -54,34 +55,6 @@ def build_optimizer(
         return torch.optim.AdamW(groups, lr=0.0, fused=True, **options)
     nvidia_apex.require(f"--optim.kind {kind}", next(module.parameters()).device)
     return ApexOptimizer(kind, groups, options)
-
-
-class ParameterGroup(NamedTuple):
-    """Parameters that are treated alike.
-
-    Attributes:
-        network: whose they are; empty where there is one.
-        parameters: those that learn.
-        decays: whether they have weight decay: matrices and kernels have, vectors have not.
-    """
-
-    network: str
-    parameters: list[nn.Parameter]
-    decays: bool
-
-
-def parameter_groups(module: nn.Module) -> list[ParameterGroup]:
-    """The parameters that learn, in the order of an optimizer's state.
-
-    Of each network matrices and kernels come first. Several networks are an ``nn.ModuleDict``.
-    """
-    networks = module if isinstance(module, nn.ModuleDict) else {"": module}
-    groups = []
-    for name, network in networks.items():
-        params = [p for p in network.parameters() if p.requires_grad]
-        groups.append(ParameterGroup(name, [p for p in params if p.ndim > 1], True))
-        groups.append(ParameterGroup(name, [p for p in params if p.ndim <= 1], False))
-    return groups
 
 
 def choose_optimizer(
