@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +20,6 @@ from fastseg.distributed.sharded_tensors import (
     module_tensors,
     optimizer_tensors,
 )
-from fastseg.engine.optim.weight_average import WeightAverage
 from fastseg.errors import listed
 from fastseg.models.parameter_groups import parameter_groups
 from fastseg.pipelines.tools.whole_files import commit, remove, sync, unfinished
@@ -40,6 +39,16 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "processes": (int,),
     "optimizer": (str,),
 }
+
+
+class Average(Protocol):
+    """Averaged weights, such as `fastseg.engine.optim.weight_average.WeightAverage`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The full averages by parameter name, on the CPU; collective."""
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `tensors`."""
 
 
 class TrainingStates:
@@ -64,7 +73,7 @@ class TrainingStates:
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
         keep: int,
-        average: WeightAverage | None = None,
+        average: Average | None = None,
         writes: bool = True,
     ) -> Path:
         """Write a state; of the others, only ``keep - 1`` intact ones of its stage stay.
@@ -168,7 +177,7 @@ def load_state(
     path: Path,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None = None,
+    average: Average | None = None,
 ) -> None:
     """Put a state of `TrainingStates.newest` back into a network, its optimizer and its average."""
     load_module_tensors(module, load_file(path / _NETWORK))
