@@ -24,6 +24,7 @@ from fastseg.config.serialise import read_config
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.metrics import ConfusionMatrix
 from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets
+from fastseg.evaluation.subsets import run_subsets
 from fastseg.pipelines import build_loader
 
 ALL = "all"
@@ -44,8 +45,8 @@ def main() -> None:
     options = tyro.cli(ScenesConfig, description=__doc__)
     context = RunContext(read_config(options.checkpoint / "config.json"))
     scores = by_condition(context, options.checkpoint / f"{options.network}.safetensors")
-    singles = [s.name for s in context.subsets if len(s.positions) == 1]
-    full = context.subsets[-1].name
+    singles = [s.name for s in run_subsets(context) if len(s.positions) == 1]
+    full = run_subsets(context)[-1].name
     conditions = [*context.spec.conditions, ALL]
     print(f"{'':8}" + "".join(f"{name:>8}" for name in conditions))
     for subset in dict.fromkeys((*singles, full)):
@@ -77,7 +78,7 @@ def by_condition(context: RunContext, weights: Path) -> dict[tuple[str, str], fl
     for batch in loader.batches():
         batch = batch.to(context.device)
         with torch.no_grad(), context.autocast():
-            found = logits_of_subsets(context, network, batch.images, context.subsets)
+            found = logits_of_subsets(context, network, batch.images, run_subsets(context))
             for subset, logits in found:
                 predictions = kernels.upsample_argmax(logits, batch.images.shape[-2:])
                 for row, sample in enumerate(batch.sample_ids):

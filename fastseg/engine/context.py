@@ -1,4 +1,4 @@
-"""What every command derives from a config: data set, subsets, device, networks."""
+"""What every command derives from a config: data set, device, networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fastseg.config.run import TrainConfig
 from fastseg.distributed.launch import choose_device
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine.optim import nvidia_apex
-from fastseg.evaluation.subsets import all_subsets
 from fastseg.kernels import settle
 from fastseg.models import Segmenter, model_builder
 from fastseg.models.precision import autocast, best_precision
@@ -32,7 +31,6 @@ class RunContext:
         method: that of the config, with its options.
         spec: the data set.
         modalities: those of the run, in its order.
-        subsets: all 2^M - 1 choices of them, the full set last.
         ranks: this process and its peers; one process alone by default.
         device: where networks live.
     """
@@ -40,7 +38,6 @@ class RunContext:
     def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
         self.spec = get_dataset(config.data.dataset)
         self.modalities = self.spec.select(config.data.modalities)
-        self.subsets = all_subsets([modality.letter for modality in self.modalities])
         self.ranks = ranks or Ranks(choose_device(config.device))
         self.device = self.ranks.device
         # before anything relies on them

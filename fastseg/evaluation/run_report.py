@@ -22,7 +22,7 @@ from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets
 from fastseg.evaluation.scores import score_networks, subset_results, table
-from fastseg.evaluation.subsets import Subset
+from fastseg.evaluation.subsets import Subset, run_subsets
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch, ModalitySpec, build_loader
 from fastseg.pipelines.faults.sensor_faults import describe
@@ -46,7 +46,7 @@ def write_run_report(
     results = subset_results(context, matrices)
     if not context.ranks.is_first:
         return table(context, results)
-    spec, full = context.spec, context.subsets[-1].name
+    spec, full = context.spec, run_subsets(context)[-1].name
     name = shown_name(spec.name, context.config.data.root)
     write_results(folder / "results.csv", results, spec.classes)
     report = RunReport(
@@ -112,7 +112,7 @@ def _picture(context: RunContext, networks: Mapping[str, Segmenter], batch: Batc
     predictions = {}
     for name, network in networks.items():
         with torch.no_grad(), context.autocast():
-            shown = shown_subsets(context.subsets)
+            shown = shown_subsets(run_subsets(context))
             for subset, logits in logits_of_subsets(context, network, images, shown):
                 classes = kernels.upsample_argmax(logits, images.shape[-2:])[0]
                 predictions[name, subset.name] = classes.cpu().numpy()

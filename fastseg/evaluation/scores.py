@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.metrics import ConfusionMatrix
 from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets
+from fastseg.evaluation.subsets import run_subsets
 from fastseg.models import Segmenter
 from fastseg.pipelines import build_loader
 from fastseg.pipelines.faults.sensor_faults import describe
@@ -50,5 +51,5 @@ def subset_results(
 
 def table(context: RunContext, results: list[SubsetResult]) -> str:
     """The results in the papers' layout."""
-    order = [subset.name for subset in context.subsets]
+    order = [subset.name for subset in run_subsets(context)]
     return format_table(results, order, compared=context.method.compared)

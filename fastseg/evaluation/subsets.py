@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from fastseg.engine.context import RunContext
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -26,6 +28,11 @@ def all_subsets(letters: Sequence[str]) -> list[Subset]:
         for size in range(1, len(letters) + 1)
         for chosen in combinations(positions, size)
     ]
+
+
+def run_subsets(context: RunContext) -> list[Subset]:
+    """All 2^M - 1 subsets of the modalities of a run, the full set last."""
+    return all_subsets([modality.letter for modality in context.modalities])
 
 
 def full_subset(letters: Sequence[str]) -> Subset:

@@ -8,6 +8,7 @@ from typing import Any
 from fastseg.engine.context import RunContext
 from fastseg.engine.stage_run import Session
 from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets, limited
+from fastseg.evaluation.subsets import run_subsets
 from fastseg.pipelines import Batch, Loader
 from fastseg.report.metrics_log import MetricsLog
 
@@ -67,7 +68,7 @@ class Validation:
         session.networks.main.train()
         scores = [matrix.scores() for matrix in matrices.values()]
         rows = {
-            self.context.subsets[-1].name: (scores[-1].miou_all, scores[-1].miou_present),
+            run_subsets(self.context)[-1].name: (scores[-1].miou_all, scores[-1].miou_present),
             "Mean": (
                 sum(s.miou_all for s in scores) / len(scores),
                 sum(s.miou_present for s in scores) / len(scores),

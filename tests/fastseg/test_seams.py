@@ -13,6 +13,7 @@ from fastseg.engine.context import RunContext
 from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.trainer import Trainer
 from fastseg.evaluation.run_report import write_run_report
+from fastseg.evaluation.subsets import run_subsets
 from tests.support import toy_backbone, toy_method
 
 
@@ -62,7 +63,7 @@ def test_all_networks_are_scored_and_reported(toy, capsys):
     assert [line.split()[0] for line in printed.splitlines()[1:]] == [*names, "gain"]
     with (run.path / "results.csv").open() as file:
         rows = [(row["model"], row["subset"]) for row in csv.DictReader(file)]
-    subsets = [subset.name for subset in context.subsets]
+    subsets = [subset.name for subset in run_subsets(context)]
     assert rows == [(name, subset) for name in names for subset in [*subsets, "Mean"]]
     page = (run.path / "report.html").read_text()
     assert all(f">{name}</th>" in page for name in names)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.metrics import ConfusionMatrix
-from fastseg.evaluation.subsets import Subset
+from fastseg.evaluation.subsets import Subset, run_subsets
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch
 
@@ -25,12 +25,12 @@ def evaluate_subsets(
     model.eval()
     matrices = {
         subset.name: ConfusionMatrix(context.num_classes, context.device)
-        for subset in context.subsets
+        for subset in run_subsets(context)
     }
     for batch in batches:
         batch = batch.to(context.device)
         with torch.no_grad(), context.autocast():
-            scored = logits_of_subsets(context, model, batch.images, context.subsets)
+            scored = logits_of_subsets(context, model, batch.images, run_subsets(context))
             for subset, logits in scored:
                 matrices[subset.name].update_from(logits, batch.labels)
     together = torch.stack([matrix.counts for matrix in matrices.values()])

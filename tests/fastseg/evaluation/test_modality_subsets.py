@@ -6,6 +6,7 @@ import torch
 from fastseg import kernels
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets
+from fastseg.evaluation.subsets import run_subsets
 from fastseg.pipelines import Batch, build_loader
 
 
@@ -29,9 +30,9 @@ def predict(network, images):
 
 
 def predictions(context, network, images, missing):
-    positions = [subset.positions for subset in context.subsets]
+    positions = [subset.positions for subset in run_subsets(context)]
     logits = network.logits_of_subsets(images, positions, missing)
-    for subset, one in zip(context.subsets, logits, strict=True):
+    for subset, one in zip(run_subsets(context), logits, strict=True):
         yield subset, kernels.upsample_argmax(one, images.shape[-2:])
 
 
@@ -59,7 +60,7 @@ def test_both_conventions_agree_on_the_full_set_only(context, config):
     zeroed = evaluate_subsets(RunContext(replace(config, evaluation=evaluation)), network, [batch])
     assert torch.equal(dropped["RDEL"].counts, zeroed["RDEL"].counts)
     assert not torch.equal(dropped["E"].counts, zeroed["E"].counts)
-    assert list(dropped) == [subset.name for subset in context.subsets]
+    assert list(dropped) == [subset.name for subset in run_subsets(context)]
 
 
 def test_every_pixel_of_every_sample_is_counted_once(context, config):
