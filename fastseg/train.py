@@ -15,6 +15,7 @@ from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.engine.trainer import Stopped, Trainer
 from fastseg.evaluation.run_report import check_figures, write_run_report
+from fastseg.evaluation.validation import Validation
 from fastseg.pipelines.synthetic import SyntheticConfig, foreign_file, generate
 from fastseg.report.progress import duration, say
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with processes(config) as ranks, RunFolder(config, ranks) as run:
         ranks.first(partial(make_data, config))
         context = RunContext(run.config, ranks)
-        trainer = Trainer(context, run)
+        trainer = Trainer(context, run, Validation)
         try:
             trainer.fit()
         except Stopped as stopped:

@@ -30,9 +30,9 @@ from fastseg.engine.stage_run import Session, build_session
 from fastseg.engine.stage_setup import StageNetworks, StageSetup, joined
 from fastseg.engine.step_log import StepLog
 from fastseg.engine.stop_request import AgreedStop, StillWaiting, StopRequest
+from fastseg.engine.validator import MakeValidator
 from fastseg.engine.warm_up import warm_up
 from fastseg.errors import CheckpointError, ConfigError
-from fastseg.evaluation.validation import Validation
 from fastseg.methods.stage import ENCODER, RANDOM, Stage
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch, DataError, build_loader
@@ -54,9 +54,14 @@ class Trainer:
     """Trains the networks of a config inside a run folder, on all processes of a launch together.
 
     Every process runs the same code on its share of the samples; rank 0 alone writes and speaks.
+
+    Args:
+        context: of the run.
+        run: its folder.
+        validator: makes what scores the network during training.
     """
 
-    def __init__(self, context: RunContext, run: RunFolder) -> None:
+    def __init__(self, context: RunContext, run: RunFolder, validator: MakeValidator) -> None:
         self.context, self.ranks = context, context.ranks
         self.config = context.config
         if self.config.optim.kind.startswith("apex"):
@@ -84,7 +89,7 @@ class Trainer:
         self._frozen: dict[str, str] = {}
         self._session_steps = 0
         self.log = StepLog(context, self.loader, self.metrics, board)
-        self.validation = Validation(context, self.val_loader, self.metrics, board)
+        self.validation = validator(context, self.val_loader, self.metrics, board)
 
     def fit(self) -> None:
         """Run every stage that is not finished yet.

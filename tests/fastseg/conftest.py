@@ -45,10 +45,11 @@ def fit():
     from fastseg.engine.context import RunContext
     from fastseg.engine.run_folder import RunFolder
     from fastseg.engine.trainer import Stopped, Trainer
+    from fastseg.evaluation.validation import Validation
 
     def run(config):
         with RunFolder(config) as folder:
-            trainer = Trainer(RunContext(folder.config), folder)
+            trainer = Trainer(RunContext(folder.config), folder, Validation)
             try:
                 trainer.fit()
             except Stopped:

@@ -14,6 +14,7 @@ from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.trainer import Trainer
 from fastseg.evaluation.run_report import write_run_report
 from fastseg.evaluation.subsets import run_subsets
+from fastseg.evaluation.validation import Validation
 from tests.support import toy_backbone, toy_method
 
 
@@ -54,7 +55,7 @@ def networks_of(config):
 def test_all_networks_are_scored_and_reported(toy, capsys):
     with RunFolder(toy) as run:
         context = RunContext(run.config)
-        trainer = Trainer(context, run)
+        trainer = Trainer(context, run, Validation)
         trainer.fit()
         files = run.network_files()
         networks = {name: context.load_network(path, name) for name, path in files.items()}
@@ -84,7 +85,7 @@ def test_networks_learn_together_at_their_own_rates_from_what_is_frozen(config):
     stages, options = toy_method.stages(3), toy_method.ToyOptions()
     config = replace(config, method=toy_method.NAME, stages=stages, losses=options)
     with RunFolder(config) as run:
-        trainer = Trainer(RunContext(config), run)
+        trainer = Trainer(RunContext(config), run, Validation)
         trainer._run_stage(trainer.set_up("coach"))
         session = trainer.open_session(trainer.set_up("pair"))
         networks, step = session.networks, session.step_fn
@@ -142,7 +143,7 @@ def test_a_model_that_reads_which_modalities_are_there_is_not_replayed(config, m
     model = replace(config.model, backbone=toy_backbone.NAME)
     config = replace(config, model=model)
     with RunFolder(config) as run:
-        trainer = Trainer(RunContext(config), run)
+        trainer = Trainer(RunContext(config), run, Validation)
         session = trainer.open_session(trainer.set_up("teacher"))
         session.step_fn.device = torch.device("cuda")
         reads = session.networks.main.reads_present

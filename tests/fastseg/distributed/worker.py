@@ -33,6 +33,7 @@ from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.stage_run import build_session
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.trainer import Stopped, Trainer
+from fastseg.evaluation.validation import Validation
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.pipelines import Batch
 
@@ -288,7 +289,7 @@ def fit(config, ranks):
     while not finished:
         with RunFolder(config, ranks) as run:
             try:
-                Trainer(RunContext(config, ranks), run).fit()
+                Trainer(RunContext(config, ranks), run, Validation).fit()
                 finished = True
             except Stopped:
                 pass

@@ -9,6 +9,7 @@ from fastseg.checkpoint.weights import save_weights
 from fastseg.engine.context import RunContext
 from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.trainer import Trainer
+from fastseg.evaluation.validation import Validation
 
 KERNELS = {"where": "a GPU", "levels": ["cudnn", None, "flash", "efficient"]}
 
@@ -23,7 +24,7 @@ def student(config):
         with RunFolder(changed) as run:
             teacher = context.new_network(seed=0)
             save_weights(run.network_file("teacher"), teacher, context.identity("teacher"), {})
-            trainer = Trainer(context, run)
+            trainer = Trainer(context, run, Validation)
             return trainer.open_session(trainer.set_up("student"))
 
     return make

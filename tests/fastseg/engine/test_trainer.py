@@ -15,6 +15,7 @@ from fastseg.engine.step import TrainStep
 from fastseg.engine.trainer import Trainer
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.evaluation import validation as validation_module
+from fastseg.evaluation.validation import Validation
 from fastseg.methods import base, robustseg
 from fastseg.methods.robustseg import RobustSegWeights
 from fastseg.methods.seeds import derive_seed, draw_modalities
@@ -157,7 +158,7 @@ def test_weights_know_what_they_belong_to(config, whole):
 def test_student_starts_as_the_teacher_and_leaves_it_alone(config, fit, whole):
     context = RunContext(config)
     with RunFolder(replace(config, name="whole")) as run:
-        trainer = Trainer(context, run)
+        trainer = Trainer(context, run, Validation)
         session = trainer.open_session(trainer.set_up("student"))
         teacher = load_file(whole / "teacher.safetensors")
         for key, value in session.networks.main.state_dict().items():
@@ -186,7 +187,7 @@ def test_what_the_student_sees(config, whole, policy, monkeypatch):
     if policy == "full":
         monkeypatch.undo()
     with RunFolder(replace(config, name="whole")) as run:
-        trainer = Trainer(RunContext(config), run)
+        trainer = Trainer(RunContext(config), run, Validation)
         session = trainer.open_session(replace(trainer.set_up("student"), stage=stage))
         session.networks.main.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         session.step_fn.networks.frozen["teacher"].register_forward_pre_hook(
@@ -298,7 +299,7 @@ def test_bf16_trains_close_to_fp32(config, fit, losses, whole):
 
 def test_a_skipped_step_leaves_weights_and_statistics_alone(config):
     with RunFolder(config) as run:
-        trainer = Trainer(RunContext(config), run)
+        trainer = Trainer(RunContext(config), run, Validation)
         session = trainer.open_session(trainer.set_up("teacher"))
         batch = next(trainer.loader.batches(0))
         session.step_fn(0, batch)
