@@ -36,6 +36,7 @@ class Session:
         optimizer: of all that learn.
         step_fn: trains a step.
         average: of the weights, if the config asks for one.
+        given: digests of the finished networks that the stage was given, by name.
     """
 
     context: RunContext
@@ -46,6 +47,7 @@ class Session:
     optimizer: Optimizer
     step_fn: TrainStep
     average: WeightAverage | None
+    given: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -119,6 +121,7 @@ class Session:
             "processes": self.parallel.world,
             "optimizer": self.optimizer_kind,
             "attention": self.step_fn.attention,
+            "frozen": self.given,
             **self.step_fn.method.state(),
             **facts,
         }
@@ -140,7 +143,13 @@ class Session:
 
 
 def build_session(
-    context: RunContext, setup: StageSetup, networks: StageNetworks, *, mode: str, kind: str
+    context: RunContext,
+    setup: StageSetup,
+    networks: StageNetworks,
+    *,
+    mode: str,
+    kind: str,
+    given: dict[str, str] | None = None,
 ) -> Session:
     """Make networks ready to train.
 
@@ -150,6 +159,7 @@ def build_session(
         networks: first weights, on the device; changed in place.
         mode: how those that learn are spread, see `parallelize`.
         kind: of the optimizer.
+        given: digests of the finished networks that the stage was given, by name.
     """
     config = setup.config
     for network in networks.learning.values():
@@ -167,4 +177,6 @@ def build_session(
     scale = LossScale(context.device) if config.precision == "fp16" else None
     step_fn = TrainStep(setup, networks, optimizer, parallel, scale)
     average = WeightAverage(module, config.ema) if config.ema else None
-    return Session(context, setup, networks, parallel, kind, optimizer, step_fn, average)
+    return Session(
+        context, setup, networks, parallel, kind, optimizer, step_fn, average, given or {}
+    )

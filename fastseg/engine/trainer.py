@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from fastseg.checkpoint import weights
 from fastseg.checkpoint.state import TrainingStates
-from fastseg.checkpoint.tensor_file import tensors_digest
 from fastseg.config.compare import digest
-from fastseg.distributed.parallelize import copy_size
-from fastseg.distributed.sharded_tensors import module_tensors
 from fastseg.engine.context import RunContext
 from fastseg.engine.data_change import DataFacts, data_facts
-from fastseg.engine.memory_forecast import forecast_memory
 from fastseg.engine.optim import nvidia_apex
-from fastseg.engine.optim.optimizer import choose_optimizer
-from fastseg.engine.parallel_choice import choose_mode
 from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.skipped_steps import SkipWatch
 from fastseg.engine.speed.choices import not_taken
-from fastseg.engine.stage_run import Session, build_session
-from fastseg.engine.stage_setup import StageNetworks, StageSetup, joined
+from fastseg.engine.stage_opening import Saved, StageOpening
+from fastseg.engine.stage_run import Session
+from fastseg.engine.stage_setup import StageSetup
 from fastseg.engine.step_log import StepLog
 from fastseg.engine.stop_request import AgreedStop, StillWaiting, StopRequest
 from fastseg.engine.validator import MakeValidator
 from fastseg.engine.warm_up import warm_up
-from fastseg.errors import CheckpointError, ConfigError
-from fastseg.methods.stage import ENCODER, RANDOM, Stage
-from fastseg.models import Segmenter
+from fastseg.errors import ConfigError
+from fastseg.methods.stage import Stage
 from fastseg.pipelines import Batch, DataError, build_loader
 from fastseg.pipelines.loaders.to_device import on_device
 from fastseg.report.metrics_log import MetricsLog
@@ -45,9 +36,6 @@ from fastseg.report.tensorboard import open_board
 
 class Stopped(Exception):
     """The run was asked to stop; its state is saved and the same command continues it."""
-
-
-Saved = tuple[Path, dict[str, Any]]
 
 
 class Trainer:
@@ -86,8 +74,8 @@ class Trainer:
         self.stop = StopRequest()
         self._stop_now = AgreedStop(self.ranks)
         self._settings = digest(self.config)
-        self._frozen: dict[str, str] = {}
         self._session_steps = 0
+        self.opening = StageOpening(context, run, self.states)
         self.log = StepLog(context, self.loader, self.metrics, board)
         self.validation = validator(context, self.val_loader, self.metrics, board)
 
@@ -127,7 +115,7 @@ class Trainer:
 
     def _run_stage(self, setup: StageSetup) -> None:
         name = setup.name
-        saved = self._newest(setup)
+        saved = self.opening.newest(setup)
         session = self.open_session(setup, saved)
         done = self._resume(session, saved)
         self.log.begin(saved[1] if saved else {})
@@ -235,82 +223,13 @@ class Trainer:
         self.ranks.first(write)
 
     def open_session(self, setup: StageSetup, saved: Saved | None = None) -> Session:
-        """Make the networks of a stage and all that trains them; says what was chosen.
-
-        Args:
-            setup: of the stage.
-            saved: the state that it continues; its tensors are not read yet.
-        """
-        context, device, state = self.context, self.context.device, saved[1] if saved else {}
-        finished = {
-            name: context.load_network(self.run.network_file(name), name)
-            for name in setup.stage.needed()
-        }
-        networks = StageNetworks(
-            {name: self._first_weights(setup, name, finished) for name in setup.stage.learners},
-            {name: finished[name] for name in setup.stage.targets},
-        )
-        self._check_frozen(finished, setup.stage.learners, saved)
-        for network in networks.learning.values():
-            network.to(device).train()
-        mode = choose_mode(context, setup, networks, partial(self._micro_batches, 0, 1), state)
-        optimizer = choose_optimizer(
-            networks.together(), self.config.optim, self.ranks, before=state.get("optimizer")
-        )
-        session = build_session(context, setup, networks, mode=mode.value, kind=optimizer.value)
-        for line in session.describe(self.loader, int(state.get("step", 0)), mode, optimizer):
-            self._say(line)
-        if device.type == "cuda":
-            single, size = mode.value == "single", self.config.parallel.shard_size
-            shards = 1 if single else copy_size(mode.value, self.ranks, size)
-            self._say(f"{setup.name}: expects {forecast_memory(context, setup, shards)}")
-        return session
-
-    def _first_weights(
-        self, setup: StageSetup, name: str, finished: dict[str, Segmenter]
-    ) -> Segmenter:
-        """A network that is about to learn, on the CPU."""
-        position = setup.stage.learners.index(name)
-        # the networks of a stage start from different weights
-        network = self.context.new_network(setup.seed(0, "weights", position), name)
-        start = setup.stage.start_of(name)
-        if start == ENCODER:
-            self._say(self._load_encoder(network))
-        elif start != RANDOM:
-            network.load_state_dict(finished[start].state_dict())
-        return network
-
-    def _check_frozen(
-        self, finished: dict[str, Segmenter], learners: Sequence[str], saved: Saved | None
-    ) -> None:
-        """Remember the networks that this stage is given; it is not continued with other ones."""
-        self._frozen = {
-            name: tensors_digest(module_tensors(network))
-            for name, network in finished.items()
-            # one that goes on learning is replaced at the end of the stage
-            if name not in learners
-        }
-        if saved is None:
-            return
-        # states of before a stage could have several such networks hold the digest itself
-        before = saved[1].get("frozen") or saved[1]
-        for name, now in self._frozen.items():
-            if before.get(name) not in (None, now):
-                raise CheckpointError(
-                    f"{self.run.network_file(name)} is not the {name} that {self.run.path} was "
-                    "learning from: put that one back, or start anew with --fresh or another "
-                    "--name"
-                )
-
-    def _load_encoder(self, network: Segmenter) -> str:
-        if self.config.model.weights is None:
-            return "no --model.weights: the encoder starts from random weights"
-        return str(network.load_encoder(self.config.model.weights))
+        """A stage ready for its first step; ``saved`` is the state that it will continue."""
+        return self.opening.open(setup, saved, self.loader, partial(self._micro_batches, 0, 1))
 
     def _save(self, session: Session, done: int, skips: SkipWatch) -> None:
         # what is of no use never takes the place of a good state
         skips.check(done)
-        facts = asdict(self._data) | self.log.state() | {"frozen": self._frozen}
+        facts = asdict(self._data) | self.log.state()
         session.save(self.states, done, facts, self.config.keep_checkpoints)
 
     def _stop_if_asked(self, session: Session, done: int, unsaved: SkipWatch | None) -> None:
@@ -327,45 +246,35 @@ class Trainer:
                 self._save(session, done, unsaved)
             raise Stopped(f"{session.name} stopped after step {done} of {session.steps}")
 
-    def _newest(self, setup: StageSetup) -> Saved | None:
-        """The newest intact state of a stage; rank 0 looks, so that all take the same."""
-
-        def module() -> nn.Module:
-            return joined({n: self.context.new_network(0, n) for n in setup.stage.learners})
-
-        def find() -> list[Any] | None:
-            found = self.states.newest(setup.name, module, averaged=self.config.ema > 0)
-            return [str(found[0]), found[1]] if found else None
-
-        found = self.ranks.share(find)
-        return (Path(found[0]), found[1]) if found else None
-
     def _resume(self, session: Session, saved: Saved | None) -> int:
         step = 0
         if saved is not None:
             path, state = saved
-            how = self._data.changed(state)
-            if how is not None:
-                change = (
-                    f"the training samples under {self.config.data.root} {how} that "
-                    f"{self.run.path} was started with"
-                )
-                if not self.config.allow_data_change:
-                    raise ConfigError(
-                        f"{change}: restore them, start anew with --fresh, or continue on the "
-                        "others with --allow-data-change"
-                    )
-                self._say(f"{change}; continuing on the others, as --allow-data-change says")
-            elif self._data.touched(state):
-                self._say(
-                    f"warning: training files under {self.config.data.root} were copied or "
-                    "rewritten since the last state was saved; names and sizes are the same, what "
-                    "is in them is not compared. If it changed, start anew with --fresh"
-                )
+            self._check_data(state)
             session.restore(path, state)
             step = int(state["step"])
         self.metrics.rewind(session.name, step)
         return step
+
+    def _check_data(self, state: Mapping[str, Any]) -> None:
+        """Refuse, or report, that the samples are not those that ``state`` was trained on."""
+        root, how = self.config.data.root, self._data.changed(state)
+        if how is not None:
+            change = (
+                f"the training samples under {root} {how} that {self.run.path} was started with"
+            )
+            if not self.config.allow_data_change:
+                raise ConfigError(
+                    f"{change}: restore them, start anew with --fresh, or continue on the "
+                    "others with --allow-data-change"
+                )
+            self._say(f"{change}; continuing on the others, as --allow-data-change says")
+        elif self._data.touched(state):
+            self._say(
+                f"warning: training files under {root} were copied or rewritten since the last "
+                "state was saved; names and sizes are the same, what is in them is not compared. "
+                "If it changed, start anew with --fresh"
+            )
 
     def _warm_up(self, session: Session, done: int) -> bool:
         """Say how steps are run and what was chosen; the time of the stage if that is known yet."""
