@@ -143,6 +143,7 @@ def measure(options: argparse.Namespace, ranks: Any) -> list[Measured]:
 
 def step_ms(options: argparse.Namespace, ranks: Any, mode: str) -> tuple[float, dict[str, Traffic]]:
     """Median milliseconds of a step of stage two on the slowest process, and what one sends."""
+    from fastseg import kernels
     from fastseg.distributed.ranks import Ranks
     from fastseg.engine.context import RunContext
     from fastseg.engine.stage_run import build_session
@@ -150,6 +151,7 @@ def step_ms(options: argparse.Namespace, ranks: Any, mode: str) -> tuple[float, 
     from fastseg.pipelines import Batch
 
     config = settings(options)
+    kernels.settle(ranks.device)
     context = RunContext(config, Ranks(ranks.device) if mode == "single" else ranks)
     network, teacher = (context.new_network(seed).to(ranks.device) for seed in (0, 1))
     setup = StageSetup(config, "student", 1, config.stages["student"], steps_per_epoch=100)

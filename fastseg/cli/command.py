@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from fastseg import kernels
 from fastseg.cli.parse import speaks
 from fastseg.config.run import TrainConfig
 from fastseg.distributed.launch import join
@@ -95,9 +96,11 @@ def _silence_unread() -> bool:
 def processes(config: TrainConfig) -> Iterator[Ranks]:
     """Join the processes of this launch; an error on any of them ends all.
 
-    The first process to fail says why, and all leave with its exit code.
+    The first process to fail says why, and all leave with its exit code. Whether Triton can build
+    the kernels here is tried once, before anything relies on them.
     """
     with join(config.device, config.parallel.timeout) as ranks:
+        kernels.settle(ranks.device)
         try:
             yield ranks
         except (Exception, KeyboardInterrupt) as error:

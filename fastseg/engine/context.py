@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +12,8 @@ from fastseg.config.run import TrainConfig
 from fastseg.distributed.launch import choose_device
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine.optim import nvidia_apex
-from fastseg.kernels import settle
 from fastseg.models import Segmenter, model_builder
-from fastseg.models.precision import autocast, best_precision
+from fastseg.models.precision import autocast
 from fastseg.pipelines import get_dataset
 from fastseg.report.progress import say
 
@@ -33,6 +31,10 @@ class RunContext:
         modalities: those of the run, in its order.
         ranks: this process and its peers; one process alone by default.
         device: where networks live.
+
+    Raises:
+        ValueError: the precision is still ``auto``.
+        ConfigError: apex is asked for and cannot serve.
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
@@ -40,10 +42,11 @@ class RunContext:
         self.modalities = self.spec.select(config.data.modalities)
         self.ranks = ranks or Ranks(choose_device(config.device))
         self.device = self.ranks.device
-        # before anything relies on them
-        settle(self.device)
         if config.precision == "auto":
-            config = replace(config, precision=best_precision(self.device).value)
+            raise ValueError(
+                "the precision is not decided: enter a RunFolder, which decides it once for a run, "
+                "or set the value of best_precision(device)"
+            )
         self.config = config
         self.method = config.build_method()
         if config.model.norm == "apex":

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from fastseg.choice import Choice
 from fastseg.distributed.parallelize import candidates
+from fastseg.engine.clock import elapsed_ms
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.choices import PLAIN
 from fastseg.engine.stage_run import build_session
@@ -82,9 +83,5 @@ def _step_ms(
             context, plain, replace(networks, learning=learning), mode=mode, kind="adamw"
         )
         for step in range(_WARM_UP + _TIMED):
-            began = time.perf_counter()
-            session.step_fn(step, *batches)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(1e3 * (time.perf_counter() - began))
+            times.append(elapsed_ms(partial(session.step_fn, step, *batches), device))
     return statistics.median(times[_WARM_UP:])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
-import torch
+from functools import partial
 
 from fastseg.distributed.ranks import Ranks
+from fastseg.engine.clock import elapsed_ms
 from fastseg.engine.memory_forecast import blank_batch
 from fastseg.engine.speed.attention import settle_attention
 from fastseg.engine.speed.compile import compile_failure
@@ -63,9 +62,5 @@ def _rehearse(train: TrainStep, blank: Batch) -> float:
     seconds = 0.0
     for count in (*range(fewest, modalities + 1), modalities):
         draws = train.draw(0, modalities, batch, kept=list(range(count)))
-        began = time.perf_counter()
-        train.rehearse(blank, draws)
-        if train.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
+        seconds = elapsed_ms(partial(train.rehearse, blank, draws), train.device) / 1e3
     return seconds

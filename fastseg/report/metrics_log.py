@@ -85,6 +85,10 @@ class Meter:
     """Means of device scalars between two logging steps, read by the host only once."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all steps; time counts from now on."""
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._samples = 0
@@ -129,5 +133,5 @@ class Meter:
         values = dict(zip(names, means.tolist(), strict=True))
         values["images_per_s"] = self._samples / self._trained
         values["data_wait"] = self._waited / self._trained
-        self.__init__()  # type: ignore[misc]
+        self.reset()
         return values

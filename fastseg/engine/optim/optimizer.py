@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fastseg.choice import Choice
 from fastseg.config.sections import OptimConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.distributed.sharded_tensors import local_part
+from fastseg.engine.clock import elapsed_ms
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.nvidia_apex import ApexOptimizer
@@ -83,18 +84,14 @@ def _step_ms(module: nn.Module, config: OptimConfig, kind: str) -> float:
     optimizer = build_optimizer(copies, config, kind)
     device = copies[0].device
 
-    def steps(count: int) -> float:
-        began = time.perf_counter()
+    def steps(count: int) -> None:
         for _ in range(count):
             for p in copies:
                 p.grad = torch.zeros_like(p)
             guarded_step(optimizer, 0.0)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 1e3 * (time.perf_counter() - began) / count
 
-    steps(3)
-    return steps(_TIMED_STEPS)
+    elapsed_ms(partial(steps, 3), device)
+    return elapsed_ms(partial(steps, _TIMED_STEPS), device) / _TIMED_STEPS
 
 
 def guarded_step(

@@ -81,7 +81,7 @@ def test_the_fastest_kernel_of_each_level_is_set_on_all_networks(network, tried)
 
 
 def test_a_kernel_that_does_not_serve_takes_forever(tried):
-    tensors = [torch.randn(1, 1, 4, 2, requires_grad=True) for _ in "qkv"]
+    tensors = [torch.randn(1, 1, 4, 2, requires_grad=True) for _ in range(3)]
     flash, cudnn = BACKENDS["flash"], BACKENDS["cudnn"]
     assert math.isinf(attention._ms(flash, tensors, clock_of(1)))
     assert attention._ms(cudnn, tensors, clock_of(1)) == 1
@@ -138,7 +138,7 @@ def test_a_resumed_run_takes_the_kernels_it_began_with(network, measured):
     assert (says, measured) == ("measured", [alone])
     # as the training state keeps it
     record = json.loads(json.dumps(record))
-    resumed = [SegFormer("mit_nano", 3, 8) for _ in "st"]
+    resumed = [SegFormer("mit_nano", 3, 8) for _ in range(2)]
     again, says = settle_attention(resumed, IMAGES, SIDE, torch.float32, record, alone)
     assert len(measured) == 1
     assert again == record
