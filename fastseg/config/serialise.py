@@ -79,6 +79,8 @@ def _settings(kind: Any, values: Any, where: str, method: type[Method] | None) -
 def _method_in(values: Mapping[str, Any], where: str) -> type[Method]:
     """The method that a run names; those of before there were several do not."""
     name = values.get("method", RobustSeg.name)
+    if expected := misfit(str, name):
+        raise ConfigError(f"{where}.method must be {expected}, got {shown(name)}")
     if name not in METHODS:
         raise ConfigError(f"{where}: {unknown('method', name, METHODS)}")
     return METHODS[name]

@@ -32,7 +32,7 @@ def test_a_preset_fits_its_data_set(name):
     assert {config.data.train_split, config.data.eval_split} <= set(spec.splits)
     assert config.name == name
     assert list(config.stages) == ["teacher", "student"]
-    assert config.stages["student"].needs_teacher()
+    assert config.stages["student"].needed() == ("teacher",)
 
 
 def test_presets_are_listed_for_users(capsys):

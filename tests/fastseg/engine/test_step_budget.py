@@ -170,7 +170,7 @@ def costs_of(train, batch=2, side=1024, present=None):
         with train._arithmetic():
             train.losses(inputs.images, inputs.labels, draws)["loss"].backward()
     for update in (Costs(), Costs()):  # the first update makes the moments
-        for p in train.network.parameters():
+        for p in train.module.parameters():
             p.grad = torch.zeros_like(p)
         with update:
             train._learn({}, train._statistics())
