@@ -91,7 +91,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all_and_others_continue(
     assert train.main([*command, "--data.batch-size", "4", "--stop-after", "2"]) == 0
     said = capsys.readouterr().err
     assert f"continued at step {newest}" in said
-    assert "400 steps of 4 samples, 4 per epoch" in said
+    assert "400 steps of 4 samples, 3 per epoch" in said
     codes, _, said = launch([*TRAIN, *command, "--stop-after", "2"]).finish()
     assert codes == [0, 0], said
     assert f"continued at step {newest + 2}" in said

@@ -182,7 +182,7 @@ def test_a_run_in_pieces_is_the_run_in_one_go_to_the_last_bit(seen):
     for name in STAGES:
         left, right = (load_file(run / f"{name}.safetensors") for run in (parts, whole))
         assert same_bits(left, right)
-    assert "4 steps of 1 samples x 2 processes x 2 micro-batches, 4 per epoch" in seen.said
+    assert "4 steps of 1 samples x 2 processes x 2 micro-batches, 3 per epoch" in seen.said
     assert "weights averaged with decay 0.9" in seen.said
 
 
