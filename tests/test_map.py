@@ -100,12 +100,12 @@ LATE = {
 LONG = {
     "fastseg/engine/trainer.py": "being split",
     "kernels/segmentation/loss_kernels.py": "forward and backward of one loss, by the same steps",
-    "pipelines/faults/sensor_faults.py": "",
-    "pipelines/datasets/split_files.py": "",
-    "pipelines/loaders/torch_loader.py": "",
-    "bench/gpu_record.py": "",
-    "bench/input/bench_input_pipeline.py": "",
-    "bench/step/bench_scaling.py": "",
+    "pipelines/faults/sensor_faults.py": "to split: drawing of faults, faults of one image",
+    "pipelines/datasets/split_files.py": "to split: list files of splits",
+    "pipelines/loaders/torch_loader.py": "to split: batches of codes",
+    "bench/gpu_record.py": "to split: order of what is timed",
+    "bench/input/bench_input_pipeline.py": "to split: providers",
+    "bench/step/bench_scaling.py": "to split: tables",
 }
 """Files of more than `MOST_LINES` lines, and why they are not two."""
 
