@@ -9,13 +9,13 @@ from tempfile import TemporaryFile
 
 from fastseg.cli.command import command, processes
 from fastseg.cli.parse import parse
+from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.errors import ConfigError
 from fastseg.evaluation.from_weights import EvaluateConfig, run_config, weights_files
 from fastseg.evaluation.scores import score_networks, subset_results, table
 from fastseg.pipelines.faults.sensor_faults import describe
-from fastseg.report.progress import say
 from fastseg.report.results import write_results
 
 

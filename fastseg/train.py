@@ -10,6 +10,7 @@ from functools import partial
 from fastseg.cli.command import command, processes
 from fastseg.cli.parse import parse_config
 from fastseg.config.run import TrainConfig
+from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.speed.host_memory import keep_freed_memory
@@ -17,7 +18,7 @@ from fastseg.engine.trainer import Stopped, Trainer
 from fastseg.evaluation.run_report import check_figures, write_run_report
 from fastseg.evaluation.validation import Validation
 from fastseg.pipelines.synthetic import SyntheticConfig, foreign_file, generate
-from fastseg.report.progress import duration, say
+from fastseg.report.progress import duration
 
 
 @command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -15,8 +15,10 @@ from .tools.settings import (
     Seed,
     Side,
     Workers,
+    binding,
     check_fields,
     check_order,
+    harmless,
 )
 
 Layout = Literal["auto", "planes", "channels_last"]
@@ -99,68 +101,68 @@ class CorruptionConfig:
 class DataConfig:
     """Where the files are and how they become batches."""
 
-    dataset: str = "deliver"
+    dataset: str = binding("deliver")
     """Name of the data set's spec: its layout, modalities, label map and classes."""
-    root: Path = Path("data/deliver")
+    root: Path = harmless(Path("data/deliver"))
     """Folder that holds the data set in its published layout."""
-    modalities: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = binding(())
     """Modalities to use, in any order; empty for all of the spec."""
-    missing: Literal["error", "zero", "skip"] = "error"
+    missing: Literal["error", "zero", "skip"] = harmless("error")
     """Files that are not there when a run starts: refuse, feed zeros after normalisation for those
     of a modality, or leave their samples out of training (evaluation then refuses)."""
-    damaged: Literal["error", "skip"] = "error"
+    damaged: Literal["error", "skip"] = harmless("error")
     """Training files that turn out to be unusable: stop, or take the next sample in order instead,
     counted and reported. Evaluation always stops, since scores are of whole splits."""
-    damaged_limit: Fraction = 0.001
+    damaged_limit: Fraction = harmless(0.001)
     """Share of the training samples, but at least one, that damaged skip replaces at most. A
     process that meets more stops at once, all processes together at the next logged step."""
-    repeat: bool = False
+    repeat: bool = harmless(False)
     """Repeat the training samples where they are fewer than one global batch, instead of an
     error."""
-    packed: Path | None = None
+    packed: Path | None = harmless(None)
     """Folder of the decoded cache, from python -m fastseg.data pack; none: the one beside the data,
     if packed_auto."""
-    packed_auto: bool = True
+    packed_auto: bool = harmless(True)
     """Use the decoded cache in <root>/packed/<dataset> if it is there and up to date."""
-    train_split: str = "train"
+    train_split: str = binding("train")
     """Split that the network is trained on."""
-    eval_split: str = "val"
+    eval_split: str = binding("val")
     """Split that scores are computed on."""
-    size: Side = 1024
+    size: Side = binding(1024)
     """Height and width of training crops in pixels; a multiple of 32."""
-    eval_size: Annotated[int, Range(0, 2**15, multiple=32)] = 0
+    eval_size: Annotated[int, Range(0, 2**15, multiple=32)] = harmless(0)
     """Short side of evaluation images in pixels, a multiple of 32; 0: as size."""
-    batch_size: Count = 2
+    batch_size: Count = binding(2)
     """Samples per training step and process."""
-    eval_batch_size: Count = 4
+    eval_batch_size: Count = harmless(4)
     """Samples per evaluation step and process."""
-    scale: tuple[_Rescaling, _Rescaling] = (0.5, 2.0)
+    scale: tuple[_Rescaling, _Rescaling] = binding((0.5, 2.0))
     """Range of the random rescaling before the training crop; 1 shrinks the whole image to size."""
-    flip: Probability = 0.5
+    flip: Probability = binding(0.5)
     """Probability of a horizontal flip in training."""
-    jitter: Probability = 0.0
+    jitter: Probability = binding(0.0)
     """Probability of colour jitter in training: brightness, contrast, saturation; cameras only."""
-    jitter_range: tuple[_Factor, _Factor] = (0.5, 1.5)
+    jitter_range: tuple[_Factor, _Factor] = binding((0.5, 1.5))
     """Range of each of the three factors; 1 changes nothing."""
-    blur: Probability = 0.0
+    blur: Probability = binding(0.0)
     """Probability of Gaussian blur in training; cameras only."""
-    blur_sigma: tuple[_Factor, _Factor] = (0.8, 0.8)
+    blur_sigma: tuple[_Factor, _Factor] = binding((0.8, 0.8))
     """Range of the blur's standard deviation in pixels."""
-    blur_window: Annotated[int, Range(0, 999)] = 3
+    blur_window: Annotated[int, Range(0, 999)] = binding(3)
     """Width of the blur's kernel in pixels, odd; 0: OpenCV's choice, round(6 sigma + 1) | 1."""
-    blur_place: Literal["image", "crop"] = "image"
+    blur_place: Literal["image", "crop"] = binding("image")
     """Blur the image as stored (DELIVER's code), or the finished crop (MCubeS's)."""
-    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    corruption: CorruptionConfig = binding(factory=CorruptionConfig)
     """Faults of sensors in training."""
-    eval_corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    eval_corruption: CorruptionConfig = harmless(factory=CorruptionConfig)
     """Faults of sensors in evaluation."""
-    loader: Literal["auto", "dali", "torch"] = "auto"
+    loader: Literal["auto", "dali", "torch"] = harmless("auto")
     """Loader: dali, torch, or auto (dali where it imports and pays, else torch)."""
-    workers: Workers = 2
+    workers: Workers = harmless(2)
     """Worker processes of the torch loader or threads of the DALI loader; 0 loads in line."""
-    cache: bool = False
+    cache: bool = harmless(False)
     """Keep decoded samples in memory (torch loader); for sets that fit."""
-    layout: Layout = "auto"
+    layout: Layout = binding("auto")
     """Memory order of the network's input: planes, channels_last, or auto (channels_last on a
     GPU)."""
 

@@ -35,7 +35,7 @@ from fastseg.config.sections import OptimConfig
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.optim.nvidia_apex import ApexOptimizer
 from fastseg.engine.optim.optimizer import build_optimizer, set_learning_rate
-from fastseg.models import SegFormer
+from fastseg.models import model_builder
 
 TESTS = ["test_bench_apex.py"]
 # so large that a step without the decay, or with it on other tensors, fails the check
@@ -152,9 +152,13 @@ class Steps:
 @functools.cache
 def weights(backbone: str) -> list[Tensor]:
     """Every tensor of a network at its start, on ``shapes.DEVICE``."""
+    name = f"mit_{backbone}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = SegFormer(f"mit_{backbone}", shapes.NUM_CLASSES, EMBED_DIM)
+        network = model_builder(name)(
+            name, shapes.NUM_CLASSES, (), embed_dim=EMBED_DIM, dropout=0.1, drop_path=0.1,
+            norm_momentum=0.1,
+        )  # fmt: skip
     return [p.detach().to(shapes.DEVICE) for p in network.parameters()]
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastseg.checkpoint.tensor_file import misfits, write_tensors
+from fastseg.console import say
 from fastseg.distributed.sharded_tensors import (
     load_module_tensors,
     load_optimizer_tensors,
@@ -23,7 +24,6 @@ from fastseg.distributed.sharded_tensors import (
 from fastseg.errors import listed
 from fastseg.models.parameter_groups import parameter_groups
 from fastseg.pipelines.tools.whole_files import commit, remove, sync, unfinished
-from fastseg.report.progress import say
 
 _MANIFEST, _STATE = "MANIFEST.json", "state.json"
 _NETWORK, _OPTIMIZER, _AVERAGE = (f"{x}.safetensors" for x in ("network", "optimizer", "average"))

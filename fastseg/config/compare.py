@@ -8,37 +8,8 @@ from typing import Any
 
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import to_dict
+from fastseg.pipelines.tools.settings import is_harmless
 
-# fields that cannot change what is learnt: a run may go on after they changed
-HARMLESS = {
-    "out",
-    "device",
-    "fresh",
-    "allow_data_change",
-    "stop_after",
-    "log_every",
-    "save_every",
-    "keep_checkpoints",
-    "data.root",
-    "data.loader",
-    "data.workers",
-    "data.cache",
-    "data.missing",
-    "data.repeat",
-    "data.damaged",
-    "data.damaged_limit",
-    "data.packed",
-    "data.eval_corruption",
-    "data.eval_size",
-    "data.packed_auto",
-    "data.eval_batch_size",
-    "evaluation",
-    "speed",
-    "model.checkpointing",
-    "profile_steps",
-    "tensorboard",
-    "parallel",
-}
 # these may change as long as their product with the number of processes stays
 BATCH_PARTS = {"data.batch_size", "accumulate"}
 
@@ -63,13 +34,11 @@ def changed_fields(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, A
     for key in BATCH_PARTS:
         before.pop(key)
         after.pop(key)
-    before["samples per step"], after["samples per step"] = (
-        old.samples_per_step,
-        new.samples_per_step,
-    )
-    return {
+    changed = {
         key: (before.get(key), after.get(key))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and not any(key == name or key.startswith(name + ".") for name in HARMLESS)
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key) and not is_harmless(TrainConfig, key)
     }
+    if old.samples_per_step != new.samples_per_step:
+        changed["samples per step"] = old.samples_per_step, new.samples_per_step
+    return dict(sorted(changed.items()))

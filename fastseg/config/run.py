@@ -23,7 +23,9 @@ from fastseg.pipelines.tools.settings import (
     Count,
     Natural,
     Seed,
+    binding,
     check_fields,
+    harmless,
     shown,
 )
 from fastseg.pipelines.tools.unknown import unknown
@@ -36,56 +38,59 @@ _OTHER_METHOD = "the {what} not those of the method {method}: start from one of 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run: data, network, stages."""
+    """One run: data, network, stages.
 
-    name: str = "run"
+    A mark says of each field, or of those of its section, whether it changes what is learnt.
+    """
+
+    name: str = binding("run")
     """Name of the run; its folder is <out>/<name>."""
-    out: Path = Path("runs")
+    out: Path = harmless(Path("runs"))
     """Folder of all runs."""
-    seed: Seed = 0
+    seed: Seed = binding(0)
     """Seed of everything: order, augmentation, initial weights, dropout, noise."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = harmless("auto")
     """Where to train; auto takes the GPU if there is one."""
-    precision: PrecisionChoice = "fp32"
+    precision: PrecisionChoice = binding("fp32")
     """Arithmetic of the networks; losses are always fp32. fp16 scales the loss. auto: bf16 where
     the device multiplies it faster, else fp32; a run that is continued keeps what it began with."""
-    accumulate: Count = 1
+    accumulate: Count = binding(1)
     """Micro-batches of data.batch_size per process that make one step; BatchNorm statistics, hard
     pixels and the regulariser's information are those of a micro-batch."""
-    ema: BelowOne = 0.0
+    ema: BelowOne = binding(0.0)
     """Decay of an exponential moving average of the weights, which is then what is scored and
     saved, such as 0.999; 0: none."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = harmless(factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    synthetic: SyntheticData = field(default_factory=SyntheticData)
+    synthetic: SyntheticData = binding(factory=SyntheticData)
     model: ModelConfig = field(default_factory=ModelConfig)
-    teacher: Path | None = None
+    teacher: Path | None = binding(None)
     """Weights of a finished teacher; stages that train the teacher are then skipped."""
-    method: str = RobustSeg.name
+    method: str = binding(RobustSeg.name)
     """What is trained: the loss terms of the stages and the networks that they may have."""
-    stages: dict[str, Stage] = field(default_factory=dict)
-    losses: MethodOptions = field(default_factory=LossOptions)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    log_every: Count = 20
+    stages: dict[str, Stage] = binding(factory=dict)
+    losses: MethodOptions = binding(factory=LossOptions)
+    optim: OptimConfig = binding(factory=OptimConfig)
+    evaluation: EvaluationConfig = harmless(factory=EvaluationConfig)
+    speed: SpeedConfig = harmless(factory=SpeedConfig)
+    log_every: Count = harmless(20)
     """Steps between two rows of metrics.jsonl."""
-    save_every: Count = 500
+    save_every: Count = harmless(500)
     """Steps between two checkpoints."""
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Count = harmless(2)
     """Checkpoints kept of the current stage."""
-    max_skipped: Count = 20
+    max_skipped: Count = binding(20)
     """Stop after so many steps in a row with a non-finite gradient."""
-    stop_after: Natural = 0
+    stop_after: Natural = harmless(0)
     """Save and stop after so many steps in this session, for queues with a time limit; 0: never."""
-    profile_steps: Natural = 0
+    profile_steps: Natural = harmless(0)
     """Profile so many steps of each stage once it runs evenly; traces go into the run folder."""
-    tensorboard: bool = False
+    tensorboard: bool = harmless(False)
     """Write scalars for TensorBoard, too; needs pip install tensorboard."""
-    fresh: bool = False
+    fresh: bool = harmless(False)
     """Start anew: an existing run of this name is moved aside, not continued."""
 
-    allow_data_change: bool = False
+    allow_data_change: bool = harmless(False)
     """Continue a run although training samples have come or gone since it was started."""
 
     def __post_init__(self) -> None:

@@ -14,7 +14,9 @@ from fastseg.pipelines.tools.settings import (
     Range,
     SceneSide,
     Seed,
+    binding,
     check_fields,
+    harmless,
 )
 from fastseg.pipelines.tools.unknown import unknown
 
@@ -25,23 +27,23 @@ BelowOne = Annotated[float, Range(0, 1, below=True)]
 class ModelConfig:
     """The network; of M-SegFormer one encoder for all modalities, mean fusion and an MLP head."""
 
-    backbone: str = "mit_b0"
+    backbone: str = binding("mit_b0")
     """Encoder: mit_nano (for a CPU) or mit_b0 to mit_b5."""
-    embed_dim: Annotated[int, Range(1, 2**16)] = 768
+    embed_dim: Annotated[int, Range(1, 2**16)] = binding(768)
     """Width of the head; the published checkpoints use 768 for every backbone."""
-    dropout: BelowOne = 0.1
+    dropout: BelowOne = binding(0.1)
     """Channel dropout before the classifier."""
-    drop_path: BelowOne = 0.1
+    drop_path: BelowOne = binding(0.1)
     """Stochastic depth of the encoder's last block; it rises linearly from 0."""
-    norm_momentum: Annotated[float, Range(0, 1, above=True)] = 0.1
+    norm_momentum: Annotated[float, Range(0, 1, above=True)] = binding(0.1)
     """Share of the newest batch in the head's BatchNorm statistics. With dropped modalities 0.1 (as
     published) remembers little more than the subsets of the last ten steps; 0.01 averages more."""
-    checkpointing: bool = False
+    checkpointing: bool = harmless(False)
     """Keep only the inputs of the encoder's blocks and compute the rest again in the backward pass:
     less memory, more time, the same numbers."""
-    norm: Literal["torch", "apex"] = "torch"
+    norm: Literal["torch", "apex"] = binding("torch")
     """LayerNorm of torch, or the fused one of NVIDIA apex (a GPU; apex must be installed)."""
-    weights: Path | None = None
+    weights: Path | None = binding(None)
     """Encoder weights (ImageNet) for stages that start from the encoder; none: random."""
 
     def __post_init__(self) -> None:

@@ -12,13 +12,13 @@ from types import TracebackType
 from fastseg.config.compare import changed_fields
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import read_config, to_dict
+from fastseg.console import say
 from fastseg.distributed.launch import choose_device
 from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
 from fastseg.methods import METHODS
 from fastseg.models.precision import best_precision
 from fastseg.pipelines.tools.whole_files import remove, unfinished, write_whole
-from fastseg.report.progress import say
 
 _SAMPLES_HINT = (
     "\nSamples per step are --data.batch-size x --accumulate x processes: on another number of "

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastseg.console import say
 from fastseg.distributed.sharded_tensors import local_part
 from fastseg.engine.stage_run import Session
 from fastseg.errors import ConfigError
 from fastseg.pipelines import Batch
 from fastseg.pipelines.faults.sensor_faults import describe
 from fastseg.pipelines.tools.whole_files import write_whole
-from fastseg.report.progress import say
 
 _LATE = 8
 """Steps that a GPU may be behind the host when the outcome of one is read."""

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import peak_mib
 from fastseg.engine.stage_run import Session
 from fastseg.pipelines import Batch, Loader
 from fastseg.report.metrics_log import Meter, MetricsLog
-from fastseg.report.progress import say
 
 
 class StepLog:

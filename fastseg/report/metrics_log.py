@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastseg.console import say
 from fastseg.pipelines.tools.whole_files import write_whole
-from fastseg.report.progress import say
 
 
 class MetricsLog:

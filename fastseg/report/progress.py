@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from fastseg.console import say as say  # for what still asks for it here
+
 
 class Progress:
     """One line that is rewritten on a terminal, and a plain line now and then in a pipe."""
@@ -83,12 +85,3 @@ def duration(seconds: float) -> str:
 def foretell(what: str, seconds: float, ahead: int) -> str:
     """How long so many steps will take, if each takes as long as this one."""
     return f"{what} took {1e3 * seconds:.0f} ms, {ahead} of them {duration(ahead * seconds)}"
-
-
-def say(text: str) -> None:
-    """A line for people, on standard error so that standard output holds results only."""
-    bars = sys.modules.get("tqdm")
-    if bars is None:  # there is no bar to make room for
-        print(text, file=sys.stderr, flush=True)
-    else:
-        bars.tqdm.write(text, file=sys.stderr)

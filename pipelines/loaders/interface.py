@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ..batch import Batch
-
-if TYPE_CHECKING:
-    from ..datasets.split_files import SplitFiles
-    from .unreadable import Damage
+from ..datasets.split_files import SplitFiles
+from .unreadable import Damage
 
 
 class Loader(Protocol):

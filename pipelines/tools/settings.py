@@ -5,6 +5,13 @@ A field says its type and, where that is not enough, a `Range`::
     power: Annotated[float, Range(0, above=True)] = 0.9
 
 `check_fields` in ``__post_init__`` checks all fields of a dataclass; `misfit` checks one value.
+
+A default says, too, whether a run may go on after the field has changed::
+
+    seed: Seed = binding(0)
+    log_every: Count = harmless(20)
+
+A mark holds for all fields below one that is a dataclass itself; without a mark, those have theirs.
 """
 
 from __future__ import annotations
@@ -77,6 +84,9 @@ Side = Annotated[int, Range(32, 2**15, multiple=32)]
 SceneSide = Annotated[int, Range(64, 1042)]
 """Height and width of a rendered frame in pixels."""
 
+_HARMLESS = "harmless"
+"""Key of a mark in the metadata of a field."""
+
 _BASIC: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
@@ -86,6 +96,39 @@ _BASIC: dict[Any, tuple[tuple[type, ...], str]] = {
 }
 _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = 80
+
+
+def binding(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
+    """A default, or what makes it, of a field that changes what is learnt."""
+    return _marked(False, default, factory)
+
+
+def harmless(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
+    """A default, or what makes it, of a field that cannot change what is learnt."""
+    return _marked(True, default, factory)
+
+
+def _marked(is_harmless: bool, default: Any, factory: Any) -> Any:
+    metadata = {_HARMLESS: is_harmless}
+    if factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def is_harmless(kind: type[Any], name: str) -> bool:
+    """Whether a field, such as ``data.workers``, cannot change what is learnt.
+
+    Raises:
+        LookupError: neither the field nor one above it has a mark.
+    """
+    first, _, rest = name.partition(".")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if first in fields and _HARMLESS in fields[first].metadata:
+        return bool(fields[first].metadata[_HARMLESS])
+    section = field_types(kind).get(first)
+    if not rest or not isinstance(section, type) or not dataclasses.is_dataclass(section):
+        raise LookupError(f"{kind.__name__}.{first} is marked neither binding nor harmless")
+    return is_harmless(section, rest)
 
 
 def check_fields(settings: Any) -> None:

@@ -23,9 +23,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastseg.console import say
 from fastseg.engine.optim.optimizer import set_learning_rate
 from fastseg.methods.draws import Draws
-from fastseg.report.progress import say
 
 Values = dict[str, Tensor]
 Update = Callable[[Tensor, Tensor, Draws], Values]

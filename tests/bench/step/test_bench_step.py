@@ -367,7 +367,7 @@ from bench.step import bench_train_step
 from bench.step.cases import Problem, Setting
 problem = Problem(Setting(backbone="nano", side=32, batch=1, embed_dim=8))
 print(float(problem.build("fastseg")(0)["loss"]))
-from fastseg.report.progress import say
+from fastseg.console import say
 say("said")
 """
     done = subprocess.run(

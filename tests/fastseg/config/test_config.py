@@ -12,6 +12,7 @@ from fastseg.config.presets.registry import PRESETS, get_preset
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import from_dict, read_config, to_dict
 from fastseg.errors import ConfigError
+from fastseg.pipelines.tools.settings import binding, harmless, is_harmless
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -140,6 +141,35 @@ def test_only_fields_that_change_the_result_count_as_changed():
     changed = changed_fields(config, replace(config, seed=1, stages=stages))
     assert set(changed) == {"seed", "stages.student.lr"}
     assert changed["seed"] == (0, 1)
+
+
+HARMLESS = {
+    "out", "device", "fresh", "allow_data_change", "stop_after", "log_every", "save_every",
+    "keep_checkpoints", "profile_steps", "tensorboard", "evaluation", "speed", "parallel",
+    "model.checkpointing", "data.root", "data.loader", "data.workers", "data.cache",
+    "data.missing", "data.repeat", "data.damaged", "data.damaged_limit", "data.packed",
+    "data.packed_auto", "data.eval_corruption", "data.eval_size", "data.eval_batch_size",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_field_is_binding_or_harmless(preset):
+    for name in flatten(to_dict(get_preset(preset))):
+        expected = any(name == h or name.startswith(f"{h}.") for h in HARMLESS)
+        assert is_harmless(TrainConfig, name) == expected, name
+
+
+def test_a_field_without_a_mark_is_told():
+    @dataclasses.dataclass
+    class Settings:
+        seed: int = binding(1)
+        speed: int = harmless(2)
+        forgotten: int = 3
+
+    assert Settings() == Settings(1, 2, 3)
+    assert [is_harmless(Settings, name) for name in ("seed", "speed")] == [False, True]
+    with pytest.raises(LookupError, match=r"Settings\.forgotten is marked neither"):
+        is_harmless(Settings, "forgotten")
 
 
 def test_student_without_a_teacher_is_refused():
