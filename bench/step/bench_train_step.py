@@ -162,7 +162,7 @@ class Comparison:
             self.status[provider] = f"{kind}: {error}"
 
     def _build(self, provider: str) -> StepCall:
-        """What was compiled for the check serves the clock, too: it takes minutes."""
+        """Step to be timed: the one compiled for the check, which took minutes, or a new one."""
         return self.compiled.pop(provider, None) or self.problem.build(provider)
 
     def _row(self, provider: str) -> StepRow:

@@ -1,4 +1,4 @@
-"""What whole training steps are to reach, beside what they reached.
+"""Targets of whole training steps, beside what they reached.
 
 Targets name their setting. They are stated for an H200; on another GPU images per second are scaled
 by the bandwidth of a copy measured there.
