@@ -1,4 +1,4 @@
-"""How accurate a fast operator has to be."""
+"""Accuracy that a fast operator has to reach: the error of plain PyTorch in the same dtype."""
 
 from __future__ import annotations
 
