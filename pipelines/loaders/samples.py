@@ -37,7 +37,7 @@ class Sample:
 
 
 class Store(Protocol):
-    """Where decoded images and labels of a split come from."""
+    """Source of the decoded images and labels of a split."""
 
     def image(self, index: int, modality: ModalitySpec) -> Array:
         """A modality of a sample, ``[3, H, W]`` in the size of its file; not if it is absent."""

@@ -28,7 +28,7 @@ CAMERA_AZIMUTHS = slice(145, 255)
 
 @dataclass(frozen=True)
 class Motion:
-    """How the vehicle moved around the exposure."""
+    """Motion of the vehicle around the exposure, and the time of the exposure."""
 
     twist: Twist
     exposure_s: float

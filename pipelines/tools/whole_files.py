@@ -72,7 +72,7 @@ def remove(path: Path) -> str | None:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What writers that were killed have left in a folder and below, links not followed.
+    """Files and folders that killed writers left in a folder and below, links not followed.
 
     These are files and folders of ``write_whole`` and of training states (``*.partial``), and the
     temporary files that safetensors puts beside its target (``.tmp`` and six letters).
