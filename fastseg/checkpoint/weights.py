@@ -23,7 +23,7 @@ from fastseg.pipelines.tools.whole_files import commit
 
 @dataclass(frozen=True)
 class Identity:
-    """What weights belong to; a file of another identity is refused."""
+    """Network, data set and model of weights; a file of another identity is refused."""
 
     network: str
     dataset: str

@@ -59,7 +59,7 @@ class Parallel:
 
     @property
     def sharded(self) -> bool:
-        """Whether the networks' parameters are shards."""
+        """True if the networks' parameters are shards."""
         return self.mode not in ("single", "replicate")
 
 

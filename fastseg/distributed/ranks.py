@@ -62,7 +62,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks for all."""
+        """True if this process writes files and speaks for all."""
         return self.rank == 0
 
     def first(self, task: Callable[[], Any]) -> None:
@@ -159,7 +159,7 @@ class Ranks:
         return counts
 
     def claim_failure(self, code: int) -> bool:
-        """Whether this process is the first to fail, and so the one to say why."""
+        """True if this process is the first to fail, and so the one to say why."""
         assert self.store is not None
         try:
             first = bool(self.store.add(_FAILED, 1) == 1)

@@ -1,4 +1,4 @@
-"""What every command derives from a config: data set, device, networks."""
+"""Context that every command derives from a config: data set, device, networks."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class RunContext:
         return network.to(self.device).eval()
 
     def identity(self, network: str) -> Identity:
-        """What the weights of this run belong to."""
+        """Identity of the weights of a network of this run, which their file carries."""
         from fastseg.checkpoint.weights import Identity
 
         return Identity(

@@ -56,7 +56,7 @@ class StepLog:
         self.meter.restore(state["values"], numbers, self.context.device)
 
     def state(self) -> dict[str, Any]:
-        """What the steps since the last row have left, of all processes; collective."""
+        """State for a checkpoint: values since the last row, of all processes; collective."""
         names, numbers = self.meter.state()
         meter = self.ranks.gather_floats([self._replaced, *numbers])
         return {"meter": meter, "values": names, "modalities": dict(self._seen)}

@@ -76,7 +76,7 @@ class StepWatch:
             say(self.summary())
 
     def summary(self) -> str:
-        """What this session did with the stage; validation and saving are in its time."""
+        """Steps, time and speed of this session in the stage, validation and saving included."""
         seconds = time.perf_counter() - self._began
         text = (
             f"{self._title}: {self._steps} steps in {duration(seconds)}, "

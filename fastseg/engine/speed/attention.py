@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels is the fastest at the shapes of a network, by measurement.
+"""Choice of torch's fastest attention kernel at the shapes of a network, by measurement.
 
 The keys are few and the heads narrow (1024 keys, 32 channels for MiT-B0 at 1024 x 1024): published
 timings of the kernels are for other shapes and disagree with each other.
@@ -127,7 +127,7 @@ def _set_kernels(levels: Sequence[AttentionLevel], names: Sequence[str | None]) 
 
 
 def _place(device: torch.device, images: int, side: int, dtype: torch.dtype) -> str:
-    """What a measurement holds for."""
+    """Conditions that a measurement holds for: device, torch, number and side of images, dtype."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, torch {torch.__version__}, {images} images of {side} pixels, {dtype}"
 

@@ -1,4 +1,4 @@
-"""Which ways of running a step are taken, decided in one place, and why.
+"""Choice of the ways of running a step, made in one place, with the reasons.
 
 Every one of them computes the same numbers up to rounding. ``auto`` takes what pays on the device
 at hand; the log of a run says what was taken and for what reason (:meth:`FastPaths.describe`).

@@ -39,7 +39,7 @@ def run_as_written(network: Segmenter) -> None:
 
 
 def compile_failure(error: BaseException) -> str | None:
-    """What went wrong in ``torch.compile``, such as a missing compiler; None for other errors."""
+    """Cause of a ``torch.compile`` failure, such as a missing compiler; None for other errors."""
     # loading it takes seconds, which a run without compilation does not spend
     module = sys.modules.get("torch._dynamo.exc")
     if module is None or not isinstance(error, module.TorchDynamoException):

@@ -169,7 +169,7 @@ class StepGraphs:
         return sorted(self._captured)
 
     def _fits(self, images: Tensor, labels: Tensor, draws: Draws) -> bool:
-        """Whether the inputs are like those before; another shape runs as usual."""
+        """True if the inputs are like those before; another shape runs as usual."""
         if self._inputs is None:
             return True
         given = (images, labels, draws.packed)

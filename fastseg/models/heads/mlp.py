@@ -81,7 +81,7 @@ class MLPHead(nn.Module):
         self.linear_pred.to(dtype)
 
     def constants(self) -> list[Tensor]:
-        """What :meth:`freeze` has made, beside parameters and buffers."""
+        """Tensors that :meth:`freeze` has made, beside parameters and buffers."""
         return [] if self._constant is None else [*self._constant[0], self._constant[1]]
 
     def draw(self, features: Sequence[Tensor]) -> Tensor | None:
