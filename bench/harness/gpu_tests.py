@@ -100,8 +100,8 @@ def outcome(log: str, ended: bool, code: int | None) -> Outcome:
     """Read what pytest printed.
 
     Args:
-        log: of one file.
-        ended: whether it came to its end by itself.
+        log: output of one file's tests.
+        ended: true if it came to its end by itself.
         code: pytest's exit code.
     """
     lines = log.strip().splitlines()
@@ -130,7 +130,7 @@ def run(files: Sequence[str], stop: float, scratch: Path, out: Path) -> dict[str
 
     Args:
         files: paths from the root of the checkout.
-        stop: of ``time.monotonic()``.
+        stop: end of the time, as ``time.monotonic()`` gives it.
         scratch: folder for the logs.
         out: one file for all of them.
     """

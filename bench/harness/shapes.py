@@ -137,8 +137,8 @@ def make_features(
 
     Args:
         shape: sizes.
-        dtype: of the result.
-        seed: of the values.
+        dtype: dtype of the result.
+        seed: seed of the values.
         channels_last: strides of ``[M, B, h, w, C]`` memory, as the encoder's tokens have them.
     """
     generator = torch.Generator(DEVICE).manual_seed(seed)
@@ -175,8 +175,8 @@ def make_labels(
         shape: sizes.
         kind: ``"blobs"`` has 8 to 18 classes of unequal area per sample, ``"all_classes"`` has
             every class, with areas alike.
-        dtype: of the result.
-        seed: of the maps.
+        dtype: dtype of the result.
+        seed: seed of the maps.
     """
     generator = torch.Generator().manual_seed(seed)
     maps = [_regions(shape, kind, generator) for _ in range(shape.batch)]

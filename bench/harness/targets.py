@@ -96,7 +96,7 @@ def lines(rows: Sequence[OperatorRow], device: str) -> list[str]:
     The row of an operator is its first fused one of both passes at the paper's size in bfloat16.
 
     Args:
-        rows: of operators, with the copies that were measured beside them.
+        rows: rows of operators, with the copies that were measured beside them.
         device: the GPU's name.
     """
     share, said = scaled(copy_of(rows))

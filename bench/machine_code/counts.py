@@ -30,12 +30,12 @@ class Case(NamedTuple):
     """One kernel in one launch configuration.
 
     Attributes:
-        name: of the case, unique per kernel.
+        name: name of the case, unique per kernel.
         kernel: the ``@triton.jit`` function.
         arguments: its run-time arguments in order; tensors on the meta device, numbers as they are.
         constexprs: its ``tl.constexpr`` arguments by name.
-        num_warps: of the launch.
-        num_stages: of the launch.
+        num_warps: warps per block of the launch.
+        num_stages: pipeline stages of the launch.
         registers: budget per thread.
         shared: budget in bytes per block.
     """

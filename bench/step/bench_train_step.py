@@ -65,7 +65,7 @@ class Comparison:
     """The providers of a setting: checked, then timed in turn.
 
     Attributes:
-        rows: what was found, one row per provider and number of modalities.
+        rows: results, one row per provider and number of modalities.
     """
 
     def __init__(self, setting: Setting, graphs: bool = True) -> None:

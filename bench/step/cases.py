@@ -153,10 +153,10 @@ class Problem:
     """Weights and inputs of a setting, on ``shapes.DEVICE`` and on the host.
 
     Attributes:
-        setting: what is trained.
-        dropout: of the head, and of the last block as a whole; at 0 all providers compute the same.
-        device: of the networks.
-        graphs: whether fastseg may replay its steps as CUDA graphs.
+        setting: the training step to measure.
+        dropout: rate of the head and of the last block; at 0 all providers compute the same.
+        device: device of the networks.
+        graphs: true if fastseg may replay its steps as CUDA graphs.
     """
 
     setting: Setting
