@@ -81,7 +81,7 @@ def turn_off(error: Exception) -> None:
     """Let the reference serve from now on, because kernels cannot be built or launched.
 
     Args:
-        error: of the compiler, the linker, the loader or the driver.
+        error: error of the compiler, the linker, the loader or the driver.
 
     Raises:
         RuntimeError: the mode is ``strict``.
