@@ -89,10 +89,10 @@ def check_dataset(
     """Decode every file and compare it with the spec.
 
     Args:
-        spec: what the set should be.
-        root: where it is.
-        splits: which; none for all that are there (at least one).
-        modalities: which; none for those that are loaded unless named.
+        spec: spec that the set should follow.
+        root: folder of the set.
+        splits: splits to check; none for all that are there (at least one).
+        modalities: modalities to check; none for those that are loaded unless named.
         workers: processes; 0 for one per CPU.
         progress: show a bar.
 

@@ -41,9 +41,9 @@ def lidar_image(
 
     Args:
         points: ``[N, 6]`` as ``read_points`` returns them.
-        calibration: of the set.
+        calibration: calibration of the set.
         size: height and width of the camera's image.
-        motion: to undo; None for none.
+        motion: motion to undo; None for none.
         width: side of a point in pixels.
     """
     xyz = points[:, :3]
@@ -69,9 +69,9 @@ def radar_image(
 
     Args:
         sweep: ``[11 + bins, 400]`` as ``read_polar`` returns it.
-        calibration: of the set.
+        calibration: calibration of the set.
         size: height and width of the camera's image.
-        motion: to undo; None for none.
+        motion: motion to undo; None for none.
         width: side of a point in pixels.
     """
     xyz, intensity, seconds = radar_points(sweep)

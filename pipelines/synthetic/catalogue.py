@@ -119,7 +119,7 @@ class Weather:
     Attributes:
         ambient: diffuse light, relative to full daylight.
         sun: directional light.
-        extinction: of the air, per metre.
+        extinction: extinction of the air, per metre.
         sky: linear RGB radiance of the sky and of the light scattered by the air.
         headlight: strength of the ego vehicle's lamps.
         camera_noise: factor on the camera's noise.

@@ -39,7 +39,7 @@ def render_frame(frame: Frame, config: SyntheticConfig) -> dict[str, Image]:
     """The six images of a sample, a pure function of its name and the content settings.
 
     Args:
-        frame: from ``plan``.
+        frame: a frame from ``plan``.
         config: seed, size and LiDAR mode.
 
     Returns:

@@ -18,7 +18,7 @@ def write_whole(path: Path, data: bytes | str, durable: bool = True) -> None:
     stays.
 
     Args:
-        path: of the file.
+        path: path of the file.
         data: its content; text is written as UTF-8.
         durable: content and name are on the disk at the end, and the content first, so that not
             even a power cut leaves a file that is empty or cut off.
