@@ -120,7 +120,7 @@ class TrainingStates:
         Args:
             stage: states of others are left aside.
             network: makes a network like that of the states; called if there is one to compare.
-            averaged: whether the states have averaged weights.
+            averaged: true if the states have to have averaged weights.
         """
         passed = 0
         for path in self._paths():

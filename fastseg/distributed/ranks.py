@@ -42,7 +42,7 @@ class Ranks:
         rank: this process, from 0; rank 0 writes files and speaks.
         world: number of processes.
         local_world: processes of this node.
-        device: where this process computes.
+        device: device on which this process computes.
         store: key-value store of all processes; None for one alone.
         control: gloo group for small messages on the host, apart from the training's collectives.
     """

@@ -25,12 +25,12 @@ class RunContext:
     """The fixed surroundings of a run.
 
     Attributes:
-        config: what is run, with a precision that is decided.
-        method: that of the config, with its options.
+        config: config of the run, with a precision that is decided.
+        method: method of the config, with its options.
         spec: the data set.
         modalities: those of the run, in its order.
         ranks: this process and its peers; one process alone by default.
-        device: where networks live.
+        device: device that holds the networks.
 
     Raises:
         ValueError: the precision is still ``auto``.
@@ -65,8 +65,8 @@ class RunContext:
         """A network on the CPU with random weights that depend on the seed alone.
 
         Args:
-            seed: of the weights.
-            name: of the network, for methods whose networks differ; none: the model of the run.
+            seed: seed of the weights.
+            name: name of the network, if the method's networks differ; none: the model of the run.
         """
         model = self.config.model
         build = partial(

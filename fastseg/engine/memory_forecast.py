@@ -89,8 +89,8 @@ def count_memory(context: RunContext, setup: StageSetup, shards: int = 1) -> Mem
     """Count what a step allocates, without memory or arithmetic; what allocators add is left out.
 
     Args:
-        context: of the run.
-        setup: of the stage.
+        context: context of the run.
+        setup: setup of the stage.
         shards: processes that hold one copy of a network together.
     """
     # regions that will be compiled run as they are: a compiler fuses, so this is an upper bound

@@ -65,7 +65,7 @@ class SkipWatch:
 
     Args:
         session: the stage.
-        folder: of the run.
+        folder: folder of the run.
 
     Attributes:
         total: skipped steps of this session.

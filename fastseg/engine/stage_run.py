@@ -70,7 +70,7 @@ class Session:
         Collective. It is the learning network itself where that is whole and not averaged.
 
         Args:
-            name: of a network that learns; the first by default.
+            name: name of a network that learns; the first by default.
         """
         learning = self.networks.learning
         name = name or next(iter(learning))
@@ -154,11 +154,11 @@ def build_session(
     """Make networks ready to train.
 
     Args:
-        context: of the run.
-        setup: of the stage.
-        networks: first weights, on the device; changed in place.
-        mode: how those that learn are spread, see `parallelize`.
-        kind: of the optimizer.
+        context: context of the run.
+        setup: setup of the stage.
+        networks: networks with their first weights, on the device; changed in place.
+        mode: way of spreading those that learn, see `parallelize`.
+        kind: kind of the optimizer.
         given: digests of the finished networks that the stage was given, by name.
     """
     config = setup.config

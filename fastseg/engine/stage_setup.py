@@ -52,7 +52,7 @@ class StageNetworks:
     """The networks of a stage by name.
 
     Attributes:
-        learning: what the optimizer changes; the first is validated.
+        learning: networks that the optimizer changes; the first is validated.
         frozen: constants that the others learn from, whole on every process: they are small.
     """
 

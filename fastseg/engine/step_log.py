@@ -18,8 +18,8 @@ class StepLog:
     """Counts what the steps of a stage used, and writes the means of their values.
 
     Args:
-        context: of the run.
-        loader: of the training batches.
+        context: context of the run.
+        loader: loader of the training batches.
         metrics: the file of rows.
         board: also takes each row, see `open_board`.
     """

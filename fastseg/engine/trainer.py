@@ -44,7 +44,7 @@ class Trainer:
     Every process runs the same code on its share of the samples; rank 0 alone writes and speaks.
 
     Args:
-        context: of the run.
+        context: context of the run.
         run: its folder.
         validator: makes what scores the network during training.
     """

@@ -19,8 +19,8 @@ class Validation:
     """Scores the network of a stage every so many steps.
 
     Args:
-        context: of the run.
-        loader: of the evaluation split.
+        context: context of the run.
+        loader: loader of the evaluation split.
         metrics: the file of rows.
         board: also takes each row, see `open_board`.
     """

@@ -58,7 +58,7 @@ class Method:
     """One way of training networks; options are those of a run.
 
     Attributes:
-        name: of the method in ``config.method``.
+        name: name of the method in ``config.method``.
         networks: names of all networks that its stages may have, in the order of tables.
         compared: the two networks whose difference is the gain in tables: from, to.
         weights: type of the weights of its loss terms.

@@ -99,7 +99,7 @@ def pack(
     """Draws on the device; the host does not wait.
 
     Args:
-        device: where to.
+        device: device that the draws are copied to.
         own: the method's own draws, int64 on the host, by name.
         modalities: M.
         present: positions of the modalities that the network sees, ascending.

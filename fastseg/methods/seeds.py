@@ -50,7 +50,7 @@ def derive_seed(seed: int, stage: int, step: int, purpose: str, part: int = 0) -
         seed: seed of the run.
         stage: position of the stage in the run.
         step: number of the step in the stage, from 0.
-        purpose: what is drawn; any name, a method may have its own.
+        purpose: name of the draw; any name, a method may have its own.
         part: part of the global batch that the draw is for, see `Share`.
     """
     known = purpose in _PURPOSES

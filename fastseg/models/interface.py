@@ -53,7 +53,7 @@ class Segmenter(nn.Module):
     Attributes:
         reads_present: whether the work depends on which modalities are there, not only on how many.
             Such a model is not replayed as a CUDA graph.
-        frozen: whether it was made a constant by :meth:`freeze`.
+        frozen: true if it was made a constant by :meth:`freeze`.
     """
 
     reads_present: ClassVar[bool] = False
@@ -123,8 +123,8 @@ class Segmenter(nn.Module):
         """Attention layers whose kernel may be chosen by measurement; none by default.
 
         Args:
-            images: of one call, all modalities together.
-            side: of an image, in pixels.
+            images: number of images in one call, all modalities together.
+            side: height and width of an image, in pixels.
         """
         return []
 

@@ -19,8 +19,8 @@ class StepWatch:
     """Counts the steps of one stage in this session, and profiles some of them.
 
     Args:
-        title: of the stage.
-        folder: where traces go.
+        title: title of the stage.
+        folder: folder of the traces.
         ranks: the processes; the first one alone profiles and speaks, for all of them.
         profile_steps: length of the profiler's window; 0 for none. A validation that falls into it
             is profiled as well.

@@ -23,7 +23,7 @@ def compile_regions(network: Segmenter, backend: str = "inductor") -> None:
 
     Args:
         network: keeps its parameters, names and state dict.
-        backend: of ``torch.compile``.
+        backend: backend of ``torch.compile``.
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _VARIANTS)

@@ -116,7 +116,7 @@ class StepGraphs:
 
     Args:
         update: forward, backward and optimizer step; returns scalars.
-        optimizer: what the update steps; its learning rate is read from the draws in a graph.
+        optimizer: stepped by the update; its learning rate is read from the draws in a graph.
         recorder: captures; on a GPU by default.
 
     Attributes:

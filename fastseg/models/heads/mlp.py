@@ -99,7 +99,7 @@ class MLPHead(nn.Module):
 
         Args:
             features: the levels; best with the channels last in memory.
-            factor: of the channels of the fused map, as drawn by :meth:`draw`; none for 1.
+            factor: factor on the channels of the fused map, as drawn by :meth:`draw`; none for 1.
         """
         weights, bias = self._constant or self.folded()
         n, _, h, w = features[0].shape
