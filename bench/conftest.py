@@ -95,7 +95,7 @@ _PROFILED: pytest.StashKey[set[str]] = pytest.StashKey()
 
 @pytest.fixture
 def time_left(request: pytest.FixtureRequest) -> TimeLeft:
-    """Whether ``--time-limit`` has not been reached."""
+    """Function that returns True until ``--time-limit`` is reached; always without a limit."""
     end = request.config.stash[_END]
     return lambda: end is None or time.monotonic() <= end
 

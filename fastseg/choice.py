@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """What was decided.
+    """A decision and its reason.
 
     Attributes:
-        value: what was taken; of a way of running a step, whether it is.
+        value: the option that was taken; for a way of running a step, true if it was taken.
         why: the reason, for people.
     """
 

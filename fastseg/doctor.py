@@ -117,7 +117,7 @@ def _module(name: str, use: str, remedy: str) -> Finding:
 
 
 def import_error(name: str) -> str | None:
-    """Why a module cannot be imported, or None."""
+    """Reason why a module cannot be imported, or None if it can."""
     try:
         importlib.import_module(name)
     except ImportError as error:

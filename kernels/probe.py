@@ -1,4 +1,4 @@
-"""Whether Triton can build and launch kernels here, found out by a launch like those of a step."""
+"""Test whether Triton can build and launch kernels here, by a launch like those of a step."""
 
 from __future__ import annotations
 

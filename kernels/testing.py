@@ -1,4 +1,4 @@
-"""How accurate a fast operator has to be."""
+"""Accuracy that a fast operator has to reach: the error of plain PyTorch in the same dtype."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def assert_as_accurate(result: Tensor, eager: Tensor, truth: Tensor, slack: floa
     that plain PyTorch makes in the same dtype is the measure of how hard an element is.
 
     Args:
-        result: what the fast operator returned.
-        eager: what the definition returned for the same inputs in the same dtype.
-        truth: what the definition returned for the inputs in float64.
+        result: output of the fast operator.
+        eager: output of the definition for the same inputs in the same dtype.
+        truth: output of the definition for the inputs in float64.
         slack: absolute, in the units of the tensors.
 
     Raises:

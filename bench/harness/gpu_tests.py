@@ -54,7 +54,7 @@ def _only_file(name: str) -> str:
 
 
 def concerns(file: str, setting: str) -> bool:
-    """Whether a training step of a setting, by its name, runs what a test file tests."""
+    """True if a training step of a setting, by its name, runs what a test file tests."""
     words = setting.split()
     if "functional_entropy" in file:
         return "rrm" in words
@@ -64,7 +64,11 @@ def concerns(file: str, setting: str) -> bool:
 
 
 def no_launch() -> str:
-    """Why kernels with the arguments of a training step cannot be launched; nothing if they can."""
+    """Launch a kernel with the arguments of a training step in a process of its own.
+
+    Returns:
+        The reason why it cannot be launched; empty if it can.
+    """
     program = "import torch; from fastseg.kernels.probe import launch_one as f; f(torch.device(0))"
     with tempfile.TemporaryFile("w+") as log:
         process = processes.start(["-c", program], log)
@@ -79,12 +83,12 @@ def no_launch() -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a test file came to.
+    """Result of a test file.
 
     Attributes:
-        green: every test that ran passed, and at least one ran.
+        green: true if every test that ran passed, and at least one ran.
         said: the counts, and the first test that failed.
-        skipped: tests that did not run, by reason.
+        skipped: number of tests that did not run, by reason.
     """
 
     green: bool
@@ -96,8 +100,8 @@ def outcome(log: str, ended: bool, code: int | None) -> Outcome:
     """Read what pytest printed.
 
     Args:
-        log: of one file.
-        ended: whether it came to its end by itself.
+        log: output of one file's tests.
+        ended: true if it came to its end by itself.
         code: pytest's exit code.
     """
     lines = log.strip().splitlines()
@@ -126,7 +130,7 @@ def run(files: Sequence[str], stop: float, scratch: Path, out: Path) -> dict[str
 
     Args:
         files: paths from the root of the checkout.
-        stop: of ``time.monotonic()``.
+        stop: end of the time, as ``time.monotonic()`` gives it.
         scratch: folder for the logs.
         out: one file for all of them.
     """
@@ -149,7 +153,7 @@ def run(files: Sequence[str], stop: float, scratch: Path, out: Path) -> dict[str
 
 
 def skipped_line(found: Mapping[str, Outcome]) -> list[str]:
-    """What was not tested, in one line; none if everything was."""
+    """One line that counts the tests that did not run; an empty list if all ran."""
     parts = [
         f"{Path(file).name} {count} ({reason})"
         for file, outcome in found.items()

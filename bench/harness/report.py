@@ -66,12 +66,12 @@ class OperatorRow(Row):
 
     @property
     def group(self) -> tuple[str, str, str, str]:
-        """What the providers of a comparison have in common."""
+        """Operator, case, mode and dtype, equal for all providers of a comparison."""
         return (self.op, self.case, self.mode, self.dtype)
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What names the row in a file."""
+        """Fields that identify the row in a file: its group and the provider."""
         return (*self.group, self.provider)
 
     def rivals(self, rows: Sequence[OperatorRow], over: str) -> list[OperatorRow]:
@@ -111,7 +111,7 @@ def write_markdown(
 
 
 def description(op: str) -> list[str]:
-    """What the benchmark's file says of itself."""
+    """Docstring of the operator's benchmark file as Markdown; an empty list if there is none."""
     sources = [*(ROOT / "bench").glob(f"*/bench_{op}.py")]
     text = ast.get_docstring(ast.parse(sources[0].read_text())) if sources else None
     if text is None:
@@ -172,7 +172,7 @@ def _ratio_text(ratio: float | None) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the numbers depend on: device, driver, versions, commit, date."""
+    """Conditions of the measurement: device, driver, clocks, versions, commit, date."""
     try:
         import triton
 

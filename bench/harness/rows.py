@@ -1,4 +1,4 @@
-"""What the rows of operators and of whole steps share: how they are kept, compared and written."""
+"""Rows of operators and of whole steps: read from files, compared with rivals, written as CSV."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Row:
 
     @property
     def group(self) -> tuple[str, ...]:
-        """What the providers of a comparison have in common."""
+        """Fields that are equal for all providers of a comparison."""
         raise NotImplementedError
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What names the row in a file."""
+        """Fields that identify the row in a file."""
         raise NotImplementedError
 
     def rivals(self, rows: Sequence[Any], over: str) -> list[Any]:
-        """Those of the rows that the row is compared with.
+        """The rows that this row is compared with.
 
         Args:
-            rows: of a table.
-            over: whom, in the words of the table.
+            rows: all rows of a table.
+            over: the rivals, by the name that the table gives them.
         """
         raise NotImplementedError
 
@@ -65,13 +65,13 @@ def complete_lines(path: Path) -> list[str]:
 
 
 def speed_up(row: R, rows: Sequence[R], over: str, clock: str = "ms") -> float | None:
-    """How many times faster a row is than the fastest of its rivals.
+    """Factor by which a row is faster than the fastest of its rivals.
 
     Args:
-        row: a row.
-        rows: all of them.
+        row: the row to compare.
+        rows: all rows of its table.
         over: the rivals, as :meth:`Row.rivals` takes them.
-        clock: field of the times.
+        clock: name of the field that holds the times.
 
     Returns:
         The ratio of the times; 1 inside the noise, None where there is nothing to compare with.

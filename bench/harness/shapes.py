@@ -29,7 +29,7 @@ class Shape:
     """One training step's tensors.
 
     Attributes:
-        side: of the square crop, in pixels.
+        side: height and width of the square crop, in pixels.
         backbone: key of ``WIDTHS``.
         batch: B, samples.
         modalities: M.
@@ -86,11 +86,11 @@ DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32) if ON_GPU else
 
 @dataclass(frozen=True)
 class Setting:
-    """What a row is measured at.
+    """Sizes, dtype and labels that a row is measured at.
 
     Attributes:
-        shape: sizes.
-        dtype: of the features or logits.
+        shape: sizes of the features and labels.
+        dtype: dtype of the features or logits.
         labels: kind of the label maps.
     """
 
@@ -116,7 +116,7 @@ def settings(grid: Iterable[Shape] = GRID) -> list[Setting]:
 def rows(
     providers: Iterable[str], everywhere: Collection[str], settings: Iterable[Setting]
 ) -> list[tuple[Setting, str]]:
-    """Which provider is timed at which setting, the most important rows first.
+    """Pairs of setting and provider that are timed, the most important rows first.
 
     All are at the first setting. Elsewhere ``compile`` is not, since it compiles anew for every
     size, and at another size than the first's only those are that ``everywhere`` names.
@@ -137,8 +137,8 @@ def make_features(
 
     Args:
         shape: sizes.
-        dtype: of the result.
-        seed: of the values.
+        dtype: dtype of the result.
+        seed: seed of the values.
         channels_last: strides of ``[M, B, h, w, C]`` memory, as the encoder's tokens have them.
     """
     generator = torch.Generator(DEVICE).manual_seed(seed)
@@ -175,8 +175,8 @@ def make_labels(
         shape: sizes.
         kind: ``"blobs"`` has 8 to 18 classes of unequal area per sample, ``"all_classes"`` has
             every class, with areas alike.
-        dtype: of the result.
-        seed: of the maps.
+        dtype: dtype of the result.
+        seed: seed of the maps.
     """
     generator = torch.Generator().manual_seed(seed)
     maps = [_regions(shape, kind, generator) for _ in range(shape.batch)]

@@ -1,4 +1,4 @@
-"""What the fused operators are to reach, beside what they reached.
+"""Targets of the fused operators, beside what they reached.
 
 Targets are of both passes at the paper's size in bfloat16: MiT-B0, 1024 x 1024, B=2, M=4. They are
 stated for an H200; on another GPU those that memory bounds are scaled by the bandwidth of a copy
@@ -26,7 +26,7 @@ class Target(NamedTuple):
 
     @property
     def at_least(self) -> bool:
-        """Whether more is better."""
+        """True if the bound is the least value, False if it is the greatest."""
         return self.quantity in ("copy_share", "official", "torch")
 
     def on(self, share: float) -> float:
@@ -96,7 +96,7 @@ def lines(rows: Sequence[OperatorRow], device: str) -> list[str]:
     The row of an operator is its first fused one of both passes at the paper's size in bfloat16.
 
     Args:
-        rows: of operators, with the copies that were measured beside them.
+        rows: rows of operators, with the copies that were measured beside them.
         device: the GPU's name.
     """
     share, said = scaled(copy_of(rows))

@@ -82,7 +82,7 @@ def wait() -> None:
 
 @functools.cache
 def flush_buffer() -> Tensor:
-    """What is overwritten between calls; kept out of the memory measurements."""
+    """Buffer that is overwritten between calls; kept out of the memory measurements."""
     return torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
 
 
@@ -121,7 +121,7 @@ def host_ms(fn: Call) -> float:
 
 
 def _queue_ms(fn: Call) -> float:
-    """How long the host needs to queue a call."""
+    """Milliseconds that the host needs to queue a call."""
     wait()
     start = time.perf_counter()
     fn()

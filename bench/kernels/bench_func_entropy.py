@@ -100,7 +100,7 @@ def compiled(student: list[Tensor], teacher: list[Tensor], case: Case) -> Tensor
 
 
 def providers() -> dict[str, Regulariser]:
-    """What can run here, by name."""
+    """Implementations that can run here, by the provider's name."""
     found: dict[str, Regulariser] = {"official": official, "eager": eager}
     if shapes.ON_GPU:
         from fastseg.kernels.entropy.regularisation import representation_regularisation
@@ -113,7 +113,10 @@ def providers() -> dict[str, Regulariser]:
 
 
 def rows() -> list[tuple[Case, shapes.Setting, str]]:
-    """What is timed where; a compiler for the CPU takes a minute for the code form, in vain."""
+    """Case, setting and provider of every row.
+
+    A compiler for the CPU takes a minute for the code form, in vain, so it is left out there.
+    """
     # there are no labels here
     settings = [setting for setting in shapes.settings() if setting.labels == "blobs"]
     kept = [name for name in PROVIDERS if shapes.ON_GPU or name != "compile"]
@@ -205,7 +208,7 @@ def scatter(results: Sequence[Tensor], case: Case, setting: shapes.Setting) -> f
 
 
 def entropies() -> dict[str, Callable[[Tensor], Tensor]]:
-    """What computes functional entropies of values here, by name."""
+    """Functional entropy of values, by the name of the provider."""
     found = {"eager": reference.functional_entropy}
     if shapes.ON_GPU:
         from fastseg.kernels.entropy.regularisation import functional_entropy

@@ -98,7 +98,7 @@ def definition(ignored: str) -> Loss:
 
 
 def providers() -> dict[str, Loss]:
-    """What can run here, by name."""
+    """Implementations that can run here, by the provider's name."""
     found = {"official": official, "eager": definition("mask")}
     if shapes.ON_GPU:
         from fastseg.kernels.similarity.ifv_distillation import ifv_distillation

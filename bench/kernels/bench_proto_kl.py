@@ -93,7 +93,7 @@ def pooled_by(pools: Pools) -> Loss:
 
 
 def providers() -> dict[str, Loss]:
-    """What can run here, by name."""
+    """Implementations that can run here, by the provider's name."""
     found = {
         "official": official,
         "eager": definition("paper"),
@@ -157,7 +157,7 @@ def error_of_loops(inputs: Problem) -> float:
 
 
 def divergences() -> dict[str, Loss]:
-    """What computes the divergence of given prototypes here, by name."""
+    """Divergence of given prototypes, by the name of the provider."""
 
     def of_levels(divergence: Callable[..., Tensor], **options: Any) -> Loss:
         return lambda student, inputs: torch.stack([
@@ -186,7 +186,7 @@ def official_divergence(student: list[Tensor], inputs: Problem) -> Tensor:
 
 
 def aligned_divergence(student: Sequence[Tensor], inputs: Problem) -> Tensor:
-    """What :func:`official_divergence` computes, by the definition."""
+    """Value of :func:`official_divergence`, computed by the definition."""
     m, b = inputs.teacher[0].shape[:2]
     row_for_row = torch.arange(m, device=shapes.DEVICE).expand(b, m)
     return torch.stack([

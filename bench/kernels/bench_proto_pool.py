@@ -62,7 +62,7 @@ def official(features: Sequence[Tensor], labels: Tensor, num_classes: int) -> li
 
 
 def providers() -> dict[str, Pool]:
-    """What can run here, by name."""
+    """Implementations that can run here, by the provider's name."""
 
     def without_counts(pools: Callable[..., list[tuple[Tensor, Tensor]]]) -> Pool:
         return lambda *args: [prototypes for prototypes, _ in pools(*args)]

@@ -71,7 +71,7 @@ def torch_bf16(
 
 
 def providers() -> dict[str, Loss]:
-    """What can run here, by name."""
+    """Implementations that can run here, by the provider's name."""
     found: dict[str, Loss] = {
         "official": published_losses.segmentation_loss,
         "eager": eager,
@@ -145,7 +145,7 @@ def _double(x: Tensor | None) -> Tensor | None:
 
 
 def predictors() -> dict[str, Callable[[Tensor, Tensor, int], Tensor]]:
-    """What counts an evaluation's predictions here, by name."""
+    """Functions that count an evaluation's predictions, by the name of the provider."""
     found: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {}
     found["eager"] = segmentation.upsample_confusion
     if shapes.ON_GPU:

@@ -65,7 +65,7 @@ def registered(word: str = "") -> list[Case]:
 
 
 def complaints(case: Case, row: Counts, before: Counts | None) -> list[str]:
-    """Why a row is not acceptable; ``before`` is its line of the committed table."""
+    """Reasons why a row is not acceptable; ``before`` is its line of the committed table."""
     found = []
     if row.spills > ONE_VALUE[0] or row.stack > ONE_VALUE[1]:
         found.append(f"spills: {row.spills} accesses, {row.stack} bytes of stack")

@@ -95,7 +95,7 @@ def _written_down() -> Iterator[list[Launch]]:
 
 
 def _specialisation(argument: Any) -> Any:
-    """What the compiler knows of an argument."""
+    """Facts about an argument that the compiler specialises a kernel by."""
     if isinstance(argument, Tensor):
         return argument.dtype
     if isinstance(argument, int):

@@ -30,12 +30,12 @@ class Case(NamedTuple):
     """One kernel in one launch configuration.
 
     Attributes:
-        name: of the case, unique per kernel.
+        name: name of the case, unique per kernel.
         kernel: the ``@triton.jit`` function.
         arguments: its run-time arguments in order; tensors on the meta device, numbers as they are.
         constexprs: its ``tl.constexpr`` arguments by name.
-        num_warps: of the launch.
-        num_stages: of the launch.
+        num_warps: warps per block of the launch.
+        num_stages: pipeline stages of the launch.
         registers: budget per thread.
         shared: budget in bytes per block.
     """
@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
 
 def _sources(kernel: Any) -> list[str]:
-    """What a kernel and all it calls are made of: syntax trees, and the global constants in them.
+    """Syntax trees of a kernel and of all it calls, and the global constants in them.
 
     A function goes by its name without its module, and docstrings are left out: neither a move to
     another file nor prose makes a row stale.
@@ -103,7 +103,7 @@ def _collect(function: Any, found: dict[Any, list[str]]) -> None:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the compiler made of a case; counts are of static instructions."""
+    """Registers, memory and static instructions of a compiled case."""
 
     kernel: str
     case: str
@@ -126,7 +126,7 @@ class Counts:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What names the row."""
+        """Fields that identify the row: version of Triton, kernel, case and architecture."""
         return (self.triton, self.kernel, self.case, self.arch)
 
 
@@ -150,7 +150,7 @@ class CrossDriver(DriverBase):  # type: ignore[misc]
         return GPUTarget("cuda", self.capability, 32)
 
     def get_active_torch_device(self) -> torch.device:
-        """Where a benchmark would put its tensors."""
+        """Device on which a benchmark would put its tensors."""
         return torch.device("cpu")
 
     def get_benchmarker(self) -> Any:

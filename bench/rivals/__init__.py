@@ -1,1 +1,1 @@
-"""What fastseg is compared with: published code by its description, and an expert's PyTorch."""
+"""Code to compare fastseg with: published code by its description, and an expert's PyTorch."""

@@ -95,7 +95,7 @@ METHODS: dict[str, dict[str, Kind]] = {
 
 
 def why_not(provider: str) -> str | None:
-    """Why a provider cannot run here, or None if it can."""
+    """Reason why a provider cannot run here, or None if it can."""
     reason = nvidia_apex.why_not_on(shapes.DEVICE) if provider == APEX else None
     if reason == "not installed":
         return "NVIDIA apex is not installed"

@@ -65,7 +65,7 @@ class Comparison:
     """The providers of a setting: checked, then timed in turn.
 
     Attributes:
-        rows: what was found, one row per provider and number of modalities.
+        rows: results, one row per provider and number of modalities.
     """
 
     def __init__(self, setting: Setting, graphs: bool = True) -> None:
@@ -162,7 +162,7 @@ class Comparison:
             self.status[provider] = f"{kind}: {error}"
 
     def _build(self, provider: str) -> StepCall:
-        """What was compiled for the check serves the clock, too: it takes minutes."""
+        """Step to be timed: the one compiled for the check, which took minutes, or a new one."""
         return self.compiled.pop(provider, None) or self.problem.build(provider)
 
     def _row(self, provider: str) -> StepRow:

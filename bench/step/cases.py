@@ -44,16 +44,16 @@ StepCall = Callable[[int], Values]  # trains one step, whose number it is given
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained.
+    """Training step to measure: stage, network, sizes and options.
 
     Attributes:
-        stage: 1 is the teacher's, 2 the student's with subsets drawn at random.
+        stage: 1 for the teacher's, 2 for the student's with subsets drawn at random.
         backbone: ``b0`` or ``b2``; another name is a backbone of its own.
-        side: of the images, in pixels.
-        batch: B.
-        rrm: whether the regulariser is on.
-        compiled: whether this is about the providers that use ``torch.compile``.
-        embed_dim: of the head.
+        side: height and width of the images, in pixels.
+        batch: B, samples of a step.
+        rrm: true if the regulariser is on.
+        compiled: true for the providers that use ``torch.compile``, false for the others.
+        embed_dim: channels of the head.
     """
 
     stage: Literal[1, 2] = 2
@@ -76,14 +76,14 @@ class Setting:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of the active terms; those of the regulariser's normalised form have no published one."""
+        """Weights of the active loss terms; the normalised regulariser has no published one."""
         if self.stage == 1:
             return {"ohem": 1.0}
         return {"ohem": 1.0, "logit": 50.0, "hpdm": 100.0, **({"rrm": 0.01} if self.rrm else {})}
 
     @property
     def policy(self) -> Literal["full", "drop"]:
-        """How subsets are drawn."""
+        """``full`` for all modalities in stage 1, ``drop`` for random subsets in stage 2."""
         return "full" if self.stage == 1 else "drop"
 
 
@@ -112,7 +112,7 @@ OFFICIAL, BEST_TORCH, FASTSEG = "official", "best_torch", "fastseg"
 
 
 def providers(setting: Setting) -> tuple[str, ...]:
-    """Who runs at a setting; a CPU with instructions for bfloat16 in both precisions."""
+    """Providers of a setting; on a CPU with instructions for bfloat16 in both precisions."""
     if setting.compiled:
         return (f"{BEST_TORCH} compile", f"{FASTSEG} compile")
     short = (f"{BEST_TORCH} bf16", f"{FASTSEG} bf16") if SHORT_PAYS else ()
@@ -120,7 +120,7 @@ def providers(setting: Setting) -> tuple[str, ...]:
 
 
 def is_short(provider: str) -> bool:
-    """Whether a provider computes in bfloat16: on a GPU all but the published step do."""
+    """True if a provider computes in bfloat16: on a GPU all but the published step do."""
     return provider != OFFICIAL and (shapes.ON_GPU or "bf16" in provider)
 
 
@@ -153,10 +153,10 @@ class Problem:
     """Weights and inputs of a setting, on ``shapes.DEVICE`` and on the host.
 
     Attributes:
-        setting: what is trained.
-        dropout: of the head, and of the last block as a whole; at 0 all providers compute the same.
-        device: of the networks.
-        graphs: whether fastseg may replay its steps as CUDA graphs.
+        setting: the training step to measure.
+        dropout: rate of the head and of the last block; at 0 all providers compute the same.
+        device: device of the networks.
+        graphs: true if fastseg may replay its steps as CUDA graphs.
     """
 
     setting: Setting
@@ -262,7 +262,7 @@ class Problem:
 
     @property
     def resident_mib(self) -> float:
-        """What a provider in float32 keeps: networks, two moments of one of them, the batch."""
+        """MiB that a provider in float32 keeps: networks, two moments of one of them, the batch."""
         network = SegFormer(f"mit_{self.setting.backbone}", CLASSES, self.setting.embed_dim)
         weights = sum(4 * p.numel() for p in network.parameters())
         copies = 3 if self.setting.stage == 1 else 4

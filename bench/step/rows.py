@@ -43,12 +43,12 @@ class StepRow(Row):
 
     @property
     def group(self) -> tuple[str, str]:
-        """What the providers of a comparison have in common; compiled ones join the others."""
+        """Setting and modalities, equal for all providers of a comparison, compiled or not."""
         return self.setting.removesuffix(" compile"), self.modalities
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What names the row in a file."""
+        """Fields that identify the row in a file."""
         return (self.setting, self.threads, self.provider, self.modalities)
 
     def rivals(self, rows: Sequence[StepRow], over: str) -> list[StepRow]:

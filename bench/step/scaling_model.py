@@ -1,4 +1,4 @@
-"""What gradients and weights cost on the way between many GPUs, from bytes counted on few.
+"""Time to send gradients and weights between many GPUs, modelled from bytes counted on few.
 
     t(collective) = latency * messages * hops(N) + volume(N) / bandwidth
 
@@ -51,7 +51,7 @@ class Links:
 
         Args:
             kind: ``gather``, ``scatter`` or ``reduce``.
-            traffic: what is sent.
+            traffic: collectives of that kind in a step.
             gpus: processes that take part.
             first: distance between them; ``NODE`` where each is on another node.
         """
@@ -77,7 +77,7 @@ class Forecast:
     """A step on many GPUs.
 
     Attributes:
-        gpus: N.
+        gpus: number of GPUs, N.
         volume: bytes that each GPU sends in a step.
         communication: seconds of all collectives, one after the other.
         exposed: seconds of them that no arithmetic hides.
@@ -98,7 +98,7 @@ class Forecast:
 
 
 def forecast(mode: str, traffic: Mapping[str, Traffic], gpus: int, links: Links) -> Forecast:
-    """What a step of one mode sends, and how much of it the step waits for.
+    """Bytes that a step of one mode sends, and the time that it waits for them.
 
     Hidden is only what surely can be: of ``replicate`` all but the last message of gradients,
     which starts when the backward pass is over. One FSDP group waits for its weights and for its
@@ -106,10 +106,11 @@ def forecast(mode: str, traffic: Mapping[str, Traffic], gpus: int, links: Links)
     exposed.
 
     Args:
-        mode: of `fastseg.distributed.parallelize`.
-        traffic: by kind, counted in a step of that mode; ``hsdp`` is given that of ``fsdp_root``.
-        gpus: N.
-        links: between them.
+        mode: a mode of `fastseg.distributed.parallelize`.
+        traffic: collectives by kind, counted in a step of that mode; ``hsdp`` is given that of
+            ``fsdp_root``.
+        gpus: number of GPUs, N.
+        links: bandwidths and latencies between them.
     """
     if mode == "hsdp" and gpus > NODE:
         return _hybrid(traffic, gpus, links)

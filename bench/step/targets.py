@@ -1,4 +1,4 @@
-"""What whole training steps are to reach, beside what they reached.
+"""Targets of whole training steps, beside what they reached.
 
 Targets name their setting. They are stated for an H200; on another GPU images per second are scaled
 by the bandwidth of a copy measured there.
@@ -62,10 +62,10 @@ def step_lines(
     """A table in Markdown for whole steps: target, measured, verdict.
 
     Args:
-        rows: of steps.
+        rows: rows of steps.
         device: the GPU's name.
         copy: bandwidth of a copy in GB/s, if one was measured.
-        on_gpu: which targets.
+        on_gpu: true for the targets of a GPU, false for those of a CPU.
     """
     share, said = scaled(copy)
     found = [

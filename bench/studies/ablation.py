@@ -1,4 +1,4 @@
-"""What each distillation term is worth: the demo with its loss terms added one after another.
+"""Effect of each distillation term: the demo with its loss terms added one after another.
 
     python bench/studies/ablation.py
 
@@ -31,7 +31,7 @@ LABELS = {"ohem": "CE (OHEM)", "logit": "+ logit KD", "hpdm": "+ HPDM", "rrm": "
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """How much to run."""
+    """Runs of the ablation, and the files they write."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Training seeds; the scenes stay the same."""

@@ -32,7 +32,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """What to look at."""
+    """Run and network to score."""
 
     checkpoint: Path = Path("runs/demo")
     """Folder of a finished run on the synthetic data set."""

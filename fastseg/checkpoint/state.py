@@ -120,7 +120,7 @@ class TrainingStates:
         Args:
             stage: states of others are left aside.
             network: makes a network like that of the states; called if there is one to compare.
-            averaged: whether the states have averaged weights.
+            averaged: true if the states have to have averaged weights.
         """
         passed = 0
         for path in self._paths():
@@ -160,7 +160,7 @@ class TrainingStates:
             self._remove(path)
 
     def _fault(self, path: Path) -> str | None:
-        """Why a state is not intact; read again only if its files have changed since."""
+        """Reason why a state is not intact, or None; read again only if its files have changed."""
         stamp = _stamp(path)
         if self._faults.get(path, (None, None))[0] != stamp:
             self._faults[path] = stamp, _examine(path)
@@ -187,7 +187,7 @@ def load_state(
 
 
 def _examine(path: Path) -> str | None:
-    """Why a state is not what was written, if it is not."""
+    """Reason why a state is not what was written, or None if it is."""
     try:
         manifest = _read_json(path / _MANIFEST)
         needed = {_STATE, _NETWORK, _OPTIMIZER}
@@ -222,7 +222,7 @@ def _wrong_field(state: Any, step: int) -> str | None:
 
 
 def _misfit(path: Path, network: nn.Module, averaged: bool) -> str | None:
-    """What keeps the tensors of an intact state from continuing a network like this one."""
+    """Reason why an intact state's tensors cannot continue a network like this one, or None."""
     parameters = dict(network.named_parameters())
     wanted: dict[str, Mapping[str, Tensor]] = {_NETWORK: network.state_dict()}
     if averaged:
@@ -251,7 +251,7 @@ def _misfit(path: Path, network: nn.Module, averaged: bool) -> str | None:
 
 
 def _stage_of(path: Path) -> str | None:
-    """What a state says of itself, believed only to leave it aside; None if it says nothing."""
+    """Stage that a state names, believed only to leave the state aside; None if it names none."""
     try:
         stage = _read_json(path / _STATE)["stage"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -260,7 +260,7 @@ def _stage_of(path: Path) -> str | None:
 
 
 def _stamp(path: Path) -> object:
-    """What changes when a file of a state is replaced, cut or written to."""
+    """Value that changes when a file of a state is replaced, cut or written to."""
     facts = [(p.name, p.lstat()) for p in sorted(path.iterdir())] if path.is_dir() else []
     return [(name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in facts]
 

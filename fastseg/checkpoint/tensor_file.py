@@ -55,7 +55,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """How ``found`` differs from ``wanted`` in names, shapes and dtypes: one line per kind."""
+    """Differences of ``found`` from ``wanted`` in names, shapes and dtypes: one line per kind."""
     shared = [name for name in wanted if name in found]
     other = [
         f"{name} {_kind(found[name])} for {_kind(wanted[name])}"

@@ -23,7 +23,7 @@ from fastseg.pipelines.tools.whole_files import commit
 
 @dataclass(frozen=True)
 class Identity:
-    """What weights belong to; a file of another identity is refused."""
+    """Network, data set and model of weights; a file of another identity is refused."""
 
     network: str
     dataset: str
@@ -125,7 +125,7 @@ def load_weights(path: Path, module: nn.Module, wanted: Identity, role: str | No
     Args:
         path: written by `save_weights`.
         module: has the names, shapes and dtypes of the file.
-        wanted: what the weights have to belong to, the network's name aside.
+        wanted: identity that the weights must have, the network's name aside.
         role: the network's name that the file has to have; None takes any.
 
     Returns:

@@ -23,7 +23,7 @@ from fastseg.pipelines.tools.settings import as_path
 
 
 def speaks() -> bool:
-    """Whether this process speaks before the processes have met."""
+    """True if this process speaks for all before the processes have met."""
     return os.environ.get("RANK", "0") in ("", "0")
 
 

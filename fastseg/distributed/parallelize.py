@@ -41,9 +41,9 @@ class Parallel:
     """Networks ready for this launch.
 
     Attributes:
-        forwards: what a step calls, by name; the network itself, or a wrapper of it.
+        forwards: modules that a step calls, by name; the network itself, or a wrapper of it.
         mode: one of `Mode`, or ``single`` for one process.
-        description: what was done, for people.
+        description: the way of spreading the networks, for people.
         rank: this process.
         world: number of processes.
         sync_gradients: called before a forward pass, says whether its backward pass ends a step:
@@ -59,7 +59,7 @@ class Parallel:
 
     @property
     def sharded(self) -> bool:
-        """Whether the networks' parameters are shards."""
+        """True if the networks' parameters are shards."""
         return self.mode not in ("single", "replicate")
 
 

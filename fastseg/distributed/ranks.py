@@ -42,7 +42,7 @@ class Ranks:
         rank: this process, from 0; rank 0 writes files and speaks.
         world: number of processes.
         local_world: processes of this node.
-        device: where this process computes.
+        device: device on which this process computes.
         store: key-value store of all processes; None for one alone.
         control: gloo group for small messages on the host, apart from the training's collectives.
     """
@@ -62,7 +62,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks for all."""
+        """True if this process writes files and speaks for all."""
         return self.rank == 0
 
     def first(self, task: Callable[[], Any]) -> None:
@@ -159,7 +159,7 @@ class Ranks:
         return counts
 
     def claim_failure(self, code: int) -> bool:
-        """Whether this process is the first to fail, and so the one to say why."""
+        """True if this process is the first to fail, and so the one to say why."""
         assert self.store is not None
         try:
             first = bool(self.store.add(_FAILED, 1) == 1)

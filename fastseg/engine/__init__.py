@@ -1,1 +1,1 @@
-"""How a stage is run: the loop, the step, and what makes them fast."""
+"""Run of a stage: the loop, the step, and what makes them fast."""

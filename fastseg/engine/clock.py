@@ -1,4 +1,4 @@
-"""How long the work of a call takes on a device."""
+"""Time that the work of a call takes on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command derives from a config: data set, device, networks."""
+"""Context that every command derives from a config: data set, device, networks."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class RunContext:
     """The fixed surroundings of a run.
 
     Attributes:
-        config: what is run, with a precision that is decided.
-        method: that of the config, with its options.
+        config: config of the run, with a precision that is decided.
+        method: method of the config, with its options.
         spec: the data set.
         modalities: those of the run, in its order.
         ranks: this process and its peers; one process alone by default.
-        device: where networks live.
+        device: device that holds the networks.
 
     Raises:
         ValueError: the precision is still ``auto``.
@@ -65,8 +65,8 @@ class RunContext:
         """A network on the CPU with random weights that depend on the seed alone.
 
         Args:
-            seed: of the weights.
-            name: of the network, for methods whose networks differ; none: the model of the run.
+            seed: seed of the weights.
+            name: name of the network, if the method's networks differ; none: the model of the run.
         """
         model = self.config.model
         build = partial(
@@ -106,7 +106,7 @@ class RunContext:
         return network.to(self.device).eval()
 
     def identity(self, network: str) -> Identity:
-        """What the weights of this run belong to."""
+        """Identity of the weights of a network of this run, which their file carries."""
         from fastseg.checkpoint.weights import Identity
 
         return Identity(

@@ -1,4 +1,4 @@
-"""Whether the training samples are those that a saved state was trained on."""
+"""Comparison of the training samples with those that a saved state was trained on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fastseg.pipelines.datasets.file_states import file_states
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a state remembers of the training samples.
+    """Facts about the training samples that a state remembers.
 
     Attributes:
-        fingerprint: of the names.
-        file_sizes: of the files, see `FileStates`; absent from the states of older versions.
-        file_times: their times of change, which copying changes, too.
+        fingerprint: hash of the sample ids.
+        file_sizes: hash of their sizes, see `FileStates`; absent from the states of older versions.
+        file_times: hash of their times of change, which copying changes, too.
     """
 
     fingerprint: str
@@ -25,7 +25,7 @@ class DataFacts:
     file_times: str
 
     def changed(self, state: Mapping[str, Any]) -> str | None:
-        """How the samples differ from those of a state, or None; times alone do not count."""
+        """Difference from the samples of a state, or None; times alone do not count."""
         if state["fingerprint"] != self.fingerprint:
             return "are not those"
         if state.get("file_sizes", self.file_sizes) != self.file_sizes:
@@ -33,7 +33,7 @@ class DataFacts:
         return None
 
     def touched(self, state: Mapping[str, Any]) -> bool:
-        """Whether files were written or copied since the state was saved."""
+        """True if files were written or copied since the state was saved."""
         return bool(state.get("file_times", self.file_times) != self.file_times)
 
 

@@ -1,4 +1,4 @@
-"""What a step will need, before the first one: memory by counting shapes, time by a rehearsal."""
+"""Forecast of a step, before the first one: memory by counting shapes, time by a rehearsal."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def count_memory(context: RunContext, setup: StageSetup, shards: int = 1) -> Mem
     """Count what a step allocates, without memory or arithmetic; what allocators add is left out.
 
     Args:
-        context: of the run.
-        setup: of the stage.
+        context: context of the run.
+        setup: setup of the stage.
         shards: processes that hold one copy of a network together.
     """
     # regions that will be compiled run as they are: a compiler fuses, so this is an upper bound
@@ -123,7 +123,7 @@ def count_memory(context: RunContext, setup: StageSetup, shards: int = 1) -> Mem
 
 
 def forecast_memory(context: RunContext, setup: StageSetup, shards: int = 1) -> str:
-    """What `count_memory` finds, for people; a forecast that fails must not end a training."""
+    """Result of `count_memory`, for people; a forecast that fails must not end a training."""
     try:
         return str(count_memory(context, setup, shards))
     except Exception as error:  # torch asserts what it has not implemented for shapes alone

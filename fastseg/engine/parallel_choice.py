@@ -1,4 +1,4 @@
-"""How to spread a network over the processes: as told, or as a few measured steps of each say."""
+"""Choice of the way to spread a network over processes: as told, or by measuring some steps."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def choose_mode(
     batches: Callable[[], Iterable[Batch]],
     state: Mapping[str, Any],
 ) -> Choice[str]:
-    """How to spread the networks of a stage, equal on all ranks, and why.
+    """Choose the way to spread the networks of a stage, equal on all ranks.
 
     With ``auto`` the fastest mode is measured once and kept when the run continues on as many
     processes, so that it continues to the last bit.
 
     Args:
-        context: of the run.
-        setup: of the stage.
-        networks: first weights, on the device; left as they are.
+        context: context of the run.
+        setup: setup of the stage.
+        networks: networks with their first weights, on the device; left as they are.
         batches: the micro-batches of one step, on the device.
-        state: of the checkpoint that the stage continues; empty without one.
+        state: state of the checkpoint that the stage continues; empty without one.
     """
     config, ranks = context.config, context.ranks
     if ranks.world == 1:

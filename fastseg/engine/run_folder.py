@@ -51,7 +51,7 @@ class RunFolder:
         self._lock: int | None = None
 
     def weights_file(self, network: str) -> Path:
-        """Where the weights of a finished network lie."""
+        """Path of the weights of a finished network."""
         return self.path / f"{network}.safetensors"
 
     def network_file(self, network: str) -> Path:
@@ -184,7 +184,10 @@ class RunFolder:
         write_whole(self.config_file, json.dumps(to_dict(config), indent=2) + "\n")
 
     def _has_learnt(self) -> bool:
-        """Whether a step has left anything; if none has, any settings may take the folder."""
+        """True once the run has written weights, checkpoints or metrics.
+
+        Until then a run of any settings may take the folder.
+        """
         made = [*self.path.glob("*.safetensors"), *self.checkpoints.glob("*")]
         rows = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
         return rows or bool(made)

@@ -65,7 +65,7 @@ class SkipWatch:
 
     Args:
         session: the stage.
-        folder: of the run.
+        folder: folder of the run.
 
     Attributes:
         total: skipped steps of this session.
@@ -174,7 +174,7 @@ class SkipWatch:
         )
 
     def _advice(self, inputs: Sequence[str]) -> list[str]:
-        """What was found and what may help, the likeliest first."""
+        """Lines that say what was found and what may help, the likeliest first."""
         config, name = self.config, self.session.name
         lines = [f"Images that are not finite: {', '.join(inputs)}: mend them"] if inputs else []
         if terms := self._bad_terms():

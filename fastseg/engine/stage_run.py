@@ -25,17 +25,17 @@ from fastseg.report.progress import say
 
 @dataclass
 class Session:
-    """What the steps of one stage share.
+    """Objects that the steps of one stage share.
 
     Attributes:
-        context: of the run.
-        setup: of the stage.
-        networks: of the stage; parameters of those that learn may be shards.
-        parallel: how those are spread.
-        optimizer_kind: as `build_optimizer` takes it.
-        optimizer: of all that learn.
-        step_fn: trains a step.
-        average: of the weights, if the config asks for one.
+        context: context of the run.
+        setup: setup of the stage.
+        networks: networks of the stage; parameters of those that learn may be shards.
+        parallel: the way in which those are spread over the processes.
+        optimizer_kind: kind of optimizer, as `build_optimizer` takes it.
+        optimizer: optimizer of all networks that learn.
+        step_fn: function that trains a step.
+        average: average of the weights, None unless the config asks for one.
         given: digests of the finished networks that the stage was given, by name.
     """
 
@@ -70,7 +70,7 @@ class Session:
         Collective. It is the learning network itself where that is whole and not averaged.
 
         Args:
-            name: of a network that learns; the first by default.
+            name: name of a network that learns; the first by default.
         """
         learning = self.networks.learning
         name = name or next(iter(learning))
@@ -88,7 +88,7 @@ class Session:
     def describe(
         self, loader: Loader, done: int, mode: Choice[str], optimizer: Choice[str]
     ) -> tuple[str, str]:
-        """What is about to be trained, and how; the reasons are those of the choices made."""
+        """Two lines for people: the training ahead, and its settings with their reasons."""
         config, stage = self.context.config, self.setup.stage
         millions = sum(p.numel() for p in self.module.parameters()) / 1e6
         terms = " + ".join(f"{weight:g} {term}" for term, weight in stage.losses.active().items())
@@ -154,11 +154,11 @@ def build_session(
     """Make networks ready to train.
 
     Args:
-        context: of the run.
-        setup: of the stage.
-        networks: first weights, on the device; changed in place.
-        mode: how those that learn are spread, see `parallelize`.
-        kind: of the optimizer.
+        context: context of the run.
+        setup: setup of the stage.
+        networks: networks with their first weights, on the device; changed in place.
+        mode: way of spreading those that learn, see `parallelize`.
+        kind: kind of the optimizer.
         given: digests of the finished networks that the stage was given, by name.
     """
     config = setup.config

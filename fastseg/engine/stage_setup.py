@@ -16,13 +16,13 @@ from fastseg.models import Segmenter
 
 @dataclass(frozen=True)
 class StageSetup:
-    """What the engine knows of a stage before it has networks.
+    """Facts about a stage that the engine has before it has networks.
 
     Attributes:
-        config: of the run, with a precision that is decided.
-        name: of the stage.
+        config: config of the run, with a precision that is decided.
+        name: name of the stage.
         index: its position in the run, which its random draws depend on.
-        stage: what is trained.
+        stage: networks, modalities, losses and length of the training.
         steps_per_epoch: optimizer steps of one epoch.
     """
 
@@ -52,7 +52,7 @@ class StageNetworks:
     """The networks of a stage by name.
 
     Attributes:
-        learning: what the optimizer changes; the first is validated.
+        learning: networks that the optimizer changes; the first is validated.
         frozen: constants that the others learn from, whole on every process: they are small.
     """
 

@@ -18,8 +18,8 @@ class StepLog:
     """Counts what the steps of a stage used, and writes the means of their values.
 
     Args:
-        context: of the run.
-        loader: of the training batches.
+        context: context of the run.
+        loader: loader of the training batches.
         metrics: the file of rows.
         board: also takes each row, see `open_board`.
     """
@@ -56,7 +56,7 @@ class StepLog:
         self.meter.restore(state["values"], numbers, self.context.device)
 
     def state(self) -> dict[str, Any]:
-        """What the steps since the last row have left, of all processes; collective."""
+        """State for a checkpoint: values since the last row, of all processes; collective."""
         names, numbers = self.meter.state()
         meter = self.ranks.gather_floats([self._replaced, *numbers])
         return {"meter": meter, "values": names, "modalities": dict(self._seen)}

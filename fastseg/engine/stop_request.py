@@ -43,7 +43,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether the run is to be saved and left."""
+        """True if the run is to be saved and left."""
         orphaned = self._launcher is not None and os.getppid() != self._launcher
         return self._asked_at is not None or orphaned
 
@@ -112,7 +112,7 @@ class AgreedStop:
         self._exchange: tuple[dist.Work, Tensor] | None = None
 
     def __call__(self, requested: bool) -> bool:
-        """Whether to stop now; call once per step on every process.
+        """True to stop now; call once per step on every process.
 
         One process stops at once, several one step after any of them was asked to.
         """

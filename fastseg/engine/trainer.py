@@ -44,7 +44,7 @@ class Trainer:
     Every process runs the same code on its share of the samples; rank 0 alone writes and speaks.
 
     Args:
-        context: of the run.
+        context: context of the run.
         run: its folder.
         validator: makes what scores the network during training.
     """
@@ -106,7 +106,7 @@ class Trainer:
         return StageSetup(self.config, name, index, self.config.stages[name], self.steps_per_epoch)
 
     def _finished(self, name: str, stage: Stage) -> bool:
-        """Whether this stage, or a later one of the same networks, has written its weights."""
+        """True if this stage, or a later one of the same networks, has written its weights."""
         paths = [self.run.weights_file(network) for network in stage.learners]
         if not all(path.exists() for path in paths):
             return False

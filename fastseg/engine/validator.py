@@ -1,4 +1,4 @@
-"""What a trainer asks of that which scores its network meanwhile."""
+"""Interface through which a trainer has its network scored during a stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Validator(Protocol):
     """Scores the network of a stage every so many steps."""
 
     def due(self, session: Session, done: int) -> bool:
-        """Whether to score after ``done`` steps; the end of a stage always is."""
+        """True if a score is due after ``done`` steps; at the end of a stage it always is."""
 
     def missing(self, session: Session, done: int) -> bool:
         """True if the scores after ``done`` steps are due, but not in the log; collective."""
@@ -27,4 +27,4 @@ class Validator(Protocol):
 MakeValidator = Callable[
     [RunContext, Loader, MetricsLog, Callable[[dict[str, Any]], None]], Validator
 ]
-"""Of a run, its loader of the evaluation split, its log, and what else takes each row."""
+"""Builds a validator from a run, its evaluation loader, its log, and another receiver of rows."""

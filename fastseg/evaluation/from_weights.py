@@ -24,7 +24,7 @@ from fastseg.pipelines.tools.settings import Count, Side, Workers, check_fields
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What to score."""
+    """Weights to score, the data, and the settings that differ from the run's."""
 
     checkpoint: Path
     """Folder of a run (both networks are scored) or one .safetensors file of it."""

@@ -134,7 +134,7 @@ def displayable(modality: ModalitySpec, image: Tensor) -> NDArray[np.uint8]:
 
 
 def run_facts(context: RunContext, folder: Path) -> dict[str, str]:
-    """What a reader needs to repeat the run."""
+    """Facts that a reader needs to repeat the run, by name."""
     config = context.config
     return {
         "command": f"python -m fastseg.train --config {folder / 'config.json'}",

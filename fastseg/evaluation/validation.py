@@ -19,8 +19,8 @@ class Validation:
     """Scores the network of a stage every so many steps.
 
     Args:
-        context: of the run.
-        loader: of the evaluation split.
+        context: context of the run.
+        loader: loader of the evaluation split.
         metrics: the file of rows.
         board: also takes each row, see `open_board`.
     """
@@ -36,12 +36,12 @@ class Validation:
         self.val_loader, self.metrics, self.board = loader, metrics, board
 
     def due(self, session: Session, done: int) -> bool:
-        """Whether to score after ``done`` steps; the end of a stage always is."""
+        """True if a score is due after ``done`` steps; at the end of a stage it always is."""
         every = self.config.evaluation.every or max(1, session.steps // VALIDATIONS_PER_STAGE)
         return done % every == 0 or done == session.steps
 
     def missing(self, session: Session, done: int) -> bool:
-        """Whether the scores after ``done`` steps are due, but not in the log; collective.
+        """True if the scores after ``done`` steps are due, but not in the log; collective.
 
         A run that was killed while it scored has saved the state, and scores again.
         """

@@ -1,4 +1,4 @@
-"""What is trained: one file per method, on the interface in `fastseg.methods.base`."""
+"""Methods, which say what is trained: one file each, on the interface in `fastseg.methods.base`."""
 
 from . import robustseg
 from .base import METHODS, Method, MethodOptions, register

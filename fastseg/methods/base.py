@@ -1,4 +1,4 @@
-"""What a method is: its networks, the loss terms of a step by name, and the draws of a step.
+"""Interface of a method: its networks, the loss terms of a step by name, and the draws of a step.
 
 The engine runs the stages of a method without knowing which one it is. A method is a subclass of
 `Method` in a file of its own, registered by `register`. All networks of a stage are called by the
@@ -30,14 +30,14 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What the loss terms of a step are made of.
+    """Inputs of the loss terms of a step.
 
     Attributes:
-        stage: names the networks, the active terms and their weights.
-        images: ``[M, B, 3, H, W]`` of all modalities, in the dtype of the networks.
+        stage: stage that names the networks, the active terms and their weights.
+        images: ``[M, B, 3, H, W]``, all modalities, in the dtype of the networks.
         labels: ``[B, H, W]`` integer, 255 ignored.
-        draws: of the step.
-        networks: by name; those that learn record gradients, the frozen ones do not.
+        draws: draws of the step.
+        networks: the networks by name; those that learn record gradients, the frozen ones do not.
     """
 
     stage: Stage
@@ -58,7 +58,7 @@ class Method:
     """One way of training networks; options are those of a run.
 
     Attributes:
-        name: of the method in ``config.method``.
+        name: name of the method in ``config.method``.
         networks: names of all networks that its stages may have, in the order of tables.
         compared: the two networks whose difference is the gain in tables: from, to.
         weights: type of the weights of its loss terms.
@@ -85,13 +85,13 @@ class Method:
         """A network with random weights; by default the model of the run.
 
         Args:
-            network: its name.
-            new: makes the model of the run.
+            network: name of the network.
+            new: function that makes the model of the run.
         """
         return new()
 
     def rate_factor(self, stage: Stage, network: str) -> float:
-        """What the learning rate of the stage is multiplied by for a network."""
+        """Factor on the learning rate of the stage for a network."""
         return 1.0
 
     def present(self, stage: Stage, modalities: int, seeds: Seeds) -> list[int]:
@@ -105,13 +105,13 @@ class Method:
         """Draws of the method's own for one share of a step, int64 on the host, by name.
 
         Args:
-            stage: that is trained.
-            modalities: M.
+            stage: the stage that is trained.
+            modalities: number of modalities, M.
             present: positions of the modalities that the networks which learn encode.
-            batch: samples of this share.
-            share: of the whole step; draw for all samples and take ``share.rows(batch)``, so that
-                a step does not depend on the number of processes.
-            seeds: gives the seed of a purpose.
+            batch: number of samples in this share.
+            share: part of the whole step; draw for all samples and take ``share.rows(batch)``,
+                so that a step does not depend on the number of processes.
+            seeds: function that gives the seed of a purpose.
         """
         return {}
 
@@ -120,7 +120,7 @@ class Method:
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """What a training state says of the method, for `changed_meaning`."""
+        """Entries of a training state about the method, read again by `changed_meaning`."""
         return {}
 
     def changed_meaning(self, stage: Stage, state: Mapping[str, Any]) -> str | None:

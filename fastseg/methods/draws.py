@@ -1,4 +1,4 @@
-"""What is drawn or scheduled for one step, as one small tensor that travels without a wait.
+"""Draws and schedule of one step, as one small tensor that travels without a wait.
 
 A Python number or list that indexes a tensor on a GPU is copied from pageable memory, and the host
 waits for every such copy. So all numbers of a step are packed into pinned memory and copied once,
@@ -27,12 +27,12 @@ class Draws:
 
     Attributes:
         present: positions of the modalities that the network sees, ascending.
-        modalities: M.
+        modalities: number of modalities, M.
         seed: key of the noise.
         packed: int64 on the device: seed, learning rate, a 1 for every modality that is not zeroed
             ``[M]``, ``present`` padded to ``[M]``, and the method's own draws.
-        own: where the method's own draws lie.
-        replayed: whether this code will serve other draws as well, with as many modalities: then
+        own: places of the method's own draws in ``packed``.
+        replayed: true if this code will serve other draws as well, with as many modalities: then
             nothing but ``packed`` may be read, and of ``present`` the length.
     """
 
@@ -99,7 +99,7 @@ def pack(
     """Draws on the device; the host does not wait.
 
     Args:
-        device: where to.
+        device: device that the draws are copied to.
         own: the method's own draws, int64 on the host, by name.
         modalities: M.
         present: positions of the modalities that the network sees, ascending.

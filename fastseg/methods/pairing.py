@@ -1,4 +1,4 @@
-"""Which student modality learns from which teacher modality."""
+"""Random pairing of student modalities with the teacher modalities that they learn from."""
 
 from __future__ import annotations
 

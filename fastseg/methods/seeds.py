@@ -38,7 +38,7 @@ class Share:
         return batch * self.world * self.accumulate
 
     def rows(self, batch: int) -> slice:
-        """Which samples of the step these are."""
+        """Positions of these samples among those of the step."""
         first = self.micro * self.world * batch
         return slice(first + self.rank, first + self.world * batch, self.world)
 
@@ -47,11 +47,11 @@ def derive_seed(seed: int, stage: int, step: int, purpose: str, part: int = 0) -
     """A 63-bit seed for one purpose of one step, so that no random state is saved or replayed.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         stage: position of the stage in the run.
         step: number of the step in the stage, from 0.
-        purpose: what is drawn; any name, a method may have its own.
-        part: of the global batch that the draw is for, see `Share`.
+        purpose: name of the draw; any name, a method may have its own.
+        part: part of the global batch that the draw is for, see `Share`.
     """
     known = purpose in _PURPOSES
     number = _PURPOSES.index(purpose) if known else len(_PURPOSES) + zlib.crc32(purpose.encode())

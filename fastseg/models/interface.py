@@ -1,4 +1,4 @@
-"""What a model is to the rest of fastseg: a segmenter of any subset of modalities.
+"""Interface of a model to the rest of fastseg: a segmenter of any subset of modalities.
 
 The engine trains, spreads, compiles, scores and saves a `Segmenter` through the methods here; a
 model overrides those for which it knows better than the default. Models are registered by
@@ -19,7 +19,7 @@ from ..errors import ConfigError
 
 
 class SegmenterOutput(NamedTuple):
-    """What a :class:`Segmenter` returns.
+    """Output of a :class:`Segmenter`.
 
     Attributes:
         logits: ``[B, K, h_1, w_1]``, before the softmax.
@@ -53,7 +53,7 @@ class Segmenter(nn.Module):
     Attributes:
         reads_present: whether the work depends on which modalities are there, not only on how many.
             Such a model is not replayed as a CUDA graph.
-        frozen: whether it was made a constant by :meth:`freeze`.
+        frozen: true if it was made a constant by :meth:`freeze`.
     """
 
     reads_present: ClassVar[bool] = False
@@ -123,8 +123,8 @@ class Segmenter(nn.Module):
         """Attention layers whose kernel may be chosen by measurement; none by default.
 
         Args:
-            images: of one call, all modalities together.
-            side: of an image, in pixels.
+            images: number of images in one call, all modalities together.
+            side: height and width of an image, in pixels.
         """
         return []
 
@@ -159,5 +159,5 @@ class Segmenter(nn.Module):
         self.to(dtype)
 
     def constants(self) -> list[Tensor]:
-        """What :meth:`make_constant` has made, beside parameters and buffers."""
+        """Tensors that :meth:`make_constant` has made, beside parameters and buffers."""
         return []

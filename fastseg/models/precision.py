@@ -16,7 +16,7 @@ _AMPERE = (8, 0)
 
 
 def best_precision(device: torch.device) -> Choice[Precision]:
-    """What ``auto`` stands for on a device, and why.
+    """Precision that ``auto`` stands for on a device, and the reason.
 
     bf16 where the device multiplies it faster than float32. fp16 is never chosen: its range needs a
     loss scale, and a step is lost each time that is too high.

@@ -56,7 +56,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _is_by_torch(path: Path) -> bool:
-    """Whether a file was saved by torch; otherwise it begins like a safetensors file."""
+    """True if a file was saved by torch; otherwise it begins like a safetensors file."""
     if not path.exists():
         raise CheckpointError(f"no weights file {path}; check the path")
     if not path.is_file():

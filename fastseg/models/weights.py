@@ -28,12 +28,12 @@ _UNUSED = re.compile(r"(head|classifier|decode_head\.conv_seg)\.(weight|bias)")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did.
+    """Result of a load.
 
     Attributes:
         path: the file.
-        layout: whose names the file uses.
-        loaded: how many tensors of the model were set; always all of them.
+        layout: family of files whose names it uses.
+        loaded: number of tensors of the model that were set; always all of them.
         dropped: names in the file that the model has no use for.
     """
 
@@ -49,12 +49,12 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one family of files names the tensors.
+    """Names of the tensors in one family of files.
 
     Attributes:
-        name: the family.
-        encoder: what stands before the encoder's names.
-        decoder: what stands before the head's names.
+        name: name of the family.
+        encoder: prefix of the encoder's names.
+        decoder: prefix of the head's names.
         renames: this project's name to the file's, where they differ; several names are stacked
             along the rows. ``{s}`` is the level from 1, ``{z}`` from 0, ``{r}`` the same backwards
             and ``{i}`` the block.

@@ -20,8 +20,8 @@ class StepWatch:
     """Counts the steps of one stage in this session, and profiles some of them.
 
     Args:
-        title: of the stage.
-        folder: where traces go.
+        title: title of the stage.
+        folder: folder of the traces.
         ranks: the processes; the first one alone profiles and speaks, for all of them.
         profile_steps: length of the profiler's window; 0 for none. A validation that falls into it
             is profiled as well.
@@ -77,7 +77,7 @@ class StepWatch:
             say(self.summary())
 
     def summary(self) -> str:
-        """What this session did with the stage; validation and saving are in its time."""
+        """Steps, time and speed of this session in the stage, validation and saving included."""
         seconds = time.perf_counter() - self._began
         text = (
             f"{self._title}: {self._steps} steps in {duration(seconds)}, "

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl for programs, one live line for people."""
+"""Lines for people on standard error: one live line of progress, and messages."""
 
 from __future__ import annotations
 
@@ -83,5 +83,5 @@ def duration(seconds: float) -> str:
 
 
 def foretell(what: str, seconds: float, ahead: int) -> str:
-    """How long so many steps will take, if each takes as long as this one."""
+    """Line with the time that ``ahead`` steps will take, if each takes as long as this one."""
     return f"{what} took {1e3 * seconds:.0f} ms, {ahead} of them {duration(ahead * seconds)}"

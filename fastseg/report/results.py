@@ -1,4 +1,4 @@
-"""What a run has to show: scores per modality subset, and everything the report draws.
+"""Results of a run: scores per modality subset, and everything the report draws.
 
 The scores are also a file: ``results.csv`` with one row per network and subset.
 """

@@ -1,1 +1,1 @@
-"""What the operators share: the switch to the kernels, feature maps, pieces of kernels."""
+"""Shared parts of the operators: the switch to the kernels, feature maps, pieces of kernels."""

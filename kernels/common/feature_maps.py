@@ -25,13 +25,13 @@ def _pixel_stride(x: Tensor) -> int | None:
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether kernels go along the channels of ``x``: what they do where both would be possible."""
+    """True if kernels go along the channels of ``x``, also where both axes would be possible."""
     stride = _pixel_stride(x)
     return stride is not None and (x.stride(2) == 1 if x.shape[2] > 1 else stride != 1)
 
 
 def layout_of(x: Tensor) -> list[int]:
-    """What is needed to make a map like ``x``: M, C, h, w, memory order and dtype."""
+    """Numbers to make a map like ``x`` from: M, C, h, w, memory order and dtype."""
     return [x.shape[0], *x.shape[2:], int(_is_channels_last(x)), DTYPES.index(x.dtype)]
 
 
@@ -95,7 +95,7 @@ class FeatureMaps:
         return tuple(map(sizes.index, sizes))
 
     def strided(self, labels: Tensor) -> bool:
-        """Whether the label map is a whole number of times as large as every map."""
+        """True if the height and width of the label map are multiples of those of every map."""
         height, width = labels.shape[1:]
         return not any(height % h for h in self.heights) and not any(width % w for w in self.widths)
 
@@ -170,5 +170,5 @@ def group_maps(features: Sequence[Tensor], outs: Sequence[int]) -> Iterator[Feat
 
 
 def starts_of(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Where each of some ranges begins that lie one after the other."""
+    """First positions of ranges of these sizes that lie one after the other from 0."""
     return tuple(sum(sizes[:i]) for i in range(len(sizes)))

@@ -1,6 +1,6 @@
-"""Which tensors the Triton kernels serve, decided in one place.
+"""The switch between Triton kernels and reference, decided for every tensor in one place.
 
-What an operator file relies on:
+An operator file relies on:
 
 - ``HAS_TRITON``: Triton can be imported. A module that imports ``triton`` is itself imported only
   if this holds, so that ``fastseg.kernels`` imports, and serves the reference, without Triton.
@@ -10,7 +10,7 @@ What an operator file relies on:
   the interpreter. Pass it to ``torch.library.custom_op(..., device_types=DEVICES)``.
 - ``UP``: pass it to kernels as a ``tl.constexpr``. Where it is true, cast bfloat16 to float32 right
   after each load and before ``tl.dot``: the interpreter computes bfloat16 wrongly, without a word.
-- ``runs_on(tensor)``: what a public function asks to choose between its kernel and the reference.
+- ``runs_on(tensor)``: true if a public function takes its kernel, false for the reference.
 
 ====================  ===================  ============================================
 ``FASTSEG_KERNELS``   CUDA tensor          CPU tensor
@@ -68,7 +68,7 @@ _broken: str | None = None
 
 
 def why_broken() -> str | None:
-    """Why :func:`turn_off` has turned the kernels off; None if it has not."""
+    """Reason why :func:`turn_off` has turned the kernels off; None if it has not."""
     return _broken
 
 
@@ -81,7 +81,7 @@ def turn_off(error: Exception) -> None:
     """Let the reference serve from now on, because kernels cannot be built or launched.
 
     Args:
-        error: of the compiler, the linker, the loader or the driver.
+        error: error of the compiler, the linker, the loader or the driver.
 
     Raises:
         RuntimeError: the mode is ``strict``.
@@ -94,7 +94,7 @@ def turn_off(error: Exception) -> None:
 
 
 def runs_on(tensor: Tensor) -> bool:
-    """Whether the Triton path serves this tensor, by its device, its dtype and the mode.
+    """Choose between kernel and reference for a tensor by its device, its dtype and the mode.
 
     Args:
         tensor: the operator's main input, in most cases the features or logits of the student.

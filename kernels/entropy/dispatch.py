@@ -73,7 +73,7 @@ def profile_regulariser(
     sigma_grad: bool = True,
     normalise: bool = False,
 ) -> Tensor:
-    """What the released code computes under the name of representation regularisation, at a level.
+    """Representation regularisation of one level, as the released code computes it.
 
     ``M_r N^2 L sqrt(Q^-2 + G^-2)`` of noisy height profiles, summed over the modalities and divided
     by B; the definition is in ``reference.profile_regulariser``.

@@ -1,4 +1,4 @@
-"""What both regularisers do inside a kernel: noise, softmax and divergence.
+"""Parts of both regularisers inside a kernel: noise, softmax and divergence.
 
 A tile is ``[BLOCK_R, BLOCK_D]``: softmax groups by members of a group, the members next to each
 other in memory. One warp holds 256 numbers, eight per lane, so a reduction over a group is seven

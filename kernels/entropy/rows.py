@@ -153,7 +153,7 @@ def _gradient_kernel(
 
 
 class Planes(NamedTuple):
-    """How a change of layout cuts ``[M, B, outer, inner, length]`` into planes."""
+    """Cut of ``[M, B, outer, inner, length]`` into planes and tiles for a change of layout."""
 
     grid_axis: int
     plane_axis: int

@@ -215,5 +215,5 @@ def prototype_divergence(
 
 
 def options_fit(axis: str, absent: str, temperature: float) -> bool:
-    """Whether the definition knows the options."""
+    """True if the definition knows the axis and the treatment of absent classes, and T > 0."""
     return axis in ("class", "channel") and absent in ("mask", "zero_row") and temperature > 0

@@ -195,7 +195,7 @@ _prototype_pool.register_autograd(_backward, setup_context=_setup_context)
 
 
 def served(features: Sequence[Tensor], labels: Tensor, num_classes: int) -> bool:
-    """Whether the kernels take these features; what the definition rejects, they do not.
+    """True if the kernels take these features and labels; never if the definition rejects them.
 
     Raises:
         ValueError: the features are no floats, or features and labels are on several devices.

@@ -15,7 +15,7 @@ from ..common.tiles import Maps, of_map, sample_labels, tf32_halves
 
 
 class Reductions(NamedTuple):
-    """What is added up for each map; an entry of each field for each map.
+    """Programs and places of the reduction; every field is a tuple with an entry for each map.
 
     Attributes:
         start: the map's first program.
@@ -43,7 +43,7 @@ class Reductions(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where the results of each map lie; an entry of each field for each map.
+    """Places of the results; every field is a tuple with an entry for each map.
 
     Attributes:
         rank: place of the map in the counts.

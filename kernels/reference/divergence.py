@@ -13,7 +13,7 @@ _LEAST_LOG = -40.0
 
 
 def compare_softmaxes(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a divergence and its gradient need of two distributions, without cancellation.
+    """Terms of a divergence and its gradient for two distributions, without cancellation.
 
         ratio = log p - log q,   q,   p - q = q expm1(ratio)
 
@@ -21,7 +21,7 @@ def compare_softmaxes(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Ten
 
     Args:
         log_p: logarithms of a softmax.
-        log_q: of another one, same shape.
+        log_q: logarithms of another softmax, same shape.
 
     Returns:
         ``(ratio, q, p - q)``, new tensors.

@@ -1,4 +1,4 @@
-"""Which precision the definitions compute in."""
+"""Precision that the definitions compute in: float64 stays, every other dtype goes to float32."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def profile_regulariser(
     sigma_grad: bool = True,
     normalise: bool = False,
 ) -> Tensor:
-    """What the released code computes under the name of representation regularisation, at a level.
+    """Representation regularisation of one level, as the released code computes it.
 
     For one sample and modality, with S noisy copies of every channel, N = C S h w elements and
     M_r = C S w softmax rows:

@@ -14,10 +14,10 @@ from ..common.tiles import Maps, of_map, sample_labels
 
 
 class Cosines(NamedTuple):
-    """What the forward kernel compares and writes; an entry of each field for each map.
+    """Arguments of the forward kernel; every field is a tuple with an entry for each map.
 
     Attributes:
-        together: modalities of a program.
+        together: number of modalities that a program takes.
         out: first element of the map's prototypes.
         place: first element of its similarities.
         keep: 1 where the inverse lengths of its pixels are wanted, else 0.
@@ -30,10 +30,10 @@ class Cosines(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What the backward kernel reads and writes; an entry of each field for each map.
+    """Arguments of the backward kernel; every field is a tuple with an entry for each map.
 
     Attributes:
-        together: modalities of a program.
+        together: number of modalities that a program takes.
         out: first element of the map's prototypes.
         place: first element of its similarities.
         grads_ptr: gradient of its features, contiguous.

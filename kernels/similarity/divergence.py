@@ -114,7 +114,7 @@ def diverge_maps(
 
 
 def rows_fit(sizes: Sequence[tuple[int, int]], axis: str, temperature: float) -> bool:
-    """Whether the kernels take maps of these sizes."""
+    """True if the kernels take maps of these sizes ``(h, w)`` at this temperature."""
     fitting = axis == "map" or max(w for _, w in sizes) <= MAX_ROW
     return fitting and temperature >= LEAST_TEMPERATURE
 

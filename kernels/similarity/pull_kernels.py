@@ -13,7 +13,7 @@ from .cosine_kernels import _inverse_length, _limit_of, _steps
 
 
 class Projections(NamedTuple):
-    """What the projection adds up; an entry of each field for each map.
+    """Programs and places of the projection; every field is a tuple with an entry for each map.
 
     Attributes:
         start: the map's first program.

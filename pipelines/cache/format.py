@@ -40,7 +40,7 @@ class SourceState:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an array lies in its shard, and its size in pixels."""
+    """Byte offset of an array in its shard, and its size in pixels."""
 
     offset: int
     height: int
@@ -49,10 +49,12 @@ class Place:
 
 @dataclass(frozen=True)
 class PackedSample:
-    """Where a sample lies in its shard.
+    """Bytes and sources of a sample in its shard.
 
     Attributes:
         id: the sample id.
+        start: offset of its first byte in the shard.
+        end: offset behind its last byte.
         crc: CRC-32 of its bytes, from ``start`` to ``end``.
         arrays: place of each modality and, last, of the label; None for an absent modality.
         sources: state of each of its files, in the order of ``source_paths``; None if absent.
@@ -135,7 +137,7 @@ def read_shard(path: Path) -> Shard:
 
 
 def same_state(now: SourceState | None, before: SourceState | None) -> bool:
-    """Whether a file is as it was, by size and time of change."""
+    """True if a file is as it was, by size and time of change, or absent both times."""
     if now is None or before is None:
         return now is before
     return (now.size, now.mtime_ns) == (before.size, before.mtime_ns)
@@ -144,7 +146,11 @@ def same_state(now: SourceState | None, before: SourceState | None) -> bool:
 def readings(
     spec: DatasetSpec, modalities: Sequence[ModalitySpec]
 ) -> tuple[tuple[tuple[str, str], ...], str]:
-    """How files become arrays: (name, fingerprint) of each modality, fingerprint of the label."""
+    """Fingerprints of the way from files to arrays.
+
+    Returns:
+        (name, fingerprint) of each modality, and the fingerprint of the label.
+    """
     common = (_DECODERS, spec.path_template, spec.skip_columns, spec.resize)
 
     def fingerprint(*values: object) -> str:

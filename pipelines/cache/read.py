@@ -28,7 +28,7 @@ from .format import (
 
 
 def packed_folder(root: Path, spec: DatasetSpec) -> Path:
-    """Where the cache of a data set lies unless named."""
+    """Folder of a data set's cache, if no other is named."""
     return root / "packed" / spec.name
 
 

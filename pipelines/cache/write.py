@@ -44,13 +44,13 @@ _MARK = ".fastseg-pack"
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a run did."""
+    """Result of packing: numbers of samples, and bytes."""
 
     samples: int
     kept: int
     """Samples of shards that were there and up to date."""
     bytes: int
-    """Of all shards."""
+    """Size of all shards."""
 
 
 def pack_split(
@@ -188,7 +188,7 @@ def _append(file: BinaryIO, sample_id: str, sample: _Decoded) -> PackedSample:
 
 
 def _current(files: SplitFiles, part: Sequence[int], path: Path) -> bool:
-    """Whether a shard is whole and made of these samples as they are now.
+    """True if a shard is whole and made of these samples as they are now.
 
     Files that were only copied or touched are recognised by their checksum, and noted.
     """

@@ -1,4 +1,4 @@
-"""What a data set is: folders, formats, label map, classes. Pure data, read by both loaders."""
+"""Data sets as pure data: folders, formats, label map, classes. Both loaders read it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ILLEGAL = -1
 
 @dataclass(frozen=True)
 class FileSpec:
-    """Where one file of a sample lies."""
+    """Folder and name of one file of a sample."""
 
     folder: str
     """Folder under the root of the data set; ``/`` separates parts."""
@@ -96,7 +96,7 @@ class ModalitySpec:
 
     @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16] | np.dtype[np.float32]:
-        """What codes are held in: uint8, uint16 or float32."""
+        """Dtype that holds the codes: uint8, uint16 or float32."""
         if self.decoder != "image" or self.stretch:
             return np.dtype(np.float32)
         if self.bits == (8,) or self.high_byte:
@@ -105,7 +105,7 @@ class ModalitySpec:
 
     @property
     def loadable(self) -> bool:
-        """Whether it is an image, and not a raw sensor file."""
+        """True if the file is an image or an array, and not a raw sensor file."""
         return self.decoder in ("image", "array")
 
 

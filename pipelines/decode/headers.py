@@ -1,4 +1,4 @@
-"""What the headers of a split's files say, read before the first batch of an evaluation."""
+"""Check of the headers of a split's files, before the first batch of an evaluation."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 @dataclass(frozen=True)
 class Header:
-    """What the chunks before and after the pixels say.
+    """Contents of the chunks before and after the pixels.
 
     Attributes:
         depth: bits per channel, or per index of a palette.
@@ -91,7 +91,7 @@ def without_pixels(head: bytes, tail: bytes) -> bytes | None:
 
 
 def in_colour(data: bytes) -> bool:
-    """Whether the pixels of a PNG with a sound header are RGB or RGBA."""
+    """True if the pixels of a PNG with a sound header are RGB or RGBA."""
     return data[25] in (2, 6)
 
 

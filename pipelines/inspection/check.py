@@ -41,7 +41,7 @@ class Finding:
 
 @dataclass
 class SplitReport:
-    """What there is of one split."""
+    """Samples, sizes, conditions and labels found in one split."""
 
     samples: int = 0
     published: int | None = None
@@ -53,12 +53,12 @@ class SplitReport:
     labels: int = 0
     """Labels that could be read."""
     train_ids: list[int] = field(default_factory=list)
-    """Those that occur in them, the ignore index among them."""
+    """Train ids that occur in these labels, the ignore index among them."""
 
 
 @dataclass(frozen=True)
 class SampleReport:
-    """What there is to say about one sample; nothing of its label if that cannot be read."""
+    """Findings about one sample; ``size`` and ``train_ids`` are empty for an unreadable label."""
 
     faults: list[Finding]
     notes: list[Finding]
@@ -89,10 +89,10 @@ def check_dataset(
     """Decode every file and compare it with the spec.
 
     Args:
-        spec: what the set should be.
-        root: where it is.
-        splits: which; none for all that are there (at least one).
-        modalities: which; none for those that are loaded unless named.
+        spec: spec that the set should follow.
+        root: folder of the set.
+        splits: splits to check; none for all that are there (at least one).
+        modalities: modalities to check; none for those that are loaded unless named.
         workers: processes; 0 for one per CPU.
         progress: show a bar.
 

@@ -25,7 +25,7 @@ from ..tools.process_pool import bar, each
 
 @dataclass(frozen=True)
 class Sums:
-    """What is known of the pixels of one modality; three numbers are one per channel."""
+    """Sums over the pixels of one modality; three numbers are one per channel."""
 
     pixels: int
     filled: int

@@ -35,7 +35,7 @@ def noisy(
 
 
 def finisher(plan: Plan) -> Callable[..., Tensor]:
-    """What makes network input of the codes of a batch: images with noise are that already."""
+    """Function from the codes of a batch to network input: images with noise are that already."""
     if plan.corruption.noise != "none":
         return partial(stacked, layout=plan.config.layout)
     return Normaliser(plan.files.modalities, plan.config.layout)

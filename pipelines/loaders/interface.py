@@ -11,7 +11,7 @@ from .unreadable import Damage
 
 
 class Loader(Protocol):
-    """What both loaders offer.
+    """Interface of both loaders.
 
     ``name`` says which one it is (``"torch"`` or ``"dali"``); ``reason`` why it was chosen;
     ``warning`` what to say about the data before it is used, or nothing; ``fingerprint`` is a hash

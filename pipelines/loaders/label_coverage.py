@@ -1,4 +1,4 @@
-"""Whether the labels of a split have anything to teach: two classes or more must occur in them."""
+"""Check that the labels of a split have anything to teach: two or more classes must occur."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def train_ids(label: Pixels) -> list[int]:
 
 
 def label_fault(spec: DatasetSpec, split: str, seen: Collection[int], labels: int) -> str:
-    """What is wrong with a split in whose labels only these train ids occur; empty if nothing is.
+    """Message about a split in whose labels fewer than two classes occur; empty for more.
 
     Args:
-        spec: of the data set.
+        spec: spec of the data set.
         split: name of the split.
         seen: train ids that occur, the ignore index among them.
         labels: number of labels that were looked at.

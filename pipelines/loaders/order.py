@@ -1,4 +1,4 @@
-"""Which sample comes when: arithmetic on (seed, epoch, step), no state to save.
+"""Order of the samples: arithmetic on (seed, epoch, step), no state to save.
 
 Resuming is asking for another step, and any number of processes sees the same global batches.
 """

@@ -1,4 +1,4 @@
-"""What a batch consists of, decided without touching a pixel; both loaders carry it out."""
+"""Plan of a batch, made without touching a pixel; both loaders carry it out."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Plan:
         return replace(self, order=FixedOrder(epoch, instead, self.order.steps_per_epoch))
 
     def replaced(self, step: int) -> tuple[str, ...]:
-        """Why samples that belong to a step cannot be read, one message each."""
+        """Messages that say why samples of a step cannot be read, one per sample."""
         if not self.damage.reasons:
             return ()
         planned = [self.files.sample_ids[index] for index in self.order.at(step)[1]]
@@ -121,7 +121,7 @@ class Plan:
 
     @property
     def photometric(self) -> bool:
-        """Whether camera images are changed at all."""
+        """True if camera images are jittered or blurred, which only training does."""
         return self.train and self.config.jitter + self.config.blur > 0
 
     def geometries(self, step: int, sizes: list[tuple[int, int]]) -> list[Geometry]:

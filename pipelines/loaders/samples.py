@@ -23,7 +23,7 @@ class Sample:
     """A decoded sample.
 
     Attributes:
-        images: per modality ``[3, H, W]`` of its type.
+        images: image of each modality, ``[3, H, W]`` in its dtype.
         label: ``[H, W]`` uint8 train ids.
     """
 
@@ -37,7 +37,7 @@ class Sample:
 
 
 class Store(Protocol):
-    """Where decoded images and labels of a split come from."""
+    """Source of the decoded images and labels of a split."""
 
     def image(self, index: int, modality: ModalitySpec) -> Array:
         """A modality of a sample, ``[3, H, W]`` in the size of its file; not if it is absent."""
@@ -87,7 +87,7 @@ class SampleReader:
 
         Args:
             index: number of the sample.
-            unused: whether nobody will look at a modality: its files stay closed and it is blank,
+            unused: true for a modality nobody will look at: its files stay closed and it is blank,
                 unless the sample is to be kept.
 
         Raises:

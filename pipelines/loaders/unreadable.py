@@ -21,13 +21,14 @@ class Damage:
     any number of processes, and after resuming at any step. The next sample then occurs twice.
 
     Args:
-        files: of the split.
+        files: files of the split.
         following: (epoch, index) to the index of the next sample; None: a sample that cannot be
             read is an error.
-        share: of the samples that may be replaced; one always may.
+        share: largest share of the samples that may be replaced; one always may.
 
     Attributes:
-        reasons: why a sample cannot be read, by its id, as far as this process has met them.
+        reasons: error of each sample that cannot be read, by its id, as far as this process has
+            met them.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Damage:
 
     @property
     def replaces(self) -> bool:
-        """Whether other samples are taken.
+        """True if other samples take the place of those that cannot be read.
 
         Then every file is read, needed or not: what is fed would else depend on which of them a
         process has looked at.

@@ -128,7 +128,7 @@ def _cache() -> Path:
 
 
 def _machine() -> str:
-    """What ``-march=native`` depends on: homes are shared between unlike machines."""
+    """Facts that ``-march=native`` depends on: homes are shared between unlike machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where the sensors are and how the cameras see: ``calib.json``."""
+"""Positions of the sensors and intrinsics of the cameras, from ``calib.json``."""
 
 from __future__ import annotations
 

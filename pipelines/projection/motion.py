@@ -1,4 +1,4 @@
-"""What the vehicle moved between a measurement and the exposure of the camera."""
+"""Motion of the vehicle between a measurement and the exposure of the camera."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_gnss(path: Path) -> Twist:
 
 
 def compensate(points: Matrix, delays: Matrix, twist: Twist, to_gnss: Matrix) -> Matrix:
-    """Where points would have been measured at the moment of the exposure.
+    """Move points to where they would have been measured at the moment of the exposure.
 
     A point p seen ``t`` seconds later, in the vehicle's frame, was at exp(t w) p + integral over s
     from 0 to t of exp(s w) v, with angular velocity w and velocity v: the vehicle moves on a screw.
@@ -60,8 +60,8 @@ def compensate(points: Matrix, delays: Matrix, twist: Twist, to_gnss: Matrix) ->
     Args:
         points: ``[N, 3]`` in the sensor's frame, metres.
         delays: ``[N]`` seconds from the exposure to the measurement, also negative.
-        twist: how the vehicle moves.
-        to_gnss: from the sensor's frame to that of the GNSS unit.
+        twist: motion of the vehicle.
+        to_gnss: ``[4, 4]`` from the sensor's frame to that of the GNSS unit.
 
     Returns:
         ``[N, 3]`` in the sensor's frame.

@@ -34,7 +34,7 @@ PointWidth = Annotated[int, Range(1, 15)]
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What to project and how.
+    """Sensors and splits to project, folders and options.
 
     Raises:
         ValueError: a setting is out of range.
@@ -68,25 +68,25 @@ class PrepareConfig:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What decides the content of the files."""
+        """Settings that decide the content of the files."""
         widths = {sensor: self.width.get(sensor, 1) for sensor in SENSORS}
         return {"version": _VERSION, "motion": self.motion, "width": widths}
 
 
 @dataclass(frozen=True)
 class SceneReport:
-    """What became of one scene."""
+    """Files written and kept for one scene, and its faults."""
 
     written: int = 0
     kept: int = 0
     moved: bool = False
-    """Whether motion was undone."""
+    """True if motion was undone."""
     faults: tuple[str, ...] = ()
 
 
 @dataclass
 class PrepareReport:
-    """What became of all."""
+    """Files written and kept for all scenes, and their faults."""
 
     out: Path
     scenes: int = 0

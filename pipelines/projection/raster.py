@@ -18,7 +18,7 @@ _BEHIND = 1e-6
 def project(
     points: Matrix, to_camera: Matrix, intrinsics: Matrix, size: Size
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which points are in the image, and in which pixel.
+    """Select the points that are in the image, and find their pixels.
 
     As in the SDK, a position is cut down to whole numbers, not rounded.
 
@@ -26,7 +26,7 @@ def project(
         points: ``[N, 3]`` in the sensor's frame, metres.
         to_camera: ``[4, 4]`` from there to the camera (right, down, forward).
         intrinsics: ``[3, 3]`` for images of ``size``.
-        size: height and width.
+        size: height and width in pixels.
 
     Returns:
         ``index [n]`` of the points, ``pixel [n]`` = row * width + column.
@@ -79,7 +79,7 @@ def spread(counts: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def _steps(width: int) -> list[int]:
-    """How far a point of this width reaches, except 0."""
+    """Offsets in pixels from a point of this width to the others that it covers, without 0."""
     return [step for step in range(-((width - 1) // 2), width // 2 + 1) if step]
 
 

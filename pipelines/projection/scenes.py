@@ -1,4 +1,4 @@
-"""What belongs together: ``meta.json``."""
+"""Scenes, the files that belong together, from ``meta.json``."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ CAMERA_AZIMUTHS = slice(145, 255)
 
 @dataclass(frozen=True)
 class Motion:
-    """How the vehicle moved around the exposure."""
+    """Motion of the vehicle around the exposure, and the time of the exposure."""
 
     twist: Twist
     exposure_s: float
@@ -41,9 +41,9 @@ def lidar_image(
 
     Args:
         points: ``[N, 6]`` as ``read_points`` returns them.
-        calibration: of the set.
+        calibration: calibration of the set.
         size: height and width of the camera's image.
-        motion: to undo; None for none.
+        motion: motion to undo; None for none.
         width: side of a point in pixels.
     """
     xyz = points[:, :3]
@@ -69,9 +69,9 @@ def radar_image(
 
     Args:
         sweep: ``[11 + bins, 400]`` as ``read_polar`` returns it.
-        calibration: of the set.
+        calibration: calibration of the set.
         size: height and width of the camera's image.
-        motion: to undo; None for none.
+        motion: motion to undo; None for none.
         width: side of a point in pixels.
     """
     xyz, intensity, seconds = radar_points(sweep)

@@ -1,4 +1,4 @@
-"""What the synthetic world is made of, as data: materials per class, weather, sensor failures.
+"""Contents of the synthetic world, as data: materials per class, weather, sensor failures.
 
 The materials hold the deliberate confusions that make every sensor worth having. Classes of a group
 agree in all cues except that of the sensor which owns the distinction:
@@ -21,11 +21,11 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Material:
-    """How a class looks to each sensor.
+    """Appearance of a class to each sensor.
 
     Attributes:
         albedo: linear RGB reflectance, 0..1.
-        reflectivity: what the LiDAR measures, 0..1; 0 never returns.
+        reflectivity: value that the LiDAR measures, 0..1; 0 never returns.
         roughness: relative amplitude of the surface texture, seen by the camera and, under ego
             motion, by the event sensor.
         flicker: amplitude of the change of log brightness between the two event exposures.
@@ -119,7 +119,7 @@ class Weather:
     Attributes:
         ambient: diffuse light, relative to full daylight.
         sun: directional light.
-        extinction: of the air, per metre.
+        extinction: extinction of the air, per metre.
         sky: linear RGB radiance of the sky and of the light scattered by the air.
         headlight: strength of the ego vehicle's lamps.
         camera_noise: factor on the camera's noise.

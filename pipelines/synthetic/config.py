@@ -20,7 +20,7 @@ PROFILES: Final[dict[str, tuple[int, int, int, int]]] = {
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What to render and where to put it. Everything but ``out`` and ``workers`` shapes content."""
+    """Frames to render and their folder. Everything but ``out`` and ``workers`` shapes content."""
 
     out: Path
     """Folder of the data set; made if missing, continued if unfinished."""
@@ -56,7 +56,7 @@ class SyntheticConfig:
         return {split: getattr(self, split) for split in SPLITS}
 
     def settings(self) -> dict[str, int | str]:
-        """What determines the content, for the manifest."""
+        """Settings that determine the content, for the manifest."""
         return {"seed": self.seed, "size": self.size, "lidar": self.lidar, **self.counts}
 
 

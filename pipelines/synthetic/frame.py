@@ -25,7 +25,7 @@ _HOOD_SHARE = 0.15
 
 
 def build_world(frame: Frame, seed: int) -> World:
-    """What stands before the camera: the street's profile is the scene's, the rest the frame's."""
+    """World before the camera: the street's profile is the scene's, the rest the frame's."""
     test = frame.split == "test"
     profile = draw_profile(stream(seed, *frame.key[:-1], "profile"), test)
     world = World(frame.condition)
@@ -39,7 +39,7 @@ def render_frame(frame: Frame, config: SyntheticConfig) -> dict[str, Image]:
     """The six images of a sample, a pure function of its name and the content settings.
 
     Args:
-        frame: from ``plan``.
+        frame: a frame from ``plan``.
         config: seed, size and LiDAR mode.
 
     Returns:

@@ -24,7 +24,7 @@ DATASET: Final = "fastseg synthetic"
 
 
 def shown_name(name: str, root: Path) -> str:
-    """What people are told a data set is: its spec's name, or that its scenes are synthetic.
+    """Name of a data set for people: its spec's name, or that its scenes are synthetic.
 
     Args:
         name: name of the spec that ``root`` is read by.
@@ -126,7 +126,7 @@ def _compare(out: Path, found: dict[str, Any], config: SyntheticConfig) -> None:
 
 
 def _is_manifest(path: Path) -> bool:
-    """Whether a file is ours, or may have been before it was damaged."""
+    """True if a file is ours, or may have been before it was damaged."""
     try:
         content = _read(path)
     except DataError:

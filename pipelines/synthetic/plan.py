@@ -1,4 +1,4 @@
-"""Which frames a split has: conditions, corner cases and scenes, spread evenly, not by chance."""
+"""Frames of a split: conditions, corner cases and scenes, spread evenly, not by chance."""
 
 from __future__ import annotations
 

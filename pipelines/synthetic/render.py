@@ -37,7 +37,7 @@ LEFT, RIGHT, UP, DOWN, FRONT, CURVED = range(6)
 
 @dataclass(frozen=True)
 class Geometry:
-    """What each pixel sees.
+    """Surface that each pixel sees.
 
     Attributes:
         depth: ``[H, W]`` along z from the camera, metres; ``FAR`` for the sky.

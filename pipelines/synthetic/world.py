@@ -27,7 +27,7 @@ class Pattern(IntEnum):
 
 
 class Holes(IntEnum):
-    """How a solid lets the view through."""
+    """Kind of holes through which a solid lets the view pass."""
 
     NONE = 0
     PICKETS = 1

@@ -22,11 +22,11 @@ COMPRESS_LEVEL = 1
 
 @dataclass(frozen=True)
 class Record:
-    """What the manifest says about a sample.
+    """Entry of the manifest about a sample.
 
     Attributes:
         hashes: relative path to SHA-256 of the decoded array, six of them.
-        pixels: per class id 0..24, then of ignored pixels.
+        pixels: number of pixels per class id 0..24, then of ignored pixels.
     """
 
     hashes: dict[str, str]

@@ -1,4 +1,4 @@
-"""Which values a setting may have: declared beside its field, checked when it is constructed.
+"""Values that a setting may have: declared beside its field, checked when it is constructed.
 
 A field says its type and, where that is not enough, a `Range`::
 
@@ -165,7 +165,7 @@ def field_types(kind: type[Any]) -> dict[str, Any]:
 
 
 def misfit(kind: Any, value: Any) -> str | None:
-    """What a value of the annotation ``kind`` must be; None if ``value`` is that."""
+    """Description of what a value of the annotation ``kind`` must be; None if ``value`` fits."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         ranges = [extra for extra in args[1:] if isinstance(extra, Range)]

@@ -18,7 +18,7 @@ def write_whole(path: Path, data: bytes | str, durable: bool = True) -> None:
     stays.
 
     Args:
-        path: of the file.
+        path: path of the file.
         data: its content; text is written as UTF-8.
         durable: content and name are on the disk at the end, and the content first, so that not
             even a power cut leaves a file that is empty or cut off.
@@ -72,7 +72,7 @@ def remove(path: Path) -> str | None:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What writers that were killed have left in a folder and below, links not followed.
+    """Files and folders that killed writers left in a folder and below, links not followed.
 
     These are files and folders of ``write_whole`` and of training states (``*.partial``), and the
     temporary files that safetensors puts beside its target (``.tmp`` and six letters).

@@ -53,7 +53,7 @@ class Looks:
 
 
 def is_photo(modality: ModalitySpec) -> bool:
-    """Whether photometric augmentation applies: cameras whose images are codes of 8 or 16 bits."""
+    """True if photometric augmentation applies: cameras whose images are codes of 8 or 16 bits."""
     return modality.sensor == "camera" and modality.dtype.kind == "u"
 
 
@@ -207,7 +207,7 @@ def compiled() -> native.Functions | None:
 
 
 def _agrees(functions: native.Functions) -> bool:
-    """Whether a small image comes out with the bits of NumPy: compilers differ."""
+    """True if a small image comes out with the bits of NumPy: compilers differ."""
     codes = np.arange(37 * 41 * 3, dtype=np.uint32) * np.uint32(2654435761) >> np.uint32(16)
     for dtype in (np.uint8, np.uint16):
         image = codes.astype(dtype).reshape(37, 41, 3).transpose(2, 0, 1)

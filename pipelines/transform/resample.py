@@ -145,7 +145,7 @@ def _bound(loaded: CDLL) -> Functions:
 
 
 def _agrees(functions: Functions) -> bool:
-    """Whether a small image comes out with the bits of NumPy: compilers differ."""
+    """True if a small image comes out with the bits of NumPy: compilers differ."""
     geometry = Geometry(Axis(37, 53, 3, 40, 40), Axis(41, 29, 2, 25, 25, flip=True))
     codes = np.arange(37 * 41 * 3, dtype=np.uint32) * np.uint32(2654435761) >> np.uint32(16)
     rules: tuple[Interpolation, ...] = ("nearest", "bilinear")

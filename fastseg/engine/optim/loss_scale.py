@@ -46,7 +46,7 @@ class LossScale:
         self.good_steps.copy_(torch.where(grown, 0.0, good))
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint: the scale, and the good steps since it last changed."""
         return {"scale": float(self.scale), "good_steps": float(self.good_steps)}
 
     def restore(self, state: dict[str, float]) -> None:

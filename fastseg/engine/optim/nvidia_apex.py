@@ -29,7 +29,7 @@ DEVICES = ("cuda",)
 
 
 def why_unusable() -> str | None:
-    """Why apex cannot be used, or None if it can."""
+    """Reason why apex cannot be used, or None if it can."""
     try:
         if importlib.util.find_spec("apex") is None:
             return "not installed"
@@ -43,7 +43,7 @@ def why_unusable() -> str | None:
 
 
 def why_not_on(device: torch.device) -> str | None:
-    """Why apex cannot be used on this device, or None if it can."""
+    """Reason why apex cannot be used on this device, or None if it can."""
     reason = why_unusable()
     if reason is None and device.type not in DEVICES:
         return f"it computes on {' and '.join(DEVICES)} only, this run on {device.type}"
@@ -170,7 +170,7 @@ class ApexOptimizer(torch.optim.Optimizer):
 
 
 class _Decision:
-    """What apex asks a gradient scaler for."""
+    """Stand-in for the gradient scaler that apex asks: overflow or none, and a scale of 1."""
 
     def __init__(self, skipped: Tensor) -> None:
         self._found_inf = skipped.view(1)

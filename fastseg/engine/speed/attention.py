@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels is the fastest at the shapes of a network, by measurement.
+"""Choice of torch's fastest attention kernel at the shapes of a network, by measurement.
 
 The keys are few and the heads narrow (1024 keys, 32 channels for MiT-B0 at 1024 x 1024): published
 timings of the kernels are for other shapes and disagree with each other.
@@ -44,10 +44,10 @@ def settle_attention(
 
     Args:
         networks: as for :func:`choose_attention`, like the next three.
-        images: of one encoder call.
-        side: of an image.
-        dtype: of queries, keys and values.
-        before: what this function returned when the run began; the same on every process.
+        images: number of images in one encoder call.
+        side: height and width of an image.
+        dtype: dtype of queries, keys and values.
+        before: value that this function returned when the run began; the same on every process.
         ranks: processes that choose together.
 
     Returns:
@@ -78,10 +78,10 @@ def choose_attention(
     """Time forward and backward of every kernel at every level and set the fastest.
 
     Args:
-        networks: whose attention to set; of one backbone.
-        images: of one encoder call, all modalities together.
-        side: of an image, in pixels.
-        dtype: of queries, keys and values.
+        networks: networks whose attention to set; of one backbone.
+        images: number of images in one encoder call, all modalities together.
+        side: height and width of an image, in pixels.
+        dtype: dtype of queries, keys and values.
         clock: milliseconds of a call; the GPU's by default.
         ranks: processes that choose together, by the slowest of them.
 
@@ -127,7 +127,7 @@ def _set_kernels(levels: Sequence[AttentionLevel], names: Sequence[str | None]) 
 
 
 def _place(device: torch.device, images: int, side: int, dtype: torch.dtype) -> str:
-    """What a measurement holds for."""
+    """Conditions that a measurement holds for: device, torch, number and side of images, dtype."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, torch {torch.__version__}, {images} images of {side} pixels, {dtype}"
 

@@ -1,4 +1,4 @@
-"""Which ways of running a step are taken, decided in one place, and why.
+"""Choice of the ways of running a step, made in one place, with the reasons.
 
 Every one of them computes the same numbers up to rounding. ``auto`` takes what pays on the device
 at hand; the log of a run says what was taken and for what reason (:meth:`FastPaths.describe`).
@@ -68,16 +68,16 @@ def choose_paths(
     """Decide for a stage.
 
     Args:
-        speed: what is asked for.
-        optimizer: of the network that learns.
-        device: of the networks.
+        speed: settings that are asked for.
+        optimizer: optimizer of the networks that learn.
+        device: device of the networks.
         short: dtype of the networks' arithmetic; None for that of their parameters.
         steps: length of the stage.
         accumulate: micro-batches per step.
-        mode: how the network is spread over processes, see `fastseg.distributed.parallelize`.
-        apex_norm: whether the networks have apex's LayerNorm.
-        checkpointing: whether activations are to be computed again instead of kept.
-        reads_present: whether the networks depend on which modalities are there.
+        mode: way of spreading the network over processes, see `fastseg.distributed.parallelize`.
+        apex_norm: true if the networks have apex's LayerNorm.
+        checkpointing: true if activations are to be computed again instead of kept.
+        reads_present: true if the networks depend on which modalities are there.
     """
     kernels = _kernels(device)
     return FastPaths(

@@ -23,7 +23,7 @@ def compile_regions(network: Segmenter, backend: str = "inductor") -> None:
 
     Args:
         network: keeps its parameters, names and state dict.
-        backend: of ``torch.compile``.
+        backend: backend of ``torch.compile``.
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _VARIANTS)
@@ -39,7 +39,7 @@ def run_as_written(network: Segmenter) -> None:
 
 
 def compile_failure(error: BaseException) -> str | None:
-    """What went wrong in ``torch.compile``, such as a missing compiler; None for other errors."""
+    """Cause of a ``torch.compile`` failure, such as a missing compiler; None for other errors."""
     # loading it takes seconds, which a run without compilation does not spend
     module = sys.modules.get("torch._dynamo.exc")
     if module is None or not isinstance(error, module.TorchDynamoException):

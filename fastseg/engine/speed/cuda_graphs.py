@@ -116,7 +116,7 @@ class StepGraphs:
 
     Args:
         update: forward, backward and optimizer step; returns scalars.
-        optimizer: what the update steps; its learning rate is read from the draws in a graph.
+        optimizer: stepped by the update; its learning rate is read from the draws in a graph.
         recorder: captures; on a GPU by default.
 
     Attributes:
@@ -169,7 +169,7 @@ class StepGraphs:
         return sorted(self._captured)
 
     def _fits(self, images: Tensor, labels: Tensor, draws: Draws) -> bool:
-        """Whether the inputs are like those before; another shape runs as usual."""
+        """True if the inputs are like those before; another shape runs as usual."""
         if self._inputs is None:
             return True
         given = (images, labels, draws.packed)

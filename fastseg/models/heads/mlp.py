@@ -81,7 +81,7 @@ class MLPHead(nn.Module):
         self.linear_pred.to(dtype)
 
     def constants(self) -> list[Tensor]:
-        """What :meth:`freeze` has made, beside parameters and buffers."""
+        """Tensors that :meth:`freeze` has made, beside parameters and buffers."""
         return [] if self._constant is None else [*self._constant[0], self._constant[1]]
 
     def draw(self, features: Sequence[Tensor]) -> Tensor | None:
@@ -99,7 +99,7 @@ class MLPHead(nn.Module):
 
         Args:
             features: the levels; best with the channels last in memory.
-            factor: of the channels of the fused map, as drawn by :meth:`draw`; none for 1.
+            factor: factor on the channels of the fused map, as drawn by :meth:`draw`; none for 1.
         """
         weights, bias = self._constant or self.folded()
         n, _, h, w = features[0].shape

@@ -32,7 +32,7 @@ class Series:
 
     @property
     def not_finite(self) -> int:
-        """How many values are not finite."""
+        """Number of values that are not finite."""
         return int(np.count_nonzero(~np.isfinite(self.values)))
 
 

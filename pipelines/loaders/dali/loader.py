@@ -29,7 +29,7 @@ _AHEAD = 3
 
 
 def dali_import_error() -> str | None:
-    """Why DALI cannot be used, or None if it can."""
+    """Reason why DALI cannot be used, or None if it can."""
     try:
         import_module("nvidia.dali.plugin.pytorch")
     except (ImportError, OSError) as error:

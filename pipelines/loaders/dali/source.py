@@ -1,4 +1,4 @@
-"""What DALI is fed: per step the bytes of the files, and the regions that the crops read.
+"""Input of DALI: per step the bytes of the files, and the regions that the crops read.
 
 Everything that is drawn or depends on an image's size is computed here, in Python, from the same
 ``Geometry`` that the torch loader uses. Files that DALI cannot decode exactly (arrays, readings for
@@ -38,8 +38,8 @@ class Port:
     """One input of the graph.
 
     Attributes:
-        dtype: of the arrays.
-        ndim: their axes; with three they are pixels ``[H, W, C]``.
+        dtype: dtype of the arrays.
+        ndim: number of their axes; with three they are pixels ``[H, W, C]``.
     """
 
     dtype: np.dtype[np.generic]
@@ -47,7 +47,7 @@ class Port:
 
 
 def dali_decodes(files: SplitFiles, modality: ModalitySpec) -> bool:
-    """Whether DALI can make the codes of this modality's files."""
+    """True if DALI can make the codes of this modality's files."""
     return (
         modality.decoder == "image"
         and not modality.high_byte
@@ -58,12 +58,12 @@ def dali_decodes(files: SplitFiles, modality: ModalitySpec) -> bool:
 
 
 def dali_decodes_label(files: SplitFiles) -> bool:
-    """Whether DALI can make the raw values of label files."""
+    """True if DALI can make the raw values of label files."""
     return files.spec.label.mask is None and files.spec.resize is None
 
 
 class Source:
-    """What ``external_source`` calls: iteration to one list of arrays per port.
+    """Callable for ``external_source``: iteration to one list of arrays per port.
 
     Attributes:
         ports: the inputs by name, in order. ``<modality>`` and ``label`` hold the images;
@@ -73,7 +73,7 @@ class Source:
             resize that brings them to the label's; photos that DALI decodes have
             ``<modality>_looks`` ``[4]``: factors of the jitter and sigma of the blur, -1 for
             none. ``sigma`` and ``taps`` are those of a blur of the crop.
-        feeds: per modality, how it is fed.
+        feeds: form in which each modality is fed, by its name.
     """
 
     def __init__(self, plan: Plan, steps: range) -> None:
@@ -108,13 +108,13 @@ class Source:
         return [[sample[name] for sample in samples] for name in self.ports]
 
     def blurred_here(self, modality: ModalitySpec) -> bool:
-        """Whether the graph blurs the crops of this modality."""
+        """True if the graph blurs the crops of this modality."""
         plan = self._plan
         after = plan.config.blur > 0 and plan.config.blur_place == "crop"
         return plan.photometric and after and is_photo(modality)
 
     def retouched_here(self, modality: ModalitySpec) -> bool:
-        """Whether the graph changes whole images of this modality after decoding."""
+        """True if the graph changes whole images of this modality after decoding."""
         encoded = self.feeds[modality.name] == "bytes"
         return self._plan.photometric and encoded and is_photo(modality)
 
