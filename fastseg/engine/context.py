@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastseg.config.run import TrainConfig
+from fastseg.console import say
 from fastseg.distributed.launch import choose_device
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine.optim import nvidia_apex
 from fastseg.models import Segmenter, model_builder
 from fastseg.models.precision import autocast
 from fastseg.pipelines import get_dataset
-from fastseg.report.progress import say
 
 if TYPE_CHECKING:
     from fastseg.checkpoint.weights import Identity

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.checkpoint.tensor_file import tensors_digest
+from fastseg.console import say
 from fastseg.distributed.parallelize import copy_size
 from fastseg.distributed.sharded_tensors import module_tensors
 from fastseg.engine.context import RunContext
@@ -23,7 +24,6 @@ from fastseg.errors import CheckpointError
 from fastseg.methods.stage import ENCODER, RANDOM
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch, Loader
-from fastseg.report.progress import say
 
 Saved = tuple[Path, dict[str, Any]]
 """Folder of a training state, and what its ``state.json`` says."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastseg.checkpoint.state import TrainingStates, load_state
 from fastseg.choice import Choice
+from fastseg.console import say
 from fastseg.distributed.parallelize import Parallel, parallelize
 from fastseg.distributed.sharded_tensors import module_tensors
 from fastseg.engine.context import RunContext
@@ -20,7 +21,6 @@ from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.step import TrainStep
 from fastseg.models import Segmenter
 from fastseg.pipelines import Loader
-from fastseg.report.progress import say
 
 
 @dataclass

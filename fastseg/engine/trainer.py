@@ -11,6 +11,7 @@ from typing import Any
 from fastseg.checkpoint import weights
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.config.compare import digest
+from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.data_change import DataFacts, data_facts
 from fastseg.engine.optim import nvidia_apex
@@ -30,7 +31,7 @@ from fastseg.pipelines import Batch, DataError, build_loader
 from fastseg.pipelines.loaders.to_device import on_device
 from fastseg.report.metrics_log import MetricsLog
 from fastseg.report.profiler import StepWatch
-from fastseg.report.progress import Progress, foretell, say
+from fastseg.report.progress import Progress, foretell
 from fastseg.report.tensorboard import open_board
 
 

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from fastseg.console import say as say  # for what still asks for it here
-
 
 class Progress:
     """One line that is rewritten on a terminal, and a plain line now and then in a pipe."""
