@@ -73,8 +73,10 @@ def test_relative_links_lead_somewhere(path):
 def test_paths_in_backticks_exist(path):
     named = {word.split("::")[0] for text in CODE.findall(prose(path)) for word in text.split()}
     paths = {word for word in named if word.split("/")[0] in TOP and "/" in word}
-    missing = sorted(p for p in paths if not PLACEHOLDERS.search(p) and not (ROOT / p).exists())
-    assert missing == []
+    # the page of faults says that its paths are below tests/
+    folders = (ROOT, ROOT / "tests") if path.name == "faults.md" else (ROOT,)
+    fixed = sorted(p for p in paths if not PLACEHOLDERS.search(p))
+    assert [p for p in fixed if not any((folder / p).exists() for folder in folders)] == []
 
 
 def command_lines():
@@ -90,12 +92,13 @@ def command_lines():
     [pytest.param(m, a, id=f"{name}: {m} {' '.join(a)}") for name, m, a in command_lines()],
 )
 def test_command_lines_parse(module, arguments, monkeypatch):
-    said = io.StringIO()
-    try:
-        with redirect_stdout(said), redirect_stderr(said):
+    said, code = io.StringIO(), 0
+    with redirect_stdout(said), redirect_stderr(said):
+        try:
             read(module, arguments, monkeypatch)
-    except SystemExit as end:
-        assert end.code in (0, None), said.getvalue()
+        except SystemExit as end:
+            code = end.code
+    assert not code, said.getvalue()
 
 
 def read(module, arguments, monkeypatch):
@@ -139,17 +142,18 @@ def test_fields_that_may_change_are_those_that_may():
         elif (not changed_fields(base, other)) != free:
             wrong.append(f"{field}: {'said to be free' if free else 'not said to be free'}")
     assert wrong == [], "\n".join(wrong)
-    # there is one method, and modalities are hit by a fault alone
+    # there is one method, modalities are hit by a fault alone, and networks need each other
     alone = {"method", "data.corruption.modalities", "data.eval_corruption.modalities"}
-    assert untried <= alone | {f"stages.{n}.{f}" for n in base.stages for f in ("trains", "start")}
+    assert {field for field in untried if not field.startswith("stages.")} <= alone
 
 
 def with_another_value(config, field):
     """A config that differs in one field, by the first value that it takes."""
     old = flatten(to_dict(config))[field]
-    for value in (*WORDS, True, False, 1, 2, 64, 0.25, ["img"], [0.5, 1.0]):
-        values = to_dict(config)
-        place = values
+    for value in (*WORDS, True, False, 1, 2, 5, 64, 0.25, ["img"], [0.5, 1.0]):
+        if isinstance(old, str) and not isinstance(value, str):
+            continue
+        place = values = to_dict(config)
         *parents, last = field.split(".")
         for name in parents:
             place = place[name]

@@ -183,5 +183,7 @@ def test_documents_name_options_that_their_commands_have(accepted, document):
 def test_nothing_installs_another_project_of_the_same_name():
     # the package index has a fastseg of others: the extras are to be had from the clone alone
     sources = {**dict(files()), **DOCUMENTS}
+    # which says what became of such messages
+    del sources["docs/faults.md"]
     found = {name for name, text in sources.items() if re.search(r"pip install\W+fastseg\b", text)}
     assert found == set()
