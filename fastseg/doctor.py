@@ -85,7 +85,7 @@ def _apex() -> Finding:
     """NVIDIA apex; the package of that name on PyPI is another project."""
     if reason := nvidia_apex.why_unusable():
         instead = "torch.optim.AdamW(fused=True) and torch LayerNorm are used"
-        return Finding("apex", reason, f"{instead}; README.md says how to install it")
+        return Finding("apex", reason, f"{instead}; see docs/howto/make-it-fast.md")
     where = " and ".join(nvidia_apex.DEVICES)
     served = "by --optim.kind auto where it is faster, apex_adam, apex_lamb, --model.norm apex"
     return Finding("apex", "found", f"used on {where} {served}")

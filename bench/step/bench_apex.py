@@ -11,8 +11,8 @@ LayerNorm is that of the tokens of a level, all images and modalities of a step 
 the dtype of the tokens: ``eager`` is torch's, ``compile`` the same under ``torch.compile``,
 ``apex`` FusedLayerNorm.
 
-Where NVIDIA apex is not installed its rows say so; README.md has the commands. `pip install apex`
-is another project.
+Where NVIDIA apex is not installed its rows say so; `docs/howto/make-it-fast.md` has the commands.
+`pip install apex` is another project.
 """
 
 from __future__ import annotations

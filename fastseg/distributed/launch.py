@@ -83,7 +83,7 @@ def join(wanted: str, timeout_minutes: float) -> Iterator[Ranks]:
         raise ConfigError(
             f"rank {rank} of {world} cannot join the others at "
             f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
-            f"({str(error).splitlines()[0]}): start with torchrun, see README.md"
+            f"({str(error).splitlines()[0]}): start with torchrun, see docs/howto/several-gpus.md"
         ) from None
     yield Ranks(device, rank, world, local_world, store, control)
     # only after success: with a peer gone this could wait for it

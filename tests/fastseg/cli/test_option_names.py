@@ -1,4 +1,4 @@
-"""Every option that a message, a help text or README.md names is one of the command it is for."""
+"""Every option that a message, a help text or a document names is one of the command it is for."""
 
 import ast
 import io
@@ -11,7 +11,10 @@ import pytest
 from fastseg import data, doctor, evaluate, train
 
 ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
 ROOMS = ("fastseg", "kernels", "pipelines")
 OPTION = re.compile(r"(?<![\w-])--[a-z]\w*(?:[-.](?:\w+|\{\}))*")
 COMMAND = re.compile(r"-m (fastseg\.data \w+|fastseg\.\w+)")
@@ -164,9 +167,10 @@ def test_messages_name_commands_that_there_are(accepted):
     assert named <= {*accepted, "fastseg.data"}
 
 
-def test_readme_names_options_that_its_commands_have(accepted):
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documents_name_options_that_their_commands_have(accepted, document):
     wrong = []
-    for line in README.replace("\\\n", " ").splitlines():
+    for line in DOCUMENTS[document].replace("\\\n", " ").splitlines():
         for option, command in mentions(line):
             # a table has the options of training and of scoring
             commands = [command] if command else list(accepted)
@@ -178,6 +182,8 @@ def test_readme_names_options_that_its_commands_have(accepted):
 
 def test_nothing_installs_another_project_of_the_same_name():
     # the package index has a fastseg of others: the extras are to be had from the clone alone
-    sources = {**dict(files()), "README.md": README}
+    sources = {**dict(files()), **DOCUMENTS}
+    # which says what became of such messages
+    del sources["docs/faults.md"]
     found = {name for name, text in sources.items() if re.search(r"pip install\W+fastseg\b", text)}
     assert found == set()
