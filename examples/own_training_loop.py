@@ -19,8 +19,7 @@ def main() -> None:
     present = [0, 2]
     # which row of the student each modality of the teacher teaches, for each sample
     pairing = torch.tensor([[0, 1, 1], [1, 0, 0]])
-    with torch.no_grad():
-        target = teacher(images)
+    target = teacher(images)  # frozen: records no gradients
     for step in range(4):
         output = student(images[present], present)
         ohem, logit = kernels.segmentation_loss(output.logits, labels, target.logits)
