@@ -130,7 +130,7 @@ def test_contributing_names_files_folders_and_targets_that_are_there():
     assert gone == []
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert {*targets} == {"test", "test-fast", "lint", "types", "demo", "ci"}
-    assert {*re.findall(r"make ([\w-]+)", text)} == {*targets}
+    assert {*re.findall(r"`make ([\w-]+)`", text)} == {*targets}
 
 
 @pytest.mark.parametrize("page", [*PAGES, "../../CONTRIBUTING"])
