@@ -13,9 +13,9 @@ import torch
 
 from fastseg.choice import Choice
 from fastseg.distributed.parallelize import candidates
-from fastseg.engine.clock import elapsed_ms
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.choices import PLAIN
+from fastseg.engine.speed.clock import elapsed_ms
 from fastseg.engine.stage_run import build_session
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.pipelines import Batch

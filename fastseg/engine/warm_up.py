@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from fastseg.distributed.ranks import Ranks
-from fastseg.engine.clock import elapsed_ms
 from fastseg.engine.memory_forecast import blank_batch
 from fastseg.engine.speed.attention import settle_attention
+from fastseg.engine.speed.clock import elapsed_ms
 from fastseg.engine.speed.compile import compile_failure
 from fastseg.engine.step import TrainStep
 from fastseg.pipelines import Batch

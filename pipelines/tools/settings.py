@@ -115,7 +115,7 @@ def _marked(is_harmless: bool, default: Any, factory: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def is_harmless(kind: type[Any], name: str) -> bool:
+def is_harmless(kind: Any, name: str) -> bool:
     """Whether a field, such as ``data.workers``, cannot change what is learnt.
 
     Raises:

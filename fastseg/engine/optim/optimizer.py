@@ -14,10 +14,10 @@ from fastseg.choice import Choice
 from fastseg.config.sections import OptimConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.distributed.sharded_tensors import local_part
-from fastseg.engine.clock import elapsed_ms
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.nvidia_apex import ApexOptimizer
+from fastseg.engine.speed.clock import elapsed_ms
 from fastseg.models.parameter_groups import parameter_groups
 
 Optimizer = torch.optim.AdamW | ApexOptimizer
