@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
 
-from fastseg.cli.command import BAD_INPUT, explain_os_error, print_any_name, while_read
+from fastseg.cli.command import command, explain_os_error
 from fastseg.cli.data_inspect import Check, Pack, Show, Stats
 from fastseg.cli.data_make import Fetch, Prepare, Synthetic, Unpack
 from fastseg.cli.parse import PATHS
+from fastseg.errors import ConfigError
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "check": Check,
@@ -25,28 +26,24 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-@while_read
-def main(args: list[str] | None = None) -> int:
+@command
+def main(args: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
-    command: Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
-    print_any_name()
+    chosen: Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
+    with PATHS:
+        chosen = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, args=args, prog="python -m fastseg.data", description=__doc__
+        )
     try:
-        with PATHS:
-            command = tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, args=args, prog="python -m fastseg.data", description=__doc__
-            )
-        return command.run()
-    except ValueError as error:  # DataError is one
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return chosen.run()
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"error: {explain_os_error(error)}", file=sys.stderr)
-        return BAD_INPUT
+        raise ConfigError(explain_os_error(error)) from error
+    except ValueError as error:  # DataError is one
+        raise ConfigError(str(error)) from error
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("the same command continues") from None
 
 
 if __name__ == "__main__":

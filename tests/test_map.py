@@ -64,7 +64,7 @@ ROOMS = {
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
         "train": "console report config engine evaluation cli pipelines/synthetic",
         "evaluate": "errors console report engine evaluation cli pipelines/faults",
-        "data": "cli",
+        "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",
     },
     "bench": {

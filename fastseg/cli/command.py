@@ -131,7 +131,7 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, OSError) and (error.errno in _REFUSALS or error.filename is not None):
         return BAD_INPUT, f"error: {explain_os_error(error)}"
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted"
+        return INTERRUPTED, "; ".join(filter(None, ("interrupted", str(error))))
     return BUG, None
 
 
