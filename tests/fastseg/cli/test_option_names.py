@@ -75,7 +75,9 @@ FOREIGN = {
     "--nproc-per-node": "torchrun",
     "--standalone": "torchrun",
     "--shm-size": "docker run",
-    # scripts of bench/, which is not installed
+    "--fix": "ruff",
+    # scripts and conftest of bench/, which is not installed
+    "--seconds": "bench/conftest.py",
     "--commit": "bench/gpu_record.py",
     "--only": "bench/gpu_record.py",
 }
