@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -16,15 +15,8 @@ from typing import Literal
 from ..errors import DataError
 from ..tools.folders import matching, refuse_closed
 from ..tools.names import name_bytes
-from ..tools.reading import check_regular
-from .path_templates import (
-    case_of,
-    conditions_of,
-    relative_path,
-    sample_in_line,
-    sample_of,
-    wildcard,
-)
+from .list_files import read_list
+from .path_templates import case_of, conditions_of, relative_path, sample_of, wildcard
 from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 
 Missing = Literal["error", "zero", "skip"]
@@ -185,58 +177,6 @@ def find_sample(files: SplitFiles, name: str) -> int:
     nearest = get_close_matches(name, files.sample_ids, n=1, cutoff=0.3)
     example = nearest[0] if nearest else files.sample_ids[0]
     raise DataError(f"no sample {name!r} in split {files.split!r}; did you mean {example!r}?")
-
-
-def read_list(spec: DatasetSpec, root: Path, split: str, there: Collection[str] = ()) -> list[str]:
-    """Sample ids of a split's list file, in its order.
-
-    The first column of a line names the sample; the whole line does if one of ``there`` has that
-    name, which then has spaces in it. A byte order mark at the start of the file is no part of it.
-
-    Args:
-        spec: of the data set.
-        root: folder that holds it.
-        split: one of ``spec.splits``.
-        there: ids of samples that have files.
-
-    Raises:
-        DataError: the file is missing, has a line of another form, or names a sample twice.
-    """
-    path = root / spec.split_list.format(split=split)
-    check_regular(path)
-    try:
-        data = path.read_bytes()
-        reason = "it is not UTF-8 text" if b"\0" in data else ""
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise DataError(
-            f"cannot read {path}, the list of split {split!r}: {reason}; it comes with the data "
-            "set, one sample per line. Check --data.root, or restore it",
-            "missing",
-        )
-    # names as those of the files are read, whatever the locale
-    lines = os.fsdecode(data.removeprefix(codecs.BOM_UTF8)).split("\n")
-    ids: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        sample_id = sample_in_line(spec, line.strip(), there)
-        if sample_id is None:
-            expected = spec.list_line or spec.sample_id
-            raise DataError(
-                f"{path}, line {number}: {line.strip()!r} is not of the form {expected}; "
-                "restore the list, or take out the line",
-                "name",
-            )
-        if sample_id in ids:
-            raise DataError(
-                f"{path} names {sample_id} in lines {ids[sample_id]} and {number}; it would count "
-                "twice. Take one of them out",
-                "name",
-            )
-        ids[sample_id] = number
-    return list(ids)
 
 
 def _check_names(

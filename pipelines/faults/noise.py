@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tools.keyed_random import words
-from .sensor_faults import normal_draws
+from .image_faults import normal_draws
 
 _SALT, _PEPPER, _NORMAL = (zlib.crc32(name) for name in (b"salt", b"pepper", b"normal"))
 

@@ -50,6 +50,7 @@ PRINTED_BY = {
     "pipelines/inspection/check.py": {"fastseg.data check"},
     "pipelines/loaders/dali/loader.py": TRAIN | SCORE,
     "pipelines/decode/by_spec.py": TRAIN | LOOK,
+    "pipelines/datasets/list_files.py": TRAIN | SCORE | LOOK,
     "pipelines/datasets/split_files.py": TRAIN | SCORE | LOOK,
     "pipelines/cache/write.py": {"fastseg.data pack"},
     "pipelines/cache/read.py": TRAIN | SCORE,

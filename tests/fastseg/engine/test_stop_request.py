@@ -206,7 +206,7 @@ def test_a_killed_worker_is_one_message(start, scenes, tmp_path):
 STUCK = """
 import sys, time
 from fastseg.engine import stop_request as interrupt
-from fastseg.pipelines.loaders.torch_loader import BatchSource
+from fastseg.pipelines.loaders.raw_batches import BatchSource
 interrupt.DATA_PATIENCE_S = 1.0
 plain = BatchSource._assemble
 def stuck(self, step):

@@ -13,7 +13,7 @@ import torch
 from fastseg.pipelines import Batch, CorruptionConfig, DataConfig, DataError, get_dataset
 from fastseg.pipelines.datasets.spec import ModalitySpec
 from fastseg.pipelines.datasets.split_files import list_split
-from fastseg.pipelines.faults import sensor_faults as faults
+from fastseg.pipelines.faults import image_faults as faults
 from fastseg.pipelines.faults.sensor_faults import Corruptor, describe
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 from fastseg.pipelines.loaders.samples import FileStore

@@ -12,7 +12,8 @@ import pytest
 
 from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.cache.write import pack_split
-from fastseg.pipelines.datasets.split_files import list_split, read_list
+from fastseg.pipelines.datasets.list_files import read_list
+from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.decode.muses_raw import read_events
 from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.projection.calibration import read_json

@@ -16,7 +16,7 @@ import torch
 
 from fastseg.cli import command as cli
 from fastseg.pipelines import DataConfig, DataError
-from fastseg.pipelines.loaders import torch_loader
+from fastseg.pipelines.loaders import raw_batches, torch_loader
 from fastseg.pipelines.tools.process_pool import each
 from fastseg.pipelines.tools.workers import worker_fault
 
@@ -75,7 +75,7 @@ def test_workers_that_give_nothing_end_the_wait(
     monkeypatch.setattr(torch_loader, "_POLL_S", 1)
     monkeypatch.setattr(torch_loader, "_PATIENCE_S", 1)
     # as a disk that does not answer; the workers inherit it
-    monkeypatch.setattr(torch_loader.BatchSource, "_assemble", lambda *_: time.sleep(60))
+    monkeypatch.setattr(raw_batches.BatchSource, "_assemble", lambda *_: time.sleep(60))
     config = DataConfig(root=deliver_tree, size=64, batch_size=2, workers=2, loader="torch")
     with pytest.raises(DataError, match=r"gave no batch for 1 s.*--data\.workers 0"):
         next(open_loader(config, train=True).batches())
