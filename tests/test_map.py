@@ -102,7 +102,6 @@ LONG = {
     "pipelines/faults/sensor_faults.py": "to split: drawing of faults, faults of one image",
     "pipelines/datasets/split_files.py": "to split: list files of splits",
     "pipelines/loaders/torch_loader.py": "to split: batches of codes",
-    "bench/step/bench_scaling.py": "to split: tables",
 }
 """Files of more than `MOST_LINES` lines, and why they are not two."""
 
