@@ -40,7 +40,6 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -49,6 +48,7 @@ sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is no
 
 from bench.harness import gpu_tests, processes, profiling, report, targets, timing  # noqa: E402
 from bench.harness.gpu_tests import operator  # noqa: E402
+from bench.harness.job_order import FIRST, FIRST_STEP, STEPS, Job, plan  # noqa: E402
 from bench.harness.rows import read_rows  # noqa: E402
 from bench.step import report as step_report  # noqa: E402
 from bench.step import targets as step_targets  # noqa: E402
@@ -57,11 +57,7 @@ from bench.step.rows import StepRow, read_steps  # noqa: E402
 RESULTS = ROOT / "bench" / "results"
 TESTS_SHARE = 0.4  # of the time, at most
 ELSEWHERE = ("input_pipeline", "scaling")  # no operators: commands and tables of their own
-STEPS = "train_step"  # whole steps, which have tables of their own
-FIRST_STEP = "[stage2-b0-1024px-B2-rrm{}]"  # the setting that matters most
-FIRST, NO_GRAPHS = "the first training step", "--no-graphs"
-# parts of the time at most; what is left over goes to those that follow
-FIRST_PART, OPERATOR_PART, STEPS_PART, COMPILED_STEPS_PART, COMPILED_PART = 8, 2, 6, 5, 3
+NO_GRAPHS = "--no-graphs"
 TWO_REHEARSALS = 100 * 2**30  # bytes; a published step takes 33 GB, and the tests some
 GRACE = 10  # seconds for the row that runs when the time of an operator ends
 FINE = ("ok", "not run", "left out", "out of memory")
@@ -119,51 +115,6 @@ def main() -> int:
     print("\n".join([*session.notes, *summary, f"{count} rows in {out}"]))
     fine = all(row.status.startswith(FINE) for row in (*session.rows, *session.steps))
     return 1 if session.red or not fine else 0
-
-
-class Job(NamedTuple):
-    """Rows that one process times.
-
-    Attributes:
-        name: for the notes.
-        files: benchmarks.
-        which: pytest's expression for the rows.
-        part: of the time.
-    """
-
-    name: str
-    files: list[Path]
-    which: str
-    part: int
-
-
-def plan(benches: Sequence[Path], red: Sequence[str], compiled: str) -> list[Job]:
-    """What is timed, the most valuable rows first and what claims nothing last.
-
-    Args:
-        benches: the files.
-        red: operators whose tests are not green.
-        compiled: ``last``, ``none`` or ``only``.
-    """
-    steps = [path for path in benches if operator(path) == STEPS]
-    operators = [path for path in benches if path not in steps]
-    first = FIRST_STEP.format("")
-    jobs = []
-    if steps and timing.ON_GPU:
-        jobs += [Job(FIRST, steps, first, FIRST_PART)]
-    jobs += [Job(operator(path), [path], "not compile", OPERATOR_PART) for path in operators]
-    if steps:
-        others = f"not compile and not {first}" if timing.ON_GPU else "not compile"
-        # a CPU takes minutes for its first setting
-        part = STEPS_PART if timing.ON_GPU else 2 * STEPS_PART
-        jobs += [Job("training steps", steps, others, part)]
-    last = []
-    if steps and timing.ON_GPU:  # a CPU has no such rows
-        last += [Job("compiled training steps", steps, "compile", COMPILED_STEPS_PART)]
-    if operators:
-        last += [Job("torch.compile", operators, "compile", COMPILED_PART)]
-    jobs = {"last": jobs + last, "none": jobs, "only": last}[compiled]
-    return sorted(jobs, key=lambda job: all(operator(path) in red for path in job.files))
 
 
 class Session:

@@ -99,9 +99,6 @@ LATE = {
 
 LONG = {
     "kernels/segmentation/loss_kernels.py": "forward and backward of one loss, by the same steps",
-    "bench/gpu_record.py": "to split: order of what is timed",
-    "bench/input/bench_input_pipeline.py": "to split: providers",
-    "bench/step/bench_scaling.py": "to split: tables",
 }
 """Files of more than `MOST_LINES` lines, and why they are not two."""
 

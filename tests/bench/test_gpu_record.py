@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 from bench import gpu_record
-from bench.harness import gpu_tests, processes, profiling, report, shapes, timing
+from bench.harness import gpu_tests, job_order, processes, profiling, report, shapes, timing
 from bench.step import cases as step_cases
 from bench.step.rows import StepRow
 
@@ -91,9 +91,9 @@ def test_the_first_step_comes_first_and_what_is_red_or_compiled_last(monkeypatch
     benches = [Path(f"bench_{op}.py") for op in ("proto_kl", "seg_loss", "train_step")]
 
     def names(red, compiled):
-        return [job.name for job in gpu_record.plan(benches, red, compiled)]
+        return [job.name for job in job_order.plan(benches, red, compiled)]
 
-    first = gpu_record.FIRST
+    first = job_order.FIRST
     last = ["compiled training steps", "torch.compile"]
     assert names([], "last") == [first, "proto_kl", "seg_loss", "training steps", *last]
     assert names([], "none") == [first, "proto_kl", "seg_loss", "training steps"]
@@ -102,7 +102,7 @@ def test_the_first_step_comes_first_and_what_is_red_or_compiled_last(monkeypatch
     assert names(["train_step"], "none") == ["proto_kl", "seg_loss", first, "training steps"]
     # each row is timed by one of the jobs
     names = [str(setting).replace(" ", "-") for setting in step_cases.ON_A_GPU]
-    assert gpu_record.FIRST_STEP.format("") == f"[{names[0]}]"
+    assert job_order.FIRST_STEP.format("") == f"[{names[0]}]"
 
 
 def test_what_hangs_is_stopped_with_what_it_started(tmp_path):

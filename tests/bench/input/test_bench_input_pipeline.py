@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.input import bench_input_pipeline as bench
-from bench.input import report
+from bench.input import providers, report
 from bench.rivals.published_loader import PublishedLoader
 from fastseg.pipelines import Batch, DataConfig, Loader
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
@@ -52,7 +52,7 @@ def pairs(open_loader: Callable[..., Loader]) -> Callable[[DataConfig], Iterator
 
     def made(config: DataConfig) -> Iterator[Pair]:
         ours = open_loader(config, train=True).batches(0, STEPS)
-        theirs = PublishedLoader(bench.plan_of(config), 0).batches(0, STEPS)
+        theirs = PublishedLoader(providers.plan_of(config), 0).batches(0, STEPS)
         yield from zip(ours, theirs, strict=True)
 
     return made
@@ -75,7 +75,7 @@ def undecided(axis: Axis) -> Tensor:
 @pytest.mark.parametrize("size", [32, 64, 96])
 def test_published_geometry_is_ours(config: DataConfig, pairs: Callable, size: int) -> None:
     config = replace(config, size=size)
-    plan = bench.plan_of(config)
+    plan = providers.plan_of(config)
     padded = equal = 0
     for step, (batch, (images, labels)) in enumerate(pairs(config)):
         for b, geometry in enumerate(plan.geometries(step, [(64, 64)] * 4)):
@@ -92,16 +92,16 @@ def test_published_geometry_is_ours(config: DataConfig, pairs: Callable, size: i
 
 def test_published_colours_are_ours(config: DataConfig, pairs: Callable) -> None:
     config = replace(config, jitter=1, blur=1)
-    plain, plan = replace(config, jitter=0, blur=0), bench.plan_of(config)
+    plain, plan = replace(config, jitter=0, blur=0), providers.plan_of(config)
     for (batch, truth), (_, (before, _)) in zip(pairs(config), pairs(plain), strict=True):
-        bench.check(batch, truth, plan)
+        providers.check(batch, truth, plan)
         camera, *others = truth[0]
         assert (camera - before[0]).abs().mean() > 0.1
         assert all(torch.equal(a, b) for a, b in zip(others, before[1:], strict=True))
 
 
 def test_published_workers_change_nothing(config: DataConfig) -> None:
-    plan = bench.plan_of(replace(config, jitter=0.5, blur=0.5))
+    plan = providers.plan_of(replace(config, jitter=0.5, blur=0.5))
     in_line, loader = PublishedLoader(plan, 0), PublishedLoader(plan, 2)
     try:
         for start in (0, 3):  # the processes stay for a second pass
@@ -115,15 +115,15 @@ def test_published_workers_change_nothing(config: DataConfig) -> None:
 
 
 def test_other_batches_are_not_timed(config: DataConfig, pairs: Callable) -> None:
-    plan = bench.plan_of(config)
+    plan = providers.plan_of(config)
     batch, (images, labels) = next(pairs(config))
-    bench.check(batch, (images, labels), plan)
+    providers.check(batch, (images, labels), plan)
     for m, name in enumerate(plan.modalities):
         moved = [image.roll(1, -1) if k == m else image for k, image in enumerate(images)]
         with pytest.raises(AssertionError, match=name):
-            bench.check(batch, (moved, labels), plan)
+            providers.check(batch, (moved, labels), plan)
     with pytest.raises(AssertionError, match="of the labels differ"):
-        bench.check(batch, (images, labels.roll(1, -1)), plan)
+        providers.check(batch, (images, labels.roll(1, -1)), plan)
 
 
 def entry(**changes: object) -> report.Result:
@@ -147,7 +147,7 @@ def test_targets_are_judged_on_one_core_at_the_published_size() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    provider = bench.Provider("torch", "png", "x", "codes", lambda *_: None, lambda: None)
+    provider = providers.Provider("torch", "png", "x", "codes", lambda *_: None, lambda: None)
     published = [(1.0, 0.5), (4.0, 0.5), (10.0, 0.5)]
     ours = [(0.5, 0.1), (1.0, 0.05), (2.0, 0.25)]
     found = bench.result(provider, 64, 1, ours, published)
