@@ -118,7 +118,7 @@ def main() -> int:
 
 
 class Session:
-    """What has been found so far, and the tables of it.
+    """Rows and red tests found so far, and the tables of them.
 
     Attributes:
         notes: lines above the tables.
@@ -163,7 +163,7 @@ class Session:
         return summary
 
     def _is_void(self, row: StepRow) -> bool:
-        """Whether a red test looks at what the step runs; those of the rivals have none."""
+        """True if a red test looks at what the step runs; those of the rivals have none."""
         mine = row.provider.startswith("fastseg")
         return mine and any(gpu_tests.concerns(file, row.setting) for file in self.red_files)
 
@@ -233,7 +233,7 @@ class Session:
             self.write()
 
     def _without_fastseg(self) -> str:
-        """Why fastseg has no row; nothing where it has one, or had no time or memory."""
+        """The reason why fastseg has no row; nothing where it has one, or had no time or memory."""
         for row in read_steps(self._steps):
             if row.provider.startswith("fastseg") and not row.status.startswith(FINE):
                 return row.status.splitlines()[0]

@@ -93,13 +93,13 @@ class CorruptionConfig:
 
     @property
     def active(self) -> bool:
-        """Whether anything may be hit."""
+        """True if anything may be hit."""
         return self.noise != "none" or any(getattr(self, name) > 0 for name in FAULTS)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the files are and how they become batches."""
+    """Files on disk and their way to batches."""
 
     dataset: str = binding("deliver")
     """Name of the data set's spec: its layout, modalities, label map and classes."""

@@ -33,7 +33,7 @@ class Job(NamedTuple):
 
 
 def plan(benches: Sequence[Path], red: Sequence[str], compiled: str) -> list[Job]:
-    """What is timed, the most valuable rows first and what claims nothing last.
+    """Jobs to time, the most valuable rows first and what claims nothing last.
 
     Args:
         benches: the files.

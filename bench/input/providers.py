@@ -69,7 +69,7 @@ def open_providers(root: Path, size: int, cores: int) -> Iterator[Provider]:
 
 
 def runner(loader: Any, output: str) -> Callable[[int, int], None]:
-    """What makes the batches of some steps as ``output``."""
+    """The function that makes the batches of some steps as ``output``."""
     from fastseg.pipelines.loaders.to_device import on_device
 
     def run(start: int, stop: int) -> None:

@@ -56,7 +56,7 @@ def table(results: list[Result]) -> list[str]:
 
 
 def targets(results: list[Result]) -> list[str]:
-    """What the torch loader reached at the published size, by CPU time, and what it is to reach.
+    """Speed of the torch loader at the published size, by CPU time, beside its target.
 
     The targets are for what it hands out; with normalising on the host it is shown beside.
     """
@@ -73,7 +73,7 @@ def targets(results: list[Result]) -> list[str]:
 
 
 def verdict(result: Result) -> str:
-    """Whether codes come as fast as they are to."""
+    """A sentence that says if codes come as fast as they are to."""
     bound = TARGETS[result.source]
     if result.output != "codes":
         return ""

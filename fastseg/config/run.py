@@ -132,7 +132,7 @@ class TrainConfig:
         return {name: path for name, path in paths.items() if path is not None}
 
     def skips(self, stage: Stage) -> bool:
-        """Whether a stage is left out, as all that it would train is given."""
+        """True for a stage that is left out, as all that it would train is given."""
         return set(stage.learners) <= self.given.keys()
 
     def build_method(self) -> Method:

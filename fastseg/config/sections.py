@@ -54,7 +54,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How the networks are scored."""
+    """Scoring of the networks, during training and after it."""
 
     missing: Literal["drop", "zero"] = "drop"
     """A missing modality is left out of the mean (drop) or set to 0 after normalisation (zero)."""
@@ -132,7 +132,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How a network is spread over processes; without meaning for one process."""
+    """Spreading of a network over processes; without meaning for one process."""
 
     mode: Literal["fsdp_root", "replicate", "hsdp", "fsdp_blocks", "auto"] = "fsdp_root"
     """fsdp_root: FSDP2 as one group without resharding; replicate: a copy each (DDP); hsdp: cut

@@ -69,7 +69,7 @@ def _widest(x_ptr, o00, o01, o10, o11, K, plane, BLOCK: tl.constexpr):
 @triton.jit
 def _shift(x_ptr, o00, o01, o10, o11, K, plane, scale, magnify, lower, right,
            ROWS: tl.constexpr, FACTOR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """What is subtracted from the pixels before the exponential."""
+    """Numbers that are subtracted from the pixels before the exponential."""
     m00, m01, m10, m11, spread = _widest(x_ptr, o00, o01, o10, o11, K, plane, BLOCK)
     shift = interpolate(m00, m01, m10, m11, scale, lower, right)
     rounds = tl.where(tl.max(spread) * scale * magnify > _FARTHEST, K, 0)

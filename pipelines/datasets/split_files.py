@@ -1,4 +1,4 @@
-"""Which files a split consists of, checked for gaps before the first step."""
+"""The files that a split consists of, checked for gaps before the first step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SplitFiles:
         return tuple(self.path(index, file) for file in files)
 
     def is_absent(self, index: int, modality: ModalitySpec) -> bool:
-        """Whether sample ``index`` lacks this modality."""
+        """True if sample ``index`` lacks this modality."""
         return bool(self.absent) and (modality.name, self.sample_ids[index]) in self.absent
 
     @cached_property

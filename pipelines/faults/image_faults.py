@@ -1,4 +1,4 @@
-"""What each fault does to one decoded image, given what was drawn for it."""
+"""The change that each fault makes to one decoded image, given what was drawn for it."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def _poisson_quantiles(photons: float) -> NDArray[np.float32]:
 
 
 def _overlap(move: int, length: int) -> tuple[slice, slice]:
-    """Where pixels go and where they come from, on one axis."""
+    """Ranges that pixels go to and come from, on one axis."""
     move = max(-length, min(length, move))
     return slice(max(0, move), length + min(0, move)), slice(max(0, -move), length - max(0, move))

@@ -80,7 +80,7 @@ def check_corruption(config: CorruptionConfig, files: SplitFiles) -> None:
 
 
 def may_hit(config: CorruptionConfig, modality: ModalitySpec) -> bool:
-    """Whether a modality is among those that may be hit."""
+    """True if a modality is among those that may be hit."""
     return not config.modalities or modality.name in config.modalities
 
 
@@ -120,7 +120,7 @@ class Corruptor:
         return image
 
     def discards(self, modality: ModalitySpec, epoch: int, index: int) -> bool:
-        """Whether the faults drawn for a sample leave nothing of its own image."""
+        """True if the faults drawn for a sample leave nothing of its own image."""
         if not {"freeze", "blackout"}.intersection(self.faults(modality)):
             return False
         drawn = self._drawn(modality, epoch, index)
@@ -205,7 +205,7 @@ def stream_key(
 
 @lru_cache(maxsize=2)
 def _copies(sample_ids: tuple[str, ...]) -> tuple[int, ...]:
-    """How often each name was there before."""
+    """Number of times that each name was there before."""
     seen: Counter[str] = Counter()
     found = []
     for sample_id in sample_ids:

@@ -116,7 +116,7 @@ def _marked(is_harmless: bool, default: Any, factory: Any) -> Any:
 
 
 def is_harmless(kind: Any, name: str) -> bool:
-    """Whether a field, such as ``data.workers``, cannot change what is learnt.
+    """True if a field, such as ``data.workers``, cannot change what is learnt.
 
     Raises:
         LookupError: neither the field nor one above it has a mark.

@@ -1,4 +1,4 @@
-"""What the recipes of RobustSeg share."""
+"""Parts that the recipes of RobustSeg share."""
 
 from __future__ import annotations
 
