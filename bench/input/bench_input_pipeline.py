@@ -38,14 +38,7 @@ sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is no
 import torch  # noqa: E402
 
 from bench.input.providers import BATCH, Provider, left_out, open_providers  # noqa: E402
-from bench.input.report import (  # noqa: E402
-    Result,
-    processor,
-    table,
-    targets,
-    versions,
-    write_csv,
-)
+from bench.input.report import Result, processor, table, targets, versions, write_csv  # noqa: E402
 
 FRAMES = 16
 
