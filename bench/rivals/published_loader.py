@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from fastseg.pipelines.loaders.plan import Plan
-from fastseg.pipelines.transform.geometry import Draws, draw, train_geometry
+from fastseg.pipelines.transform.geometry import GeometryDraws, draw, train_geometry
 from fastseg.pipelines.transform.photometric import draw_looks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -123,7 +123,7 @@ def blurred(x: Tensor) -> Tensor:
 
 
 def rescaled_crop(
-    images: list[Tensor], label: Tensor, draws: Draws, size: int
+    images: list[Tensor], label: Tensor, draws: GeometryDraws, size: int
 ) -> tuple[list[Tensor], Tensor]:
     """``RandomResizedCrop``: rescale whole images, cut, pad with 0 and the label with 255."""
     height, width = images[0].shape[1:]

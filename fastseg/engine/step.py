@@ -81,15 +81,10 @@ class TrainStep:
         short = reduced_dtype(self.config.precision)
         self.dtype = short or weight.dtype
         self.paths = choose_paths(
-            self.config.speed,
+            setup,
             optimizer,
             device=self.device,
-            short=short,
-            steps=setup.steps,
-            accumulate=self.config.accumulate,
             mode=self.parallel.mode,
-            apex_norm=self.config.model.norm == "apex",
-            checkpointing=self.config.model.checkpointing,
             reads_present=any(network.reads_present for network in networks),
         )
         self._prepare()

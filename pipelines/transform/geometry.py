@@ -22,7 +22,7 @@ _STRIDE = 32
 
 
 @dataclass(frozen=True)
-class Draws:
+class GeometryDraws:
     """The random choices for one sample in one epoch, shared by all modalities and the label."""
 
     flip: bool
@@ -34,11 +34,13 @@ class Draws:
     """Horizontal position of the crop in [0, 1)."""
 
 
-def draw(seed: int, epoch: int, index: int, scale: tuple[float, float], flip: float = 0.5) -> Draws:
+def draw(
+    seed: int, epoch: int, index: int, scale: tuple[float, float], flip: float = 0.5
+) -> GeometryDraws:
     """Draw for sample ``index``: flip with probability ``flip``, r uniform in ``scale``."""
     u = sample_uniforms(seed, epoch, index, 4).tolist()
     low, high = scale
-    return Draws(flip=u[0] < flip, scale=low + (high - low) * u[1], top=u[2], left=u[3])
+    return GeometryDraws(flip=u[0] < flip, scale=low + (high - low) * u[1], top=u[2], left=u[3])
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Geometry:
     cols: Axis
 
 
-def train_geometry(draws: Draws, height: int, width: int, size: int) -> Geometry:
+def train_geometry(draws: GeometryDraws, height: int, width: int, size: int) -> Geometry:
     """Crop of ``size x size`` out of the rescaled image, padded at the right and bottom.
 
     The image is scaled by ``min(int(size r) / short side, int(4 size r) / long side)``, so r = 1

@@ -12,7 +12,9 @@ import torch
 
 from fastseg.choice import Choice
 from fastseg.config.sections import SpeedConfig, Switch
+from fastseg.engine.stage_setup import StageSetup
 from fastseg.kernels.common.switch import HAS_TRITON, runs_on, why_broken
+from fastseg.models.precision import reduced_dtype
 
 _COMPILE_STEPS = 2000  # a minute or two of compilation should be a small part of a stage
 
@@ -53,41 +55,34 @@ def not_taken(speed: SpeedConfig, paths: FastPaths) -> list[str]:
 
 
 def choose_paths(
-    speed: SpeedConfig,
+    setup: StageSetup,
     optimizer: object,
     *,
     device: torch.device,
-    short: torch.dtype | None,
-    steps: int,
-    accumulate: int = 1,
     mode: str = "single",
-    apex_norm: bool = False,
-    checkpointing: bool = False,
     reads_present: bool = False,
 ) -> FastPaths:
     """Decide for a stage.
 
     Args:
-        speed: settings that are asked for.
+        setup: the stage, with the settings of the run.
         optimizer: optimizer of the networks that learn.
         device: device of the networks.
-        short: dtype of the networks' arithmetic; None for that of their parameters.
-        steps: length of the stage.
-        accumulate: micro-batches per step.
         mode: way of spreading the network over processes, see `fastseg.distributed.parallelize`.
-        apex_norm: true if the networks have apex's LayerNorm.
-        checkpointing: true if activations are to be computed again instead of kept.
         reads_present: true if the networks depend on which modalities are there.
     """
-    kernels = _kernels(device)
+    config, kernels = setup.config, _kernels(device)
+    speed, apex_norm = config.speed, config.model.norm == "apex"
     return FastPaths(
         kernels=kernels,
-        short_weights=_short_weights(short, mode),
+        short_weights=_short_weights(reduced_dtype(config.precision), mode),
         channels_last=_only_on_gpu(device, "copies around convolutions are saved"),
-        compile=_compile(speed.compile, device, mode, apex_norm, steps),
-        graphs=_graphs(speed.graphs, device, mode, accumulate, kernels, optimizer, reads_present),
+        compile=_compile(speed.compile, device, mode, apex_norm, setup.steps),
+        graphs=_graphs(
+            speed.graphs, device, mode, config.accumulate, kernels, optimizer, reads_present
+        ),
         attention=_attention(speed.attention, device),
-        checkpointing=Choice(checkpointing, "as configured"),
+        checkpointing=Choice(config.model.checkpointing, "as configured"),
     )
 
 

@@ -9,8 +9,8 @@ from torch.nn.functional import interpolate
 
 from fastseg.pipelines.transform.geometry import (
     Axis,
-    Draws,
     Geometry,
+    GeometryDraws,
     draw,
     eval_geometry,
     train_geometry,
@@ -19,7 +19,7 @@ from fastseg.pipelines.transform.resample import resize_bilinear, resize_nearest
 
 SIZES = [(64, 64, 64), (40, 56, 32), (131, 97, 64)]  # height, width, crop
 DRAWS = [
-    Draws(flip, scale, top, left)
+    GeometryDraws(flip, scale, top, left)
     for flip, scale, (top, left) in itertools.product(
         (False, True), (0.5, 0.77, 1.0, 2.0), ((0.0, 0.0), (0.31, 0.99))
     )
@@ -63,12 +63,12 @@ def test_the_window_stays_inside(height: int, width: int, size: int) -> None:
 
 def test_scale_one_brings_the_short_side_to_the_crop() -> None:
     for side, size in ((1042, 1024), (128, 96)):
-        rows = train_geometry(Draws(False, 1.0, 0.5, 0.5), side, side, size).rows
+        rows = train_geometry(GeometryDraws(False, 1.0, 0.5, 0.5), side, side, size).rows
         assert (rows.scaled, rows.offset, rows.length) == (size, 0, size)
-    wide = train_geometry(Draws(False, 0.5, 0.0, 0.0), 100, 200, 64)
+    wide = train_geometry(GeometryDraws(False, 0.5, 0.0, 0.0), 100, 200, 64)
     assert (wide.rows.scaled, wide.cols.scaled) == (32, 64)
     # the published rule also bounds the long side: 4:1
-    very_wide = train_geometry(Draws(False, 1.0, 0.0, 0.0), 32, 320, 64)
+    very_wide = train_geometry(GeometryDraws(False, 1.0, 0.0, 0.0), 32, 320, 64)
     assert (very_wide.rows.scaled, very_wide.cols.scaled) == (26, 256)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from fastseg.pipelines.native import build as native
 from fastseg.pipelines.transform import resample
-from fastseg.pipelines.transform.geometry import Axis, Draws, Geometry, train_geometry
+from fastseg.pipelines.transform.geometry import Axis, Geometry, GeometryDraws, train_geometry
 from fastseg.pipelines.transform.resample import (
     Resampler,
     compiled,
@@ -51,7 +51,7 @@ def layouts(image: np.ndarray) -> dict[str, np.ndarray]:
 def test_c_equals_numpy(dtype: str, height: int, width: int, size: int) -> None:
     image = noise(dtype, 3, height, width)
     for flip, scale in itertools.product((False, True), (0.5, 0.77, 1.0, 1.31, 2.0)):
-        geometry = train_geometry(Draws(flip, scale, 0.3, 0.8), height, width, size)
+        geometry = train_geometry(GeometryDraws(flip, scale, 0.3, 0.8), height, width, size)
         window = geometry.rows.length, geometry.cols.length
         for name, source in layouts(image).items():
             # a target inside a larger array, as in a batch with padding

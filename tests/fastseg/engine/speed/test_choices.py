@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from fastseg.choice import Choice
-from fastseg.config.sections import SpeedConfig
+from fastseg.config.run import TrainConfig
+from fastseg.config.sections import ModelConfig, SpeedConfig
 from fastseg.engine.speed import choices
 from fastseg.engine.speed.choices import FastPaths, choose_paths, not_taken
+from fastseg.engine.stage_setup import StageSetup
+from fastseg.methods.robustseg import RobustSegWeights
+from fastseg.methods.stage import Stage
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARAMETERS = [torch.nn.Parameter(torch.zeros(2))]
@@ -26,10 +30,25 @@ def choose(monkeypatch):
         monkeypatch.setattr(choices, "runs_on", lambda x: kernels)
         empty = torch.empty
         monkeypatch.setattr(torch, "empty", lambda *size, **_: empty(*size))
-        options = {"device": GPU, "short": BF16, "steps": 10_000} | options
-        return choose_paths(SpeedConfig(**dict(speed)), optimizer, **options)
+        return choose_paths(
+            setup_of(SpeedConfig(**dict(speed)), options), optimizer, **{"device": GPU} | options
+        )
 
     return call
+
+
+def setup_of(speed, options):
+    """A stage with these settings, which are taken out of ``options``."""
+    precision = {None: "fp32", BF16: "bf16", torch.float16: "fp16"}[options.pop("short", BF16)]
+    norm = "apex" if options.pop("apex_norm", False) else "torch"
+    config = TrainConfig(
+        precision=precision,
+        accumulate=options.pop("accumulate", 1),
+        model=ModelConfig(norm=norm, checkpointing=options.pop("checkpointing", False)),
+        speed=speed,
+    )
+    stage = Stage(steps=options.pop("steps", 10_000), losses=RobustSegWeights())
+    return StageSetup(config, "stage", 0, stage, steps_per_epoch=1)
 
 
 AS_CONFIGURED = "as configured"
