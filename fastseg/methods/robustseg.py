@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 
 from fastseg import kernels
-from fastseg.methods.base import Method, MethodOptions, StepInputs, register
+from fastseg.methods.base import (
+    Method,
+    MethodOptions,
+    StepInputs,
+    StepPlan,
+    must_have_equal_widths,
+    register,
+)
 from fastseg.methods.draws import Draws
 from fastseg.methods.pairing import draw_pairing
-from fastseg.methods.seeds import Seeds, Share
 from fastseg.methods.stage import LossWeights, Stage
-from fastseg.models.interface import SegmenterOutput
+from fastseg.models.interface import Segmenter, SegmenterOutput
 from fastseg.pipelines.tools.settings import Fraction, NotNegative, Range, check_fields
 
 
@@ -137,15 +143,25 @@ class RobustSeg(Method):
                 f"stage {name!r}: robustseg trains one network at a time and learns from one; name "
                 "one with trains and one with learns_from"
             )
+        terms = [term for term in ("hpdm", "rrm") if term in stage.losses.active()]
+        if terms and stage.drops_per_sample:
+            raise ValueError(
+                f"stage {name!r}: {' and '.join(terms)} compare the modalities that all samples "
+                "have: choose modalities_per batch, or modalities zero"
+            )
 
-    def draw(
-        self, stage: Stage, modalities: int, present: list[int], batch: int, share: Share,
-        seeds: Seeds,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    def check_models(self, stage: Stage, models: Mapping[str, Segmenter]) -> None:
+        """Features are compared channel by channel."""
+        super().check_models(stage, models)
+        if stage.losses.active().keys() & {"hpdm", "rrm"}:
+            must_have_equal_widths(stage, models)
+
+    def draw(self, plan: StepPlan) -> dict[str, Tensor]:
         """``pairing [B, M]``: the student row that each of the teacher's modalities teaches."""
-        generator = torch.Generator().manual_seed(seeds("pairing"))
-        everyone = draw_pairing(share.size(batch), modalities, present, generator)
-        return {"pairing": everyone[share.rows(batch)]}
+        generator = torch.Generator().manual_seed(plan.seeds("pairing"))
+        size, rows = plan.share.size(plan.batch), plan.share.rows(plan.batch)
+        everyone = draw_pairing(size, plan.modalities, plan.present, generator)
+        return {"pairing": everyone[rows]}
 
     def terms(self, step: StepInputs) -> dict[str, Tensor]:
         """OHEM, logit distillation, HPDM and RRM, as far as they are active."""
@@ -153,7 +169,7 @@ class RobustSeg(Method):
         for name in step.stage.targets:
             target = step.networks[name](step.images)
         (learner,) = step.stage.learners
-        output = step.networks[learner](step.seen(), step.draws.present)
+        output = step.output_of(learner)
         active = step.stage.losses.active()
         return loss_terms(active, self.options, output, target, step.labels, step.draws)
 
