@@ -77,8 +77,8 @@ ROOMS = {
         "fastseg/config fastseg/engine kernels/. pipelines/.",
         "gpu_record": "harness step",
         "machine_code": "harness kernels/*",
-        "studies": "fastseg/report fastseg/config fastseg/engine fastseg/evaluation kernels/. "
-        "pipelines/.",
+        "studies": "fastseg/report fastseg/config fastseg/engine fastseg/evaluation "
+        "fastseg/methods fastseg/models kernels/. pipelines/. pipelines/synthetic",
     },
 }
 """What each room may import: rooms beside it that stand before it, and rooms of other folders.
