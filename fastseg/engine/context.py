@@ -13,7 +13,7 @@ from fastseg.console import say
 from fastseg.distributed.launch import choose_device
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine.optim import nvidia_apex
-from fastseg.methods.base import Surroundings
+from fastseg.methods.base import NewModel, Surroundings
 from fastseg.models import Segmenter, model_builder
 from fastseg.models.precision import autocast
 from fastseg.models.registry import optional_keywords
@@ -79,11 +79,12 @@ class RunContext:
         """
         model = self.config.model
         backbone = self.config.backbone_of(name)
-        build = partial(
+        modalities = tuple(modality.name for modality in self.modalities)
+        make = partial(
             model_builder(backbone),
             backbone,
             self.num_classes,
-            [modality.name for modality in self.modalities],
+            modalities,
             embed_dim=model.embed_dim,
             dropout=model.dropout,
             drop_path=model.drop_path,
@@ -92,7 +93,7 @@ class RunContext:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self.method.build(name, build)
+            network = self.method.build(name, NewModel(make, modalities))
         if model.norm == "apex":
             nvidia_apex.use_layer_norm(network)
         return network

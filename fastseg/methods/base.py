@@ -118,6 +118,23 @@ class Surroundings:
     ranks: Ranks
 
 
+@dataclass(frozen=True)
+class NewModel:
+    """A function that makes the model of a run, with random weights.
+
+    Attributes:
+        make: makes it.
+        modalities: names of the modalities, in the order of the run.
+    """
+
+    make: Callable[[], Segmenter]
+    modalities: tuple[str, ...]
+
+    def __call__(self) -> Segmenter:
+        """Another one."""
+        return self.make()
+
+
 class Method:
     """One way of training networks; options are those of a run.
 
@@ -145,12 +162,12 @@ class Method:
             ValueError: with the stage's ``name`` and what to change.
         """
 
-    def build(self, network: str, new: Callable[[], Segmenter]) -> Segmenter:
+    def build(self, network: str, new: NewModel) -> Segmenter:
         """A network with random weights; by default the model of the run.
 
         Args:
             network: name of the network.
-            new: function that makes the model of the run.
+            new: function that makes the model of the run, and says its modalities.
         """
         return new()
 
