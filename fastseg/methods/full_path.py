@@ -198,7 +198,9 @@ class FullPath(Method):
             for name, part in parts.items()
         }
         means = {name: torch.stack([x for x, _ in found]).mean() for name, found in losses.items()}
-        terms = {name: means[name] for name in ("ohem", "full", "paths") if name in active}
+        terms: dict[str, Tensor] = {
+            name: means[name] for name in ("ohem", "full", "paths") if name in active
+        }
         if "paths" in losses:
             self._remember(step, record, torch.stack([x for x, _ in losses["paths"]]))
         if "logit" in active:

@@ -47,9 +47,7 @@ MUSES = DataRecipe(
 MUSES_PUBLISHED = replace(
     MUSES,
     title="MUSES as the released loader feeds it",
-    data=replace(
-        MUSES.data, dataset="muses-robustseg", scale=(1.0, 1.0), flip=0, jitter=0, blur=0
-    ),
+    data=replace(MUSES.data, dataset="muses-robustseg", scale=(1.0, 1.0), flip=0, jitter=0, blur=0),
     facts="High bytes, no whitening, no augmentation, images squashed to 1024 x 1024, and void "
     "trained and scored as road (``muses-robustseg``), to compare with published tables.",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fastseg.config.run import TrainConfig
 from fastseg.config.sections import ModelConfig
@@ -56,6 +56,8 @@ class MethodRecipe:
         facts: sources of weights and lengths, sentences.
         published: published results by data set and backbone, such as ``deliver_b0``.
         options: options of the method that differ from their defaults.
+        small: function that fits the stages to the synthetic demo: weights that differ there.
+        small_options: options that differ there.
     """
 
     name: str
@@ -67,17 +69,22 @@ class MethodRecipe:
     facts: str
     published: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
+    small: Callable[[Stages], Stages] = field(default=lambda stages: stages)
+    small_options: Mapping[str, object] = field(default_factory=dict)
 
 
-def compose(data: DataRecipe, method: MethodRecipe, backbone: str) -> Callable[[], TrainConfig]:
+def compose(
+    data: DataRecipe, method: MethodRecipe, backbone: str, variant: str = ""
+) -> Callable[[], TrainConfig]:
     """The recipe of a method on a data set, with its name and docstring.
 
     Args:
         data: what the data set brings.
         method: what the method brings.
         backbone: ``b0`` or ``b2``.
+        variant: last part of the name, if there are several readings of the data.
     """
-    name = f"{data.name}_{method.name}_{backbone}"
+    name = "_".join(filter(None, (data.name, method.name, backbone, variant)))
 
     def recipe() -> TrainConfig:
         first = Stage(
@@ -115,15 +122,10 @@ def describe(data: DataRecipe, method: MethodRecipe, backbone: str, config: Trai
         f"``python -m fastseg.train --preset {name} {files}``\n\n"
         f"{method.facts} {data.facts}\n\n"
         f"Published: {published}.\n\n"
-        f"Estimate: {_rounded(hours)} to {_rounded(3 * hours)} hours of one H100, by counts of bytes "
-        "and operations; no GPU has run it."
+        f"Estimate: {_rounded(hours)} to {_rounded(3 * hours)} hours of one H100, by counts of "
+        "bytes and operations; no GPU has run it."
     )
 
 
 def _rounded(hours: float) -> str:
     return f"{hours:.1g}" if hours < 1 else f"{hours:.0f}"
-
-
-def with_name(config: TrainConfig, name: str) -> TrainConfig:
-    """The same recipe under another name."""
-    return replace(config, name=name)
