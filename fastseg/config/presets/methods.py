@@ -10,7 +10,7 @@ from fastseg.methods.full_path import FullPathOptions, FullPathWeights
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.methods.stage import LossWeights, Stage
 
-RRM_WEIGHT = 0.1
+RRM_WEIGHT = 0.3
 
 _TEACHER = (
     "A teacher on complete inputs, then a student with modality dropout (arXiv:2411.17141) of the "
