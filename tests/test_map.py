@@ -56,6 +56,7 @@ ROOMS = {
         "distributed": "errors models",
         "report": "errors console distributed pipelines/*",
         "checkpoint": "errors console models distributed pipelines/tools",
+        "vision_language": "errors console distributed checkpoint pipelines/*",
         "config": "errors models methods pipelines/. pipelines/tools",
         "engine": "errors choice console models methods distributed report checkpoint config "
         "kernels/common pipelines/*",
