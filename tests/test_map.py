@@ -52,11 +52,11 @@ ROOMS = {
         "choice": "",
         "console": "",
         "models": "errors choice pipelines/tools",
-        "methods": "models kernels/. pipelines/tools",
         "distributed": "errors models",
-        "report": "errors console distributed pipelines/*",
         "checkpoint": "errors console models distributed pipelines/tools",
         "vision_language": "errors console distributed checkpoint pipelines/*",
+        "methods": "errors models distributed kernels/. pipelines/. pipelines/tools",
+        "report": "errors console distributed pipelines/*",
         "config": "errors models methods pipelines/. pipelines/tools",
         "engine": "errors choice console models methods distributed report checkpoint config "
         "kernels/common pipelines/*",
@@ -78,8 +78,8 @@ ROOMS = {
         "fastseg/config fastseg/engine kernels/. pipelines/.",
         "gpu_record": "harness step",
         "machine_code": "harness kernels/*",
-        "studies": "fastseg/report fastseg/config fastseg/engine fastseg/evaluation kernels/. "
-        "pipelines/.",
+        "studies": "fastseg/report fastseg/config fastseg/engine fastseg/evaluation "
+        "fastseg/methods fastseg/models kernels/. pipelines/. pipelines/synthetic",
     },
 }
 """What each room may import: rooms beside it that stand before it, and rooms of other folders.

@@ -135,6 +135,10 @@ class TrainConfig:
         """True for a stage that is left out, as all that it would train is given."""
         return set(stage.learners) <= self.given.keys()
 
+    def backbone_of(self, network: str) -> str:
+        """Name of the encoder of a network."""
+        return (network == "teacher" and self.model.teacher_backbone) or self.model.backbone
+
     def build_method(self) -> Method:
         """The method of the run, with its options."""
         return METHODS[self.method](self.losses)

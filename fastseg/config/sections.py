@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fastseg.models import MODELS
+from fastseg.models.registry import optional_keywords
 from fastseg.pipelines.tools.settings import (
     Natural,
     NotNegative,
@@ -29,6 +30,10 @@ class ModelConfig:
 
     backbone: str = binding("mit_b0")
     """Encoder: mit_nano (for a CPU) or mit_b0 to mit_b5."""
+    teacher_backbone: str | None = binding(None)
+    """Encoder of the network called teacher, such as a deeper one; none: the same."""
+    encoders: Literal["shared", "per_modality"] = binding("shared")
+    """One encoder for all modalities, or one for each (as the CVPR 2026 text of RobustSeg says)."""
     embed_dim: Annotated[int, Range(1, 2**16)] = binding(768)
     """Width of the head; the published checkpoints use 768 for every backbone."""
     dropout: BelowOne = binding(0.1)
@@ -48,8 +53,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.backbone not in MODELS:
-            raise ValueError(unknown("backbone", self.backbone, MODELS))
+        for backbone in filter(None, (self.backbone, self.teacher_backbone)):
+            if backbone not in MODELS:
+                raise ValueError(unknown("backbone", backbone, MODELS))
+            optional_keywords(backbone, vars(self))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -56,6 +56,13 @@ class Parallel:
     rank: int = 0
     world: int = 1
     sync_gradients: Callable[[bool], None] = field(default=lambda last: None)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of a tensor over the processes, without a wait of the host; collective."""
+        if self.world > 1:
+            torch.distributed.all_reduce(x := x.clone())
+            x /= self.world
+        return x
 
     @property
     def sharded(self) -> bool:

@@ -13,8 +13,10 @@ from fastseg.console import say
 from fastseg.distributed.launch import choose_device
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine.optim import nvidia_apex
+from fastseg.methods.base import NewModel, Surroundings
 from fastseg.models import Segmenter, model_builder
 from fastseg.models.precision import autocast
+from fastseg.models.registry import optional_keywords
 from fastseg.pipelines import get_dataset
 
 if TYPE_CHECKING:
@@ -53,6 +55,13 @@ class RunContext:
             nvidia_apex.require("--model.norm apex", self.device)
 
     @property
+    def surroundings(self) -> Surroundings:
+        """Facts about the run for its method."""
+        names = tuple(modality.name for modality in self.modalities)
+        folder = self.config.out / self.config.name
+        return Surroundings(self.config.data, names, folder, self.ranks)
+
+    @property
     def num_classes(self) -> int:
         """K, the number of classes of the data set."""
         return self.spec.num_classes
@@ -69,19 +78,22 @@ class RunContext:
             name: name of the network, if the method's networks differ; none: the model of the run.
         """
         model = self.config.model
-        build = partial(
-            model_builder(model.backbone),
-            model.backbone,
+        backbone = self.config.backbone_of(name)
+        modalities = tuple(modality.name for modality in self.modalities)
+        make = partial(
+            model_builder(backbone),
+            backbone,
             self.num_classes,
-            [modality.name for modality in self.modalities],
+            modalities,
             embed_dim=model.embed_dim,
             dropout=model.dropout,
             drop_path=model.drop_path,
             norm_momentum=model.norm_momentum,
+            **optional_keywords(backbone, vars(model)),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self.method.build(name, build)
+            network = self.method.build(name, NewModel(make, modalities))
         if model.norm == "apex":
             nvidia_apex.use_layer_norm(network)
         return network
@@ -114,6 +126,6 @@ class RunContext:
             dataset=self.spec.name,
             classes=tuple(self.spec.classes),
             modalities=tuple(modality.name for modality in self.modalities),
-            backbone=self.config.model.backbone,
+            backbone=self.config.backbone_of(network),
             embed_dim=self.config.model.embed_dim,
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastseg.checkpoint.state import TrainingStates
@@ -27,6 +28,19 @@ from fastseg.pipelines import Batch, Loader
 
 Saved = tuple[Path, dict[str, Any]]
 """Folder of a training state, and what its ``state.json`` says."""
+
+
+def check_models(context: RunContext) -> None:
+    """See before the first stage that the method can train the models of all stages.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    for stage in context.config.stages.values():
+        with torch.device("meta"):
+            names = dict.fromkeys([*stage.learners, *stage.targets])
+            models = {name: context.new_network(0, name) for name in names}
+        context.method.check_models(stage, models)
 
 
 class StageOpening:
@@ -108,7 +122,7 @@ class StageOpening:
         if start == ENCODER:
             self._say(self._load_encoder(network))
         elif start != RANDOM:
-            network.load_state_dict(finished[start].state_dict())
+            setup.method.first_weights(setup.stage, name, network, finished)
         return network
 
     def _digests(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 
@@ -37,9 +38,9 @@ class StageSetup:
         """Length of the stage in optimizer steps."""
         return self.stage.num_steps(self.steps_per_epoch)
 
-    @property
+    @cached_property
     def method(self) -> Method:
-        """The method of the run, with its options."""
+        """The method of the run, with its options and what it keeps for this stage."""
         return self.config.build_method()
 
     def seed(self, step: int, purpose: str, part: int = 0) -> int:

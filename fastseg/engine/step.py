@@ -23,19 +23,22 @@ from torch import Tensor
 from fastseg.choice import Choice
 from fastseg.distributed.parallelize import Parallel
 from fastseg.distributed.sharded_tensors import whole
+from fastseg.engine.optim.hold_still import holding_still
 from fastseg.engine.optim.learning_rate import learning_rate
 from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.optimizer import Optimizer, guarded_step, set_learning_rate
+from fastseg.engine.speed.calls import calls_of
 from fastseg.engine.speed.cast_weights import ShortWeights
 from fastseg.engine.speed.choices import choose_paths
 from fastseg.engine.speed.compile import compile_regions, run_as_written
 from fastseg.engine.speed.cuda_graphs import StepGraphs
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
-from fastseg.methods.base import Forward, StepInputs, weighted_sum
-from fastseg.methods.draws import Draws, pack
+from fastseg.methods.base import StepInputs, weighted_sum
+from fastseg.methods.draws import Draws
 from fastseg.methods.seeds import Share
-from fastseg.models import Segmenter, SegmenterOutput
-from fastseg.models.precision import autocast, reduced_dtype
+from fastseg.methods.step_draws import draw_step
+from fastseg.models.casting import to_channels_last
+from fastseg.models.precision import reduced_dtype
 from fastseg.pipelines import Batch
 
 Values = dict[str, Tensor]
@@ -97,7 +100,7 @@ class TrainStep:
         # shards and buckets keep the memory order they were cut in
         movable = self.networks if self.parallel.mode == "single" else frozen.values()
         for network in movable if paths.channels_last.value else ():
-            _to_channels_last(network)
+            to_channels_last(network)
         for network in self.networks if paths.compile.value else ():
             compile_regions(network)
         for network in learning.values():
@@ -105,10 +108,9 @@ class TrainStep:
         short = paths.short_weights.value
         self._short = ShortWeights(learning.values(), self.dtype) if short else None
         self._graphs = StepGraphs(self.update, self.optimizer) if paths.graphs.value else None
-        self._forwards: dict[str, Forward] = {
-            **{name: partial(self._constant, network) for name, network in frozen.items()},
-            **{name: partial(self._learning, name) for name in learning},
-        }
+        cast = None if self.config.precision == "fp32" or short else self.config.precision
+        self._calls = calls_of(self.networks, self.parallel.forwards, self.device, cast)
+        self._still: dict[str, Tensor] = {}
 
     def run_as_written(self, why: str) -> None:
         """Compile nothing after all."""
@@ -128,7 +130,7 @@ class TrainStep:
         for micro, batch in enumerate(batches):
             share = Share(parallel.rank, parallel.world, micro, count)
             modalities, samples = batch.images.shape[:2]
-            draws = self.draw(step, modalities, samples, share)
+            draws = self.draw(step, modalities, samples, share, sample_ids=batch.sample_ids)
             # dropout and stochastic depth draw from torch's generator: seed it by the step
             torch.manual_seed(self.setup.seed(step, "dropout", share.part))
             if self._graphs is not None and count == 1:
@@ -173,7 +175,7 @@ class TrainStep:
             for micro, batch in enumerate(batches):
                 share = Share(parallel.rank, parallel.world, micro, count)
                 modalities, samples = batch.images.shape[:2]
-                draws = self.draw(step, modalities, samples, share)
+                draws = self.draw(step, modalities, samples, share, sample_ids=batch.sample_ids)
                 torch.manual_seed(self.setup.seed(step, "dropout", share.part))
                 if count > 1:
                     parallel.sync_gradients(micro == count - 1)
@@ -193,6 +195,7 @@ class TrainStep:
         batch: int,
         share: Share = Share(),  # noqa: B008
         kept: list[int] | None = None,
+        sample_ids: tuple[str, ...] = (),
     ) -> Draws:
         """Subset, noise key, learning rate and the method's draws for one share of a step.
 
@@ -202,18 +205,19 @@ class TrainStep:
             batch: samples of the share.
             share: of the whole step.
             kept: positions of the modalities that are left; drawn by default.
+            sample_ids: names of the samples; empty in a rehearsal.
         """
-        kept = self.present(step, modalities) if kept is None else kept
-        # zeroed modalities are encoded too
-        present = list(range(modalities)) if self.stage.modalities == "zero" else kept
-        seeds = partial(self.setup.seed, step)
-        return pack(
-            self.device,
-            self.method.draw(self.stage, modalities, present, batch, share, seeds),
+        return draw_step(
+            self.method,
+            self.stage,
+            partial(self.setup.seed, step),
             modalities=modalities,
-            present=present,
-            kept=kept,
-            seed=self.setup.seed(step, "noise", share.part),
+            batch=batch,
+            share=share,
+            present=self.present(step, modalities) if kept is None else kept,
+            sample_ids=sample_ids,
+            device=self.device,
+            noise=self.setup.seed(step, "noise", share.part),
             rate=self._rate(step),
         )
 
@@ -221,27 +225,35 @@ class TrainStep:
         """The modalities that are left in a step, the same on every process."""
         return self.method.present(self.stage, modalities, partial(self.setup.seed, step))
 
+    def left(self, step: int, modalities: int) -> list[float]:
+        """Share of the samples of a step, over all processes, that have each modality left."""
+        stage, seeds = self.stage, partial(self.setup.seed, step)
+        if stage.modalities == "full" or stage.modalities_per == "batch":
+            present = self.present(step, modalities)
+            return [float(m in present) for m in range(modalities)]
+        samples = self.config.data.batch_size * self.config.accumulate * self.parallel.world
+        shares: list[float] = (
+            self.method.kept(stage, modalities, samples, seeds).double().mean(0).tolist()
+        )
+        return shares
+
     def losses(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
         """Forward passes of the networks, every active loss term, and their weighted sum."""
         images = images.to(self.dtype)
-        inputs = StepInputs(self.stage, images, labels, draws, self._forwards)
+        inputs = StepInputs(
+            self.stage,
+            images,
+            labels,
+            draws,
+            self._calls.outputs,
+            self._calls.settled,
+            {**self.networks.learning, **self.networks.frozen},
+            self.parallel.mean,
+        )
         terms = self.method.terms(inputs)
+        # of several micro-batches all have to agree
+        self._still |= {k: x & self._still.get(k, x) for k, x in inputs.still.items()}
         return {**terms, "loss": weighted_sum(terms, self.stage.losses.active())}
-
-    def _constant(self, network: Segmenter, *inputs: Any) -> SegmenterOutput:
-        """The output of a frozen network."""
-        with torch.no_grad():
-            output: SegmenterOutput = network(*inputs)
-        return output
-
-    def _learning(self, name: str, *inputs: Any) -> SegmenterOutput:
-        """The output of a network that learns."""
-        # short weights need no casts
-        precision = self.config.precision
-        cast = precision != "fp32" and self._short is None
-        with autocast(self.device, precision) if cast else nullcontext():
-            output: SegmenterOutput = self.parallel.forwards[name](*inputs)
-        return output
 
     def _passes(self, images: Tensor, labels: Tensor, draws: Draws, count: int = 1) -> Values:
         """Forward and backward of one of ``count`` micro-batches; the values of its terms."""
@@ -256,7 +268,9 @@ class TrainStep:
         """The optimizer step, or none if a gradient is not finite."""
         if self.scale is not None:
             values = {**values, "loss_scale": self.scale.scale.clone()}
-        norm, skipped = guarded_step(self.optimizer, self.config.optim.max_norm, self.scale)
+        with holding_still(self.module, self._still):
+            norm, skipped = guarded_step(self.optimizer, self.config.optim.max_norm, self.scale)
+        self._still = {}
         self.skipped_in_row.add_(1).mul_(skipped)
         # BatchNorm has seen the batch already: a skipped one must not stay in its statistics
         for buffer, old in zip(self.buffers, before, strict=True):
@@ -272,6 +286,7 @@ class TrainStep:
         finally:
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
+            self._still = {}
             self.optimizer.zero_grad(set_to_none=True)
 
     def _statistics(self) -> list[Tensor]:
@@ -283,10 +298,3 @@ class TrainStep:
 
     def _rate(self, step: int) -> float:
         return learning_rate(self.stage, step, self.setup.steps_per_epoch)
-
-
-def _to_channels_last(network: Segmenter) -> None:
-    """``network.to(memory_format=torch.channels_last)``, which shapes alone do not support."""
-    for weight in network.parameters():
-        if weight.ndim == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)

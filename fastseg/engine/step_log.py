@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +35,7 @@ class StepLog:
         self.loader, self.metrics, self.board = loader, metrics, board
         self.meter = Meter()
         self._replaced = 0.0
-        self._seen: Counter[str] = Counter()
+        self._seen: defaultdict[str, float] = defaultdict(float)
         self._reported: set[str] = set()
 
     def begin(self, state: Mapping[str, Any]) -> None:
@@ -43,7 +43,8 @@ class StepLog:
 
         On another number of processes each takes the mean over those that saved.
         """
-        self.meter, self._replaced, self._seen = Meter(), 0.0, Counter(state.get("modalities", {}))
+        self.meter, self._replaced = Meter(), 0.0
+        self._seen = defaultdict(float, state.get("modalities", {}))
         rows = state.get("meter", [])
         if not rows:  # nothing is known of steps before: a state of an older version
             return
@@ -70,11 +71,10 @@ class StepLog:
                 say(f"a training sample is skipped, and the next one taken: {reason}")
 
     def count_modalities(self, session: Session, step: int) -> None:
-        """Count the modalities that the network sees in a step."""
-        modalities = self.context.modalities
-        self._seen.update(
-            modalities[i].name for i in session.step_fn.present(step, len(modalities))
-        )
+        """Count the modalities that the network sees in a step, or the share of its samples."""
+        shares = session.step_fn.left(step, len(self.context.modalities))
+        for modality, share in zip(self.context.modalities, shares, strict=True):
+            self._seen[modality.name] += share
 
     def write(self, session: Session, done: int) -> dict[str, str]:
         """Write the row of the steps since the last one; returns what the progress line shows."""

@@ -18,7 +18,7 @@ from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.skipped_steps import SkipWatch
 from fastseg.engine.speed.choices import not_taken
-from fastseg.engine.stage_opening import Saved, StageOpening
+from fastseg.engine.stage_opening import Saved, StageOpening, check_models
 from fastseg.engine.stage_run import Session
 from fastseg.engine.stage_setup import StageSetup
 from fastseg.engine.step_log import StepLog
@@ -55,6 +55,7 @@ class Trainer:
         self.config = context.config
         if self.config.optim.kind.startswith("apex"):
             nvidia_apex.require(f"--optim.kind {self.config.optim.kind}", context.device)
+        check_models(context)
         self.run = run
         self.metrics = MetricsLog(run.metrics_file, writes=self.ranks.is_first)
         self.states = TrainingStates(run.checkpoints)

@@ -58,7 +58,8 @@ def warm_up(
 def _rehearse(train: TrainStep, blank: Batch) -> float:
     """Meet every number of modalities that is compiled; seconds of both passes with all of them."""
     modalities, batch = blank.images.shape[:2]
-    fewest = 1 if train.stage.modalities == "drop" and train.paths.compile.value else modalities
+    drops = train.stage.modalities == "drop" and train.stage.modalities_per == "batch"
+    fewest = 1 if drops and train.paths.compile.value else modalities
     seconds = 0.0
     for count in (*range(fewest, modalities + 1), modalities):
         draws = train.draw(0, modalities, batch, kept=list(range(count)))

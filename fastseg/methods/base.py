@@ -8,16 +8,20 @@ names that the stage gives them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fastseg.distributed.ranks import Ranks
+from fastseg.errors import ConfigError
 from fastseg.methods.draws import Draws
-from fastseg.methods.seeds import Seeds, Share, draw_modalities
+from fastseg.methods.seeds import Seeds, Share, draw_modalities, draw_modalities_of_samples
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter, SegmenterOutput
+from fastseg.pipelines import DataConfig
 
 Forward = Callable[..., SegmenterOutput]
 """A network as a loss sees it: ``(images [M', B, 3, H, W], present)`` to its output."""
@@ -26,6 +30,33 @@ Forward = Callable[..., SegmenterOutput]
 @dataclass(frozen=True)
 class MethodOptions:
     """Forms of a method's loss terms; a method adds its own by inheritance."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Facts about one share of a step that the host knows before the step.
+
+    Attributes:
+        stage: the stage that is trained.
+        modalities: number of modalities, M.
+        present: positions of the modalities that the networks which learn encode.
+        batch: number of samples in this share, B.
+        share: part of the whole step; draw for all samples and take ``share.rows(batch)``, so that
+            a step does not depend on the number of processes.
+        seeds: function that gives the seed of a purpose.
+        kept: ``[M, B]`` int64 on the host, 1 for a modality that is left of a sample, where each
+            sample has its own; None where ``present`` holds for all.
+        sample_ids: names of the B samples; empty in a rehearsal.
+    """
+
+    stage: Stage
+    modalities: int
+    present: list[int]
+    batch: int
+    share: Share
+    seeds: Seeds
+    kept: Tensor | None = None
+    sample_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +69,11 @@ class StepInputs:
         labels: ``[B, H, W]`` integer, 255 ignored.
         draws: draws of the step.
         networks: the networks by name; those that learn record gradients, the frozen ones do not.
+        settled: those that learn, as targets of others: evaluation mode, no gradients.
+        modules: all networks by name, to read buffers of; they are called by the above.
+        mean_over_processes: function that averages a tensor over all processes.
+        still: filled by the method: marks on the device, by prefix of the parameters' names in the
+            networks that learn together, that say whether these do not move in this step.
     """
 
     stage: Stage
@@ -45,13 +81,58 @@ class StepInputs:
     labels: Tensor
     draws: Draws
     networks: Mapping[str, Forward]
+    settled: Mapping[str, Forward] = field(default_factory=dict)
+    modules: Mapping[str, Segmenter] = field(default_factory=dict)
+    mean_over_processes: Callable[[Tensor], Tensor] = field(default=lambda x: x)
+    still: dict[str, Tensor] = field(default_factory=dict)
 
     def seen(self) -> Tensor:
         """The images ``[M', B, 3, H, W]`` that networks which learn see in this step."""
         seen = self.draws.of(self.images)
         if self.stage.modalities == "zero":
-            seen = seen * self.draws.kept.to(seen.dtype).view(-1, 1, 1, 1, 1)
+            kept = self.draws.kept
+            seen = seen * kept.to(seen.dtype).view(len(kept), -1, 1, 1, 1)
         return seen
+
+    def output_of(self, learner: str, **keywords: Any) -> SegmenterOutput:
+        """The output of a network that learns, of the modalities that are left in this step."""
+        if self.stage.drops_per_sample:
+            keywords["fused"] = self.draws.kept[None]
+        return self.networks[learner](self.seen(), self.draws.present, **keywords)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Facts about a run that a method may need to prepare a stage.
+
+    Attributes:
+        data: data of the run.
+        modalities: their names, in the order of the run.
+        folder: folder of the run; None where nothing may be written, as in a forecast.
+        ranks: the processes.
+    """
+
+    data: DataConfig
+    modalities: tuple[str, ...]
+    folder: Path | None
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A function that makes the model of a run, with random weights.
+
+    Attributes:
+        make: makes it.
+        modalities: names of the modalities, in the order of the run.
+    """
+
+    make: Callable[[], Segmenter]
+    modalities: tuple[str, ...]
+
+    def __call__(self) -> Segmenter:
+        """Another one."""
+        return self.make()
 
 
 class Method:
@@ -81,38 +162,65 @@ class Method:
             ValueError: with the stage's ``name`` and what to change.
         """
 
-    def build(self, network: str, new: Callable[[], Segmenter]) -> Segmenter:
+    def build(self, network: str, new: NewModel) -> Segmenter:
         """A network with random weights; by default the model of the run.
 
         Args:
             network: name of the network.
-            new: function that makes the model of the run.
+            new: function that makes the model of the run, and says its modalities.
         """
         return new()
+
+    def check_models(self, stage: Stage, models: Mapping[str, Segmenter]) -> None:
+        """Refuse models that the method cannot train; called before the first stage.
+
+        Args:
+            stage: one of the run's stages.
+            models: its networks by name, without memory.
+
+        Raises:
+            ConfigError: with what to change.
+        """
+        if stage.drops_per_sample:
+            for name in stage.learners:
+                models[name].must_take("fused", "--stages.*.modalities-per sample")
+
+    def first_weights(
+        self, stage: Stage, name: str, network: Segmenter, finished: Mapping[str, Segmenter]
+    ) -> None:
+        """Set a network that is about to learn from those that are finished, by name.
+
+        By default it becomes a copy of the one that ``stage.start`` names.
+        """
+        network.load_state_dict(finished[stage.start_of(name)].state_dict())
+
+    def prepare(
+        self, stage: Stage, learning: Mapping[str, Segmenter], surroundings: Surroundings
+    ) -> None:
+        """Make the networks that learn, and what the method keeps itself, ready for a stage.
+
+        Called on every process before the networks are spread and the optimizer is made.
+        """
 
     def rate_factor(self, stage: Stage, network: str) -> float:
         """Factor on the learning rate of the stage for a network."""
         return 1.0
 
     def present(self, stage: Stage, modalities: int, seeds: Seeds) -> list[int]:
-        """Positions of the modalities that are left in a step, ascending; equal on all ranks."""
+        """Positions of the modalities that are left in a step, ascending; equal on all ranks.
+
+        All where each sample has its own.
+        """
+        if stage.modalities_per == "sample":
+            return list(range(modalities))
         return draw_modalities(stage.modalities, modalities, seeds("modalities"))
 
-    def draw(
-        self, stage: Stage, modalities: int, present: list[int], batch: int, share: Share,
-        seeds: Seeds,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """Draws of the method's own for one share of a step, int64 on the host, by name.
+    def kept(self, stage: Stage, modalities: int, samples: int, seeds: Seeds) -> Tensor:
+        """``[samples, M]`` int64, 1 for the modalities that are left of each sample of a step."""
+        return draw_modalities_of_samples(modalities, samples, seeds("modalities of samples"))
 
-        Args:
-            stage: the stage that is trained.
-            modalities: number of modalities, M.
-            present: positions of the modalities that the networks which learn encode.
-            batch: number of samples in this share.
-            share: part of the whole step; draw for all samples and take ``share.rows(batch)``,
-                so that a step does not depend on the number of processes.
-            seeds: function that gives the seed of a purpose.
-        """
+    def draw(self, plan: StepPlan) -> dict[str, Tensor]:
+        """Draws of the method's own for one share of a step, int64 on the host, by name."""
         return {}
 
     def terms(self, step: StepInputs) -> dict[str, Tensor]:
@@ -131,6 +239,22 @@ class Method:
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """``sum_i w_i l_i`` over the terms in their order, an fp32 scalar."""
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+
+
+def must_have_equal_widths(stage: Stage, models: Mapping[str, Segmenter]) -> None:
+    """Refuse networks of a stage whose features have other numbers of channels.
+
+    Raises:
+        ConfigError: they have.
+    """
+    first, *others = [*stage.learners, *stage.targets]
+    for other in others:
+        if models[other].widths != models[first].widths:
+            raise ConfigError(
+                f"the {first} learns features of {list(models[first].widths)} channels and the "
+                f"{other} has {list(models[other].widths)}: choose --model.teacher-backbone with "
+                "the same channels (mit_b1 to mit_b5 have), or leave out the terms on features"
+            )
 
 
 METHODS: dict[str, type[Method]] = {}

@@ -29,8 +29,9 @@ class Draws:
         present: positions of the modalities that the network sees, ascending.
         modalities: number of modalities, M.
         seed: key of the noise.
-        packed: int64 on the device: seed, learning rate, a 1 for every modality that is not zeroed
-            ``[M]``, ``present`` padded to ``[M]``, and the method's own draws.
+        packed: int64 on the device: seed, learning rate, ``present`` padded to ``[M]``, a 1 for
+            every modality that is left, ``[M, 1]`` or ``[M, B]``, and the method's own draws.
+        columns: 1, or B where each sample has its own modalities.
         own: places of the method's own draws in ``packed``.
         replayed: true if this code will serve other draws as well, with as many modalities: then
             nothing but ``packed`` may be read, and of ``present`` the length.
@@ -40,6 +41,7 @@ class Draws:
     modalities: int
     seed: int
     packed: Tensor
+    columns: int = 1
     own: tuple[Place, ...] = ()
     replayed: bool = False
 
@@ -60,8 +62,14 @@ class Draws:
 
     @property
     def kept(self) -> Tensor:
-        """``[M]`` int64, 1 for a modality that is kept and 0 for one that is zeroed."""
-        return self.packed[_FIXED : _FIXED + self.modalities]
+        """``[M, 1]``, or ``[M, B]`` for samples on their own: int64, 1 for a modality that is left.
+
+        In a step that drops modalities of all samples alike they are not there to be marked.
+        """
+        start = _FIXED + self.modalities
+        return self.packed[start : start + self.modalities * self.columns].view(
+            self.modalities, self.columns
+        )
 
     def of(self, x: Tensor) -> Tensor:
         """The present ones of ``x [M, ...]``.
@@ -78,8 +86,7 @@ class Draws:
             step = self.present[1] - first if count > 1 else 1
             if self.present == tuple(range(first, last + 1, step)):
                 return x[first : last + 1 : step]
-        start = _FIXED + self.modalities
-        rows = self.packed[start : start + count]
+        rows = self.packed[_FIXED : _FIXED + count]
         # the copy is contiguous: let its axes be in the order of x's memory, which kernels rely on
         if x.ndim == 5 and (pixels := x.movedim(2, -1)).is_contiguous():
             return pixels.index_select(0, rows).movedim(-1, 2)
@@ -92,7 +99,7 @@ def pack(
     *,
     modalities: int,
     present: Sequence[int],
-    kept: Sequence[int] | None = None,
+    kept: Sequence[int] | Tensor | None = None,
     seed: int = 0,
     rate: float = 0.0,
 ) -> Draws:
@@ -103,13 +110,16 @@ def pack(
         own: the method's own draws, int64 on the host, by name.
         modalities: M.
         present: positions of the modalities that the network sees, ascending.
-        kept: positions of those that are not zeroed; all by default.
+        kept: positions of those that are left; or marks ``[M, B]`` for samples on their own; all by
+            default.
         seed: 63-bit key of the noise.
         rate: learning rate.
     """
-    marks = [int(kept is None or m in kept) for m in range(modalities)]
+    marks = kept
+    if not isinstance(marks, Tensor):
+        marks = torch.tensor([[int(kept is None or m in kept)] for m in range(modalities)])
     rows = [*present, *[0] * (modalities - len(present))]
-    values = torch.tensor([seed, 0, *marks, *rows])
+    values = torch.cat([torch.tensor([seed, 0, *rows]), marks.flatten()])
     _rate_in(values).fill_(rate)
     places: list[Place] = []
     start = len(values)
@@ -121,7 +131,7 @@ def pack(
     if device.type == "cuda" and type(packed) is Tensor:
         packed = packed.pin_memory()
     packed = packed.to(device, non_blocking=True)
-    return Draws(tuple(present), modalities, seed, packed, tuple(places))
+    return Draws(tuple(present), modalities, seed, packed, marks.shape[1], tuple(places))
 
 
 def _rate_in(packed: Tensor) -> Tensor:

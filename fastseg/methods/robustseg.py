@@ -14,21 +14,31 @@ import torch
 from torch import Tensor
 
 from fastseg import kernels
-from fastseg.methods.base import Method, MethodOptions, StepInputs, register
+from fastseg.methods.base import (
+    Method,
+    MethodOptions,
+    StepInputs,
+    StepPlan,
+    must_have_equal_widths,
+    register,
+)
+from fastseg.methods.baseline import (
+    BaselineWeights,
+    OhemOptions,
+    label_terms,
+    must_train_one,
+)
 from fastseg.methods.draws import Draws
 from fastseg.methods.pairing import draw_pairing
-from fastseg.methods.seeds import Seeds, Share
 from fastseg.methods.stage import LossWeights, Stage
-from fastseg.models.interface import SegmenterOutput
-from fastseg.pipelines.tools.settings import Fraction, NotNegative, Range, check_fields
+from fastseg.models.interface import Segmenter, SegmenterOutput
+from fastseg.pipelines.tools.settings import NotNegative, Range
 
 
 @dataclass(frozen=True)
-class RobustSegWeights(LossWeights):
+class RobustSegWeights(BaselineWeights):
     """Weight of every loss term; a term of weight 0 is not computed."""
 
-    logit: NotNegative = 0.0
-    """Logit distillation: KL(teacher || student), mean over batch, classes and pixels."""
     hpdm: NotNegative = 0.0
     """Hybrid prototype distillation (HPDM) over the four levels."""
     rrm: NotNegative = 0.0
@@ -36,13 +46,9 @@ class RobustSegWeights(LossWeights):
 
 
 @dataclass(frozen=True)
-class LossOptions(MethodOptions):
+class LossOptions(OhemOptions):
     """Forms of the loss terms, where paper and released code differ or leave a choice."""
 
-    ohem_threshold: Fraction = 0.7
-    """Pixels whose true class has a probability below this are hard."""
-    ohem_min_kept: Fraction = 1 / 16
-    """At least this share of the labelled pixels is kept."""
     hpdm: Literal["paper", "code"] = "paper"
     """paper: class means, permuted modalities, absent classes masked; code: as released."""
     hpdm_axis: Literal["class", "channel"] = "class"
@@ -52,9 +58,6 @@ class LossOptions(MethodOptions):
     of the levels divided by one number; code-normalised: each level divided by its own size."""
     rrm_samples: Annotated[int, Range(1, 1024)] = 10
     """Noise samples of the regulariser."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def loss_terms(
@@ -76,18 +79,9 @@ def loss_terms(
         draws: which of the teacher's modalities the M' feature maps of ``output`` belong to, the
             modality permutations of HPDM and the seed of the perturbations of RRM.
     """
-    terms: dict[str, Tensor] = {}
+    target = None if teacher is None else teacher.logits
+    terms = label_terms(active, options, output.logits, target, labels)
     num_classes = output.logits.shape[1]
-    target = teacher.logits if teacher is not None and "logit" in active else None
-    if "ohem" in active or target is not None:
-        ohem, logit = kernels.segmentation_loss(
-            output.logits,
-            labels,
-            target,
-            threshold=options.ohem_threshold,
-            min_kept=options.ohem_min_kept,
-        )
-        terms |= {name: x for name, x in (("ohem", ohem), ("logit", logit)) if name in active}
     if teacher is not None:
         # the present modalities, for both terms; a replayed step may not read which they are
         late = options.hpdm == "code" and draws.replayed
@@ -132,20 +126,26 @@ class RobustSeg(Method):
 
     def check(self, name: str, stage: Stage) -> None:
         """One network learns, from one at most."""
-        if len(stage.learners) > 1 or len(stage.targets) > 1:
+        must_train_one(self.name, name, stage)
+        terms = [term for term in ("hpdm", "rrm") if term in stage.losses.active()]
+        if terms and stage.drops_per_sample:
             raise ValueError(
-                f"stage {name!r}: robustseg trains one network at a time and learns from one; name "
-                "one with trains and one with learns_from"
+                f"stage {name!r}: {' and '.join(terms)} compare the modalities that all samples "
+                "have: choose modalities_per batch, or modalities zero"
             )
 
-    def draw(
-        self, stage: Stage, modalities: int, present: list[int], batch: int, share: Share,
-        seeds: Seeds,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    def check_models(self, stage: Stage, models: Mapping[str, Segmenter]) -> None:
+        """Features are compared channel by channel."""
+        super().check_models(stage, models)
+        if stage.losses.active().keys() & {"hpdm", "rrm"}:
+            must_have_equal_widths(stage, models)
+
+    def draw(self, plan: StepPlan) -> dict[str, Tensor]:
         """``pairing [B, M]``: the student row that each of the teacher's modalities teaches."""
-        generator = torch.Generator().manual_seed(seeds("pairing"))
-        everyone = draw_pairing(share.size(batch), modalities, present, generator)
-        return {"pairing": everyone[share.rows(batch)]}
+        generator = torch.Generator().manual_seed(plan.seeds("pairing"))
+        size, rows = plan.share.size(plan.batch), plan.share.rows(plan.batch)
+        everyone = draw_pairing(size, plan.modalities, plan.present, generator)
+        return {"pairing": everyone[rows]}
 
     def terms(self, step: StepInputs) -> dict[str, Tensor]:
         """OHEM, logit distillation, HPDM and RRM, as far as they are active."""
@@ -153,7 +153,7 @@ class RobustSeg(Method):
         for name in step.stage.targets:
             target = step.networks[name](step.images)
         (learner,) = step.stage.learners
-        output = step.networks[learner](step.seen(), step.draws.present)
+        output = step.output_of(learner)
         active = step.stage.losses.active()
         return loss_terms(active, self.options, output, target, step.labels, step.draws)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Seeds = Callable[[str], int]
 """Gives the seed of a purpose within one step, the same on every process."""
@@ -78,3 +80,22 @@ def draw_modalities(policy: str, num_modalities: int, seed: int) -> list[int]:
     random = np.random.default_rng(seed)
     kept = int(random.integers(1, num_modalities + 1))
     return sorted(random.permutation(num_modalities)[:kept].tolist())
+
+
+def draw_modalities_of_samples(num_modalities: int, samples: int, seed: int) -> Tensor:
+    """Modalities that are left of each sample: k uniform over 1..M, then k of them uniformly.
+
+    The distribution is that of `draw_modalities`, drawn for each sample on its own.
+
+    Args:
+        num_modalities: M.
+        samples: number of samples of the whole step.
+        seed: that of the step for this purpose.
+
+    Returns:
+        ``[samples, M]`` int64, 1 for a modality that is left.
+    """
+    random = np.random.default_rng(seed)
+    counts = random.integers(1, num_modalities + 1, size=(samples, 1))
+    places = random.random((samples, num_modalities)).argsort(axis=1).argsort(axis=1)
+    return torch.from_numpy((places < counts).astype(np.int64))

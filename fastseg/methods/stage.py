@@ -64,6 +64,9 @@ class Stage:
     which they are a copy. Several: one for each network that learns, joined by +."""
     modalities: Literal["full", "drop", "zero"] = "full"
     """What the network sees: all modalities, a random subset, or all with the others zeroed."""
+    modalities_per: Literal["batch", "sample"] = "batch"
+    """The samples of a step share one random subset, or each has its own; then all modalities are
+    encoded, and those that are dropped left out of the fusion."""
     losses: LossWeights = field(default_factory=LossWeights)
     epochs: Annotated[float, Range(0, _MOST_EPOCHS, above=True)] = 200.0
     """Length of the stage in epochs; fractions are allowed."""
@@ -122,6 +125,11 @@ class Stage:
         """Names of the finished networks without which the stage cannot start."""
         copied = (start for start in self._starts if start not in (RANDOM, ENCODER))
         return tuple(dict.fromkeys([*self.targets, *copied]))
+
+    @property
+    def drops_per_sample(self) -> bool:
+        """True if the fusion leaves out modalities of each sample on its own."""
+        return self.modalities == "drop" and self.modalities_per == "sample"
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Length of the stage in optimizer steps."""

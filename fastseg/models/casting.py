@@ -1,4 +1,4 @@
-"""Many tensors to a short dtype in a few launches, with gradients in the dtypes they came from."""
+"""Weights in another dtype or memory order; gradients come back in the dtypes of the weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class _Copies(torch.autograd.Function):
@@ -39,3 +39,10 @@ def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Ten
         return [x.to(dtype) for x in tensors]
     copies: tuple[Tensor, ...] = _Copies.apply(dtype, *tensors)  # type: ignore[no-untyped-call]
     return copies
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """``network.to(memory_format=torch.channels_last)``, which shapes alone do not support."""
+    for weight in network.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)

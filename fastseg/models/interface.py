@@ -7,10 +7,10 @@ model overrides those for which it knows better than the default. Models are reg
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,20 @@ class SegmenterOutput(NamedTuple):
 
     logits: Tensor
     features: list[Tensor]
+
+
+class OutputWithExtras(NamedTuple):
+    """Output of a :class:`Segmenter` with companions, while it trains.
+
+    Attributes:
+        logits: as in `SegmenterOutput`.
+        features: as in `SegmenterOutput`.
+        extras: results of the companions by name, see `Segmenter.add_companion`.
+    """
+
+    logits: Tensor
+    features: list[Tensor]
+    extras: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,23 +67,79 @@ class Segmenter(nn.Module):
     Attributes:
         reads_present: whether the work depends on which modalities are there, not only on how many.
             Such a model is not replayed as a CUDA graph.
+        abilities: further keywords that :meth:`forward` takes, see there.
         frozen: true if it was made a constant by :meth:`freeze`.
     """
 
-    reads_present: ClassVar[bool] = False
+    reads_present: bool = False
+    abilities: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()
         self.frozen = False
+        self._held: list[nn.Module] = []
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the levels of features; empty if the model does not say."""
+        return ()
 
     def forward(self, images: Tensor, present: Sequence[int] | None = None) -> SegmenterOutput:
         """Segment images.
+
+        Models with `abilities` of these names take further keywords, which some methods need:
+
+        - ``fused [P, M', B]``: the modalities that P fusions of each sample have, 1 or 0, at least
+          one each. The logits are then ``[P B, K, h_1, w_1]``, one fusion after the other.
+        - ``learning [W, B]`` int64: the images of each sample whose features carry gradients, as
+          rows of the M'; the features of the others are constants.
+        - ``head``: False leaves out everything behind the encoders; the logits are then empty.
 
         Args:
             images: ``[M', B, 3, H, W]``, normalised floats; H and W multiples of 32.
             present: positions of the M' modalities among those of the run, ascending; None: all.
         """
         raise NotImplementedError
+
+    def must_take(self, keyword: str, wanted_by: str) -> None:
+        """Refuse a model whose :meth:`forward` lacks a keyword.
+
+        Raises:
+            ConfigError: it does; the message names the option that needs it.
+        """
+        if keyword not in self.abilities:
+            raise ConfigError(
+                f"{wanted_by} needs a model with {keyword!r} (M-SegFormer has it), and "
+                f"{type(self).__name__} does not: take another method or --model.backbone"
+            )
+
+    def fusion_and_head(self) -> list[nn.Module]:
+        """Modules behind the encoders, which all modalities share; none by default."""
+        return []
+
+    def hold(self, modules: Iterable[nn.Module]) -> None:
+        """Take modules of this network out of the training: no gradients, evaluation mode."""
+        self._held += [module for module in modules if module not in self._held]
+        for module in self._held:
+            module.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Training or evaluation mode; what is held stays in evaluation mode."""
+        super().train(mode)
+        for module in self._held:
+            module.eval()
+        return self
+
+    def add_companion(self, name: str, module: nn.Module) -> None:
+        """Add a module of a method that reads the output while the network trains.
+
+        It is called with the output, and its result is ``output.extras[name]``. It is trained,
+        sharded and saved as a part of the network, and not called in evaluation mode.
+        """
+        if not hasattr(self, "companions"):
+            self.companions = nn.ModuleDict()
+            self.register_forward_hook(_call_companions)
+        self.companions[name] = module
 
     def logits_of_subsets(
         self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str = "drop"
@@ -161,3 +231,12 @@ class Segmenter(nn.Module):
     def constants(self) -> list[Tensor]:
         """Tensors that :meth:`make_constant` has made, beside parameters and buffers."""
         return []
+
+
+def _call_companions(network: nn.Module, inputs: object, output: SegmenterOutput) -> Any:
+    """Forward hook: the output with the results of the network's companions."""
+    if not network.training:
+        return output
+    companions = cast(nn.ModuleDict, network.companions)
+    extras = {name: module(output) for name, module in companions.items()}
+    return OutputWithExtras(output.logits, output.features, extras)

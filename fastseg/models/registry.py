@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ..errors import ConfigError
@@ -13,7 +14,10 @@ from .segformer import SegFormer
 
 
 class Builder(Protocol):
-    """Makes a model with random weights, drawn from torch's generator, on the CPU."""
+    """Makes a model with random weights, drawn from torch's generator, on the CPU.
+
+    One may have keywords of `OPTIONAL`, too.
+    """
 
     def __call__(
         self,
@@ -40,14 +44,18 @@ class Builder(Protocol):
         ...
 
 
+OPTIONAL: dict[str, object] = {"encoders": "shared"}
+"""Keywords that a builder may have, with the value that stands for a model without them."""
+
+
 def _segformer(
     backbone: str, num_classes: int, modalities: Sequence[str], *, embed_dim: int,
-    dropout: float, drop_path: float, norm_momentum: float,
+    dropout: float, drop_path: float, norm_momentum: float, encoders: str = "shared",
 ) -> Segmenter:  # fmt: skip
-    """M-SegFormer: all modalities share the encoder, whichever and however many they are."""
+    """M-SegFormer: all modalities share the encoder, whichever they are, or each has its own."""
     return SegFormer(
         backbone, num_classes, embed_dim=embed_dim, dropout=dropout, drop_path=drop_path,
-        norm_momentum=norm_momentum,
+        norm_momentum=norm_momentum, own_encoders=modalities if encoders == "per_modality" else (),
     )  # fmt: skip
 
 
@@ -68,3 +76,17 @@ def model_builder(name: str) -> Builder:
     if name not in MODELS:
         raise ConfigError(unknown("backbone", name, MODELS))
     return MODELS[name]
+
+
+def optional_keywords(name: str, chosen: Mapping[str, object]) -> dict[str, object]:
+    """The keywords of `OPTIONAL` that a model is built with: those that are not at their default.
+
+    Raises:
+        ConfigError: the model does not have one of them.
+    """
+    known = inspect.signature(model_builder(name)).parameters
+    wanted = {key: chosen[key] for key, default in OPTIONAL.items() if chosen[key] != default}
+    for key in wanted:
+        if key not in known:
+            raise ConfigError(f"the model {name} has no --model.{key}: leave it out")
+    return wanted

@@ -5,8 +5,9 @@
     logits = head(fused_1, .., fused_4)
 
 A modality is one more image to the encoder, so any subset of sensors can be given, in training and
-at evaluation. Sources: SegFormer, arXiv:2105.15203; the shared encoder with mean fusion is that of
-AnySeg, arXiv:2411.17141, and RobustSeg, arXiv:2505.12861. Parameter names follow their checkpoints.
+at evaluation. With an encoder of its own per modality the same holds, in one call each. Sources:
+SegFormer, arXiv:2105.15203; the shared encoder with mean fusion is that of AnySeg,
+arXiv:2411.17141, and RobustSeg, arXiv:2505.12861. Parameter names follow their checkpoints.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fastseg.models.heads.mlp import MLPHead
 from ..errors import ConfigError
 from .backbones.mit import Backbone, MixTransformer, get_backbone
 from .interface import AttentionLevel, Segmenter, SegmenterOutput
+from .partial import encode_in_part, learning_only, mean_of_marked
 from .weights import LoadReport, load_encoder_weights
 
 
@@ -40,10 +42,14 @@ class SegFormer(Segmenter):
         dropout: probability that a channel of the fused map is dropped in training.
         norm_momentum: share of the newest batch in the running statistics of the BatchNorm.
         drop_path: stochastic depth of the encoder's last block, see :class:`MixTransformer`.
+        own_encoders: names of the M modalities, each of which gets an encoder of its own; none:
+            all share one.
 
     Raises:
         ConfigError: the backbone is unknown or a number is out of range.
     """
+
+    abilities = frozenset({"fused", "learning", "head"})
 
     def __init__(
         self,
@@ -53,6 +59,7 @@ class SegFormer(Segmenter):
         dropout: float = 0.1,
         drop_path: float = 0.1,
         norm_momentum: float = 0.1,
+        own_encoders: Sequence[str] = (),
     ) -> None:
         super().__init__()
         for name, value in (("num_classes", num_classes), ("embed_dim", embed_dim)):
@@ -62,15 +69,37 @@ class SegFormer(Segmenter):
             if not 0 <= p < 1:
                 raise ConfigError(f"{name} must be a probability below 1, got {p}")
         config = get_backbone(backbone) if isinstance(backbone, str) else backbone
-        self.encoder = MixTransformer(config, drop_path)
+        self.config = config
+        self.reads_present = bool(own_encoders)
+        if own_encoders:
+            self.encoders = nn.ModuleDict(
+                {name: MixTransformer(config, drop_path) for name in own_encoders}
+            )
+        else:
+            self.encoder = MixTransformer(config, drop_path)
         self.decoder = MLPHead(config.widths, num_classes, embed_dim, dropout, norm_momentum)
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """Encode every image of every modality in one call.
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the four levels."""
+        return self.config.widths
+
+    def _encoders(self) -> list[MixTransformer]:
+        """All encoders: one, or that of each modality in the order of the run."""
+        own = self.encoders.values() if self.reads_present else [self.encoder]
+        return cast(list[MixTransformer], list(own))
+
+    def encode(
+        self, images: Tensor, present: Sequence[int] | None = None, learning: Tensor | None = None
+    ) -> list[Tensor]:
+        """Encode every image of every modality; in one call where all share the encoder.
 
         Args:
             images: ``[M, B, 3, H, W]``, normalised floats; H and W multiples of 32, so that level
                 i has exactly ``H / 2^(i+1)`` rows and the reduced keys cover all of them.
+            present: positions of these modalities among those of the run; None: all. Read where
+                they have encoders of their own.
+            learning: ``[W, B]``, see `Segmenter.forward`; None: all.
 
         Returns:
             Four levels ``[M, B, C_i, h_i, w_i]``; the channels are the fastest axis in memory.
@@ -83,10 +112,27 @@ class SegFormer(Segmenter):
         m, b, _, h, w = images.shape
         if h % 32 or w % 32:
             raise ValueError(f"height and width must be multiples of 32, got {h} x {w}")
+        if self.reads_present:
+            features = self._encode_apart(images, range(m) if present is None else present)
+            return features if learning is None else learning_only(features, learning)
+        if learning is not None:
+            return encode_in_part(self.encoder, images, learning)
         return [x.unflatten(0, (m, b)) for x in self.encoder(images.flatten(0, 1))]
 
-    def fuse(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Mean over modalities: four levels ``[M, B, C_i, h_i, w_i]`` to ``[B, C_i, h_i, w_i]``."""
+    def _encode_apart(self, images: Tensor, present: Sequence[int]) -> list[Tensor]:
+        """Each modality by its own encoder."""
+        encoders = self._encoders()
+        levels = zip(*(encoders[p](x) for p, x in zip(present, images, strict=True)), strict=True)
+        # the channels stay the fastest axis
+        return [torch.stack([x.movedim(1, -1) for x in one]).movedim(-1, 2) for one in levels]
+
+    def fuse(self, features: Sequence[Tensor], fused: Tensor | None = None) -> list[Tensor]:
+        """Mean over modalities: four levels ``[M, B, C_i, h_i, w_i]`` to ``[B, C_i, h_i, w_i]``.
+
+        With ``fused [P, M, B]`` means of the modalities that are marked: ``[P B, C_i, h_i, w_i]``.
+        """
+        if fused is not None:
+            return [mean_of_marked(x, fused) for x in features]
         # with the channels last the reduction runs over contiguous memory and stays in that layout
         return [
             x[0] if x.shape[0] == 1 else x.movedim(2, -1).mean(dim=0).movedim(-1, 1)
@@ -97,13 +143,31 @@ class SegFormer(Segmenter):
         """Fused levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]`` at stride 4."""
         return cast(Tensor, self.decoder(fused, self.decoder.draw(fused)))
 
-    def forward(self, images: Tensor, present: Sequence[int] | None = None) -> SegmenterOutput:
+    def forward(
+        self,
+        images: Tensor,
+        present: Sequence[int] | None = None,
+        *,
+        fused: Tensor | None = None,
+        learning: Tensor | None = None,
+        head: bool = True,
+    ) -> SegmenterOutput:
         """``[M', B, 3, H, W]`` to logits and per-modality features; see the methods above.
 
-        Which modalities they are makes no difference: all share the encoder.
+        Which modalities they are makes no difference where all share the encoder.
         """
-        features = self.encode(images)
-        return SegmenterOutput(self.decode(self.fuse(features)), features)
+        features = self.encode(images, present, learning)
+        if not head:
+            return SegmenterOutput(features[0].new_empty(0), features)
+        return SegmenterOutput(self.decode(self.fuse(features, fused)), features)
+
+    def fusion_and_head(self) -> list[nn.Module]:
+        """The head; the mean has no parameters."""
+        return [self.decoder]
+
+    def modality_parameters(self, modality: str) -> list[nn.Parameter]:
+        """The encoder of the modality, if each has its own."""
+        return list(self.encoders[modality].parameters()) if self.reads_present else []
 
     def logits_of_subsets(
         self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str = "drop"
@@ -116,13 +180,20 @@ class SegFormer(Segmenter):
         image of zeros (after normalisation).
         """
         count, features = len(images), self.encode(images)
-        blank = self.encode(torch.zeros_like(images[:1])) if missing == "zero" else None
+        # one blank image tells for all modalities what their shared encoder makes of it
+        blanks = images if self.reads_present else images[:1]
+        blank = self.encode(torch.zeros_like(blanks)) if missing == "zero" else None
 
         def fuse(level: int, rows: list[int]) -> Tensor:
             found = features[level][rows]
             if blank is None:
                 return found.mean(dim=0)
-            return (found.sum(dim=0) + (count - len(rows)) * blank[level][0]) / count
+            missed = [m for m in range(count) if m not in rows]
+            if self.reads_present:
+                rest = blank[level][missed].sum(dim=0)
+            else:
+                rest = len(missed) * blank[level][0]
+            return (found.sum(dim=0) + rest) / count
 
         for positions in subsets:
             rows = list(positions)
@@ -133,35 +204,39 @@ class SegFormer(Segmenter):
 
         Patch embeddings and the norms between levels are small and stay outside.
         """
-        blocks = [block for _, blocks, _ in self.encoder.levels() for block in blocks]
-        return [*blocks, self.decoder]
+        levels = (level for encoder in self._encoders() for level in encoder.levels())
+        return [*(block for _, blocks, _ in levels for block in blocks), self.decoder]
 
     def reduced_modules(self) -> list[nn.Module]:
-        """The encoder and the classifier; the head multiplies weights, in full precision."""
-        return [*self.encoder.modules(), self.decoder.linear_pred]
+        """The encoders and the classifier; the head multiplies weights, in full precision."""
+        modules = (module for encoder in self._encoders() for module in encoder.modules())
+        return [*modules, self.decoder.linear_pred]
 
     def recompute(self, on: bool) -> None:
         """Keep the inputs of the encoder's blocks alone, or everything."""
-        self.encoder.checkpointing = on
+        for encoder in self._encoders():
+            encoder.checkpointing = on
 
     def attention_levels(self, images: int, side: int) -> list[AttentionLevel]:
-        """The four levels of the encoder."""
-        config, levels = self.encoder.config, []
-        for i, (_, blocks, _) in enumerate(self.encoder.levels()):
+        """The four levels of the encoders."""
+        config, encoders, levels = self.config, self._encoders(), []
+        together = images // len(encoders)
+        for i, parts in enumerate(zip(*(encoder.levels() for encoder in encoders), strict=True)):
             rows = side // (4 << i)
-            queries = (images, config.heads[i], rows**2, config.widths[i] // config.heads[i])
-            layers = [block.attn for block in blocks]
+            queries = (together, config.heads[i], rows**2, config.widths[i] // config.heads[i])
+            layers = [block.attn for _, blocks, _ in parts for block in blocks]
             levels.append(AttentionLevel(layers, queries, (rows // config.reductions[i]) ** 2))
         return levels
 
     def load_encoder(self, path: Path) -> LoadReport:
-        """Set the encoder from a file in any common layout, see `load_encoder_weights`."""
-        return load_encoder_weights(self.encoder, path)
+        """Set every encoder from a file in any common layout, see `load_encoder_weights`."""
+        return [load_encoder_weights(encoder, path) for encoder in self._encoders()][-1]
 
     def make_constant(self, dtype: torch.dtype) -> None:
         """Fold the head's projections and the BatchNorm of the evaluation."""
         self.decoder.freeze(dtype)
-        self.encoder.to(dtype)
+        for encoder in self._encoders():
+            encoder.to(dtype)
 
     def constants(self) -> list[Tensor]:
         """The folded weights of the head."""

@@ -49,10 +49,10 @@ class ToyMutual(Method):
     def rate_factor(self, stage, network):
         return 0.5 if network == "right" else 1.0
 
-    def draw(self, stage, modalities, present, batch, share, seeds):
-        generator = torch.Generator().manual_seed(seeds("weight of a sample"))
-        everyone = torch.randint(1, 9, (share.size(batch),), generator=generator)
-        return {"weight": everyone[share.rows(batch)]}
+    def draw(self, plan):
+        generator = torch.Generator().manual_seed(plan.seeds("weight of a sample"))
+        everyone = torch.randint(1, 9, (plan.share.size(plan.batch),), generator=generator)
+        return {"weight": everyone[plan.share.rows(plan.batch)]}
 
     def terms(self, step):
         active, present = step.stage.losses.active(), step.draws.present

@@ -1,16 +1,33 @@
-"""Small recipes on the synthetic data set: the demo and a run of seconds."""
+"""Small recipes on the synthetic data set: demos of minutes and runs of seconds, per method."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fastseg.config.presets.robustseg import two_stages
+from fastseg.config.presets.methods import RECIPES, two_stages
+from fastseg.config.presets.parts import MethodRecipe, Stages
 from fastseg.config.run import TrainConfig
 from fastseg.config.sections import EvaluationConfig, ModelConfig, SyntheticData
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
 from fastseg.methods.stage import Stage
 from fastseg.pipelines import DataConfig
+
+# what a demo trains in all, in epochs, and the part of it that a teacher takes
+_EPOCHS, _TEACHER_EPOCHS = 24, 8
+
+
+def _first() -> Stage:
+    """The first stage of a demo: complete inputs, from random weights."""
+    return Stage(
+        trains="teacher",
+        start="random",
+        losses=RobustSegWeights(),
+        epochs=_TEACHER_EPOCHS,
+        lr=6e-3,
+        warmup_epochs=1,
+    )
 
 
 def demo() -> TrainConfig:
@@ -21,14 +38,7 @@ def demo() -> TrainConfig:
     Between four and five minutes, data included. Mean mIoU over 15 subsets, seed 0: teacher 24,
     student 40; with all modalities 66 and 66.
     """
-    teacher = Stage(
-        trains="teacher",
-        start="random",
-        losses=RobustSegWeights(),
-        epochs=8,
-        lr=6e-3,
-        warmup_epochs=1,
-    )
+    teacher = _first()
     return TrainConfig(
         name="demo",
         data=DataConfig(
@@ -67,14 +77,80 @@ def demo() -> TrainConfig:
 
 def debug() -> TrainConfig:
     """A few steps of everything, in seconds: ``python -m fastseg.train --preset debug``."""
-    config = demo()
+    return _in_seconds(demo(), "debug")
+
+
+def small_recipes() -> list[Callable[[], TrainConfig]]:
+    """``demo_<method>`` and ``debug_<method>`` of every method."""
+    return [preset for recipe in RECIPES for preset in (_demo_of(recipe), _debug_of(recipe))]
+
+
+def _demo_of(recipe: MethodRecipe) -> Callable[[], TrainConfig]:
+    """The method on the demo's data and network, for as many epochs in all."""
+    name = f"demo_{recipe.name}"
+
+    def preset() -> TrainConfig:
+        first = replace(_first(), losses=recipe.weights())
+        return replace(
+            demo(),
+            name=name,
+            method=recipe.method,
+            stages=recipe.small(_shared_out(recipe.stages(first))),
+            losses=recipe.losses(**(dict(recipe.options) | dict(recipe.small_options))),
+        )
+
+    preset.__name__ = preset.__qualname__ = name
+    preset.__doc__ = (
+        f"{recipe.title} in small, on the synthetic scenes: minutes on a CPU with two cores.\n\n"
+        f"``python -m fastseg.train --preset {name}``"
+    )
+    return preset
+
+
+def _debug_of(recipe: MethodRecipe) -> Callable[[], TrainConfig]:
+    """A few steps of every stage of the method."""
+    name, whole = f"debug_{recipe.name}", _demo_of(recipe)
+
+    def preset() -> TrainConfig:
+        return _in_seconds(whole(), name)
+
+    preset.__name__ = preset.__qualname__ = name
+    preset.__doc__ = (
+        f"{recipe.title}: a few steps of everything, in seconds.\n\n"
+        f"``python -m fastseg.train --preset {name}``"
+    )
+    return preset
+
+
+def _shared_out(stages: Stages) -> Stages:
+    """The demo's epochs over the stages: the first of several is short, the others share the rest.
+
+    Later stages go on from the network that they learn from.
+    """
+    if len(stages) == 1:
+        return {name: replace(stage, epochs=_EPOCHS) for name, stage in stages.items()}
+    first, *others = stages
+    rest = (_EPOCHS - _TEACHER_EPOCHS) / len(others)
+    return {first: stages[first]} | {
+        name: replace(
+            stages[name],
+            epochs=rest,
+            lr=4e-3,
+            start=first if stages[name].start == "random" else stages[name].start,
+        )
+        for name in others
+    }
+
+
+def _in_seconds(config: TrainConfig, name: str) -> TrainConfig:
+    """The recipe with a few steps per stage on a few small scenes."""
     return replace(
         config,
-        name="debug",
+        name=name,
         data=replace(config.data, root=Path("data/synthetic-64"), size=64, batch_size=4),
         synthetic=SyntheticData(train=24, val=8, size=64),
         stages={
-            name: replace(stage, steps=8, warmup_epochs=0) for name, stage in config.stages.items()
+            key: replace(stage, steps=8, warmup_epochs=0) for key, stage in config.stages.items()
         },
         evaluation=EvaluationConfig(pictures=2),
         log_every=2,

@@ -1,33 +1,34 @@
-"""All recipes by name. Each docstring holds the command, the expected time and score."""
+"""All recipes by name. Each docstring holds the command, sources of its numbers, time and score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastseg.config.presets.deliver import deliver_robustseg_b0, deliver_robustseg_b2
-from fastseg.config.presets.demo import debug, demo
-from fastseg.config.presets.mcubes import mcubes_robustseg_b0, mcubes_robustseg_b2
-from fastseg.config.presets.muses import (
-    muses_robustseg_b0,
-    muses_robustseg_b0_published,
-    muses_robustseg_b2,
-)
+from fastseg.config.presets.data import DELIVER, MCUBES, MUSES, MUSES_PUBLISHED
+from fastseg.config.presets.demo import debug, demo, small_recipes
+from fastseg.config.presets.methods import RECIPES
+from fastseg.config.presets.parts import compose
 from fastseg.config.run import TrainConfig
 from fastseg.errors import ConfigError
 from fastseg.pipelines.tools.unknown import unknown
 
-PRESETS: dict[str, Callable[[], TrainConfig]] = {
+Preset = Callable[[], TrainConfig]
+
+_REAL = [
+    compose(data, method, backbone)
+    for data in (DELIVER, MUSES, MCUBES)
+    for method in RECIPES
+    for backbone in ("b0", "b2")
+]
+
+PRESETS: dict[str, Preset] = {
     preset.__name__: preset
     for preset in (
         demo,
         debug,
-        deliver_robustseg_b0,
-        deliver_robustseg_b2,
-        muses_robustseg_b0,
-        muses_robustseg_b2,
-        muses_robustseg_b0_published,
-        mcubes_robustseg_b0,
-        mcubes_robustseg_b2,
+        *small_recipes(),
+        *_REAL,
+        compose(MUSES_PUBLISHED, RECIPES[0], "b0", "published"),
     )
 }
 

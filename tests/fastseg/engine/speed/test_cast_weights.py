@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from fastseg.engine.speed.calls import calls_of
 from fastseg.engine.speed.cast_weights import ShortWeights
 from fastseg.models.casting import cast_together
 from fastseg.models.precision import autocast
@@ -115,7 +116,9 @@ def test_a_whole_step_is_close_to_full_precision(tiny_step, random_batch, name):
 
     def run(precision, copies=True):
         train = tiny_step(precision=precision, dropout=0.0)
-        train._short = train._short if copies else None
+        if not copies:
+            train._short, parts = None, (train.networks, train.parallel.forwards)
+            train._calls = calls_of(*parts, train.device, train.config.precision)
         if train.scale is not None:
             train.scale.scale.fill_(4.0)
         rows = [{k: float(v) for k, v in train(step, batch).items()} for step in steps]

@@ -1,0 +1,74 @@
+"""Parts of a step that are not the same for all images: fusions per sample, and constant features.
+
+Features have the axes ``[M, B, C, h, w]`` with the channels the fastest in memory, and keep them.
+Which images are meant is read on the device, so nothing waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def mean_of_marked(x: Tensor, fused: Tensor) -> Tensor:
+    """Means over the marked modalities of each sample, one after the other fusion.
+
+        out[p, b] = sum_m fused[p, m, b] x[m, b] / sum_m fused[p, m, b]
+
+    Args:
+        x: ``[M, B, C, h, w]``.
+        fused: ``[P, M, B]``, 1 or 0, at least one 1 for each fusion and sample.
+
+    Returns:
+        ``[P B, C, h, w]``.
+    """
+    weights = fused.to(x.dtype) / fused.sum(1, keepdim=True).to(x.dtype)
+    pixels = x.movedim(2, -1)
+    mean = torch.einsum("pmb,mbhwc->pbhwc", weights, pixels)
+    return mean.flatten(0, 1).movedim(-1, 1)
+
+
+def encode_in_part(
+    encoder: Callable[[Tensor], list[Tensor]], images: Tensor, learning: Tensor
+) -> list[Tensor]:
+    """Encode each image once, those of ``learning`` with gradients and the others without.
+
+    Args:
+        encoder: ``[N, 3, H, W]`` to levels ``[N, C, h, w]``, each image on its own.
+        images: ``[M, B, 3, H, W]``.
+        learning: ``[W, B]`` int64, rows of ``images`` for each sample, each once.
+
+    Returns:
+        Levels ``[M, B, C, h, w]``.
+    """
+    m, b = images.shape[:2]
+    # rows of the images that learn first, the others after them
+    marks = torch.zeros((m, b), dtype=torch.int64, device=images.device).scatter_(0, learning, 1)
+    order = marks.argsort(dim=0, descending=True, stable=True)
+    places = (order * b + torch.arange(b, device=images.device)).flatten()
+    back = places.argsort()
+    taken = images.flatten(0, 1).index_select(0, places)
+    split = learning.numel()
+    own = encoder(taken[:split])
+    with torch.no_grad():
+        constant = encoder(taken[split:]) if split < m * b else [x[:0] for x in own]
+    return [
+        torch.cat([x.movedim(1, -1), y.movedim(1, -1)])
+        .index_select(0, back)
+        .movedim(-1, 1)
+        .unflatten(0, (m, b))
+        for x, y in zip(own, constant, strict=True)
+    ]
+
+
+def learning_only(features: Sequence[Tensor], learning: Tensor) -> list[Tensor]:
+    """The features with gradients for the images of ``learning [W, B]`` alone.
+
+    The gradients of the others are exactly zero.
+    """
+    first = features[0]
+    marks = torch.zeros(first.shape[:2], dtype=torch.bool, device=first.device)
+    marks = marks.scatter_(0, learning, torch.ones_like(learning, dtype=torch.bool))
+    return [torch.where(marks.view(*marks.shape, 1, 1, 1), x, x.detach()) for x in features]
