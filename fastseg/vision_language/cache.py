@@ -23,11 +23,11 @@ from torch import Tensor
 from fastseg.console import say
 from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
-from fastseg.pipelines import DataError
+from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.cache.format import readings
 from fastseg.pipelines.datasets.file_states import file_states
 from fastseg.pipelines.datasets.path_templates import conditions_of
-from fastseg.pipelines.datasets.split_files import SplitFiles
+from fastseg.pipelines.datasets.split_files import SplitFiles, list_split
 from fastseg.pipelines.inspection.display import picture, to_values
 from fastseg.pipelines.loaders.samples import SampleReader
 from fastseg.pipelines.tools.prefetch import ThreadPrefetcher
@@ -52,6 +52,35 @@ _STATES = ("file sizes", "file times")
 
 
 def embed_dataset(
+    data: DataConfig,
+    modalities: Sequence[str],
+    load: Callable[[], VisionLanguageModel],
+    folder: Path,
+    ranks: Ranks,
+    *,
+    prompts: Prompts | None = None,
+    say: Callable[[str], None] = say,
+) -> EmbeddingTable:
+    """The embeddings of the training samples of a run; see `embed_split`.
+
+    Missing and damaged files are treated as ``data.missing`` and ``data.damaged`` say.
+
+    Args:
+        data: the data set, its place and its training split.
+        modalities: names, in the order that ``EmbeddingTable.visual`` has; none for all.
+        load: makes the model; called on rank 0 only.
+        folder: holds the cache.
+        ranks: this process and its peers.
+        prompts: forms of the sentences; none for the usual ones.
+        say: tells people what happens, on rank 0.
+    """
+    spec = get_dataset(data.dataset)
+    files = list_split(spec, data.root, data.train_split, modalities, missing=data.missing)
+    skip = data.damaged == "skip"
+    return embed_split(files, load, folder, ranks, prompts=prompts, skip_damaged=skip, say=say)
+
+
+def embed_split(
     files: SplitFiles,
     load: Callable[[], VisionLanguageModel],
     folder: Path,

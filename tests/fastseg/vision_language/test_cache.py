@@ -15,12 +15,12 @@ from torch.distributed import HashStore
 
 from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
-from fastseg.pipelines import DataError, get_dataset
+from fastseg.pipelines import DataConfig, DataError, get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.inspection.display import picture, to_values
 from fastseg.pipelines.loaders.samples import SampleReader
 from fastseg.vision_language import cache
-from fastseg.vision_language.cache import embed_dataset
+from fastseg.vision_language.cache import embed_dataset, embed_split
 from fastseg.vision_language.load import load_model
 from fastseg.vision_language.prompts import Prompts, classes_by_area
 from tests.fastseg.vision_language.conftest import DIM, write_clip
@@ -51,7 +51,7 @@ def embed(files, model, tmp_path):
 
     def run(files=files, model=model, folder=tmp_path / "kept", **options):
         said = []
-        table = embed_dataset(files, lambda: model, folder, Ranks(CPU), say=said.append, **options)
+        table = embed_split(files, lambda: model, folder, Ranks(CPU), say=said.append, **options)
         return table, said
 
     return run
@@ -241,7 +241,7 @@ def test_rank_0_embeds_and_the_others_read(files, model, tmp_path):
 
     def run(rank):
         ranks = Ranks(CPU, rank=rank, world=2, local_world=2, store=store)
-        return embed_dataset(
+        return embed_split(
             files, partial(load, rank), tmp_path / "kept", ranks, say=lambda text: None
         )
 
@@ -257,7 +257,29 @@ def test_a_rank_that_does_not_see_the_folder_says_so(files, model, tmp_path):
     store.set("fastseg/shared-1", json.dumps(gone))
     ranks = Ranks(CPU, rank=1, world=2, local_world=2, store=store)
     with pytest.raises(ConfigError, match=r"rank 1 cannot use .*folder that all machines share"):
-        embed_dataset(files, lambda: model, tmp_path, ranks)
+        embed_split(files, lambda: model, tmp_path, ranks)
+
+
+def test_the_training_samples_of_a_run(deliver_tree, embed, model, tmp_path):
+    data = DataConfig(root=deliver_tree, missing="skip", damaged="skip")
+    files = list_split(get_dataset("deliver"), deliver_tree, "train", NAMES[::-1])
+    files.path(1, files.modalities[0].files[0]).unlink()
+    files.path(2, files.modalities[1].files[0]).write_bytes(b"no picture")
+
+    def run(**changes):
+        settings = replace(data, **changes)
+        return embed_dataset(settings, NAMES[::-1], lambda: model, tmp_path / "run", Ranks(CPU))
+
+    kept = [row for row in range(len(files)) if row != 1]
+    table = run()
+    assert table.visual.shape == (15, 2, DIM)
+    assert list(table.rows) == [files.sample_ids[row] for row in kept if row != 2]
+    there = replace(files, sample_ids=tuple(files.sample_ids[row] for row in kept))
+    assert same(table, embed(files=there, skip_damaged=True)[0])
+    with pytest.raises(DataError, match="1 files of split 'train' are missing"):
+        run(missing="error")
+    with pytest.raises(DataError, match=r"rgb_front\.png"):
+        run(missing="zero", damaged="error")
 
 
 def test_the_tests_reach_no_other_machine():
