@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from fastseg import kernels
@@ -23,7 +22,7 @@ from fastseg.methods.base import (
     register,
 )
 from fastseg.methods.draws import Draws
-from fastseg.methods.pairing import draw_pairing
+from fastseg.methods.pairing import pairing_of_step
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter, SegmenterOutput
 from fastseg.pipelines.tools.settings import Fraction, NotNegative, Range, check_fields
@@ -42,8 +41,8 @@ class RobustSegWeights(LossWeights):
 
 
 @dataclass(frozen=True)
-class LossOptions(MethodOptions):
-    """Forms of the loss terms, where paper and released code differ or leave a choice."""
+class DistillationOptions(MethodOptions):
+    """Forms of OHEM and HPDM, where paper and released code differ or leave a choice."""
 
     ohem_threshold: Fraction = 0.7
     """Pixels whose true class has a probability below this are hard."""
@@ -53,19 +52,25 @@ class LossOptions(MethodOptions):
     """paper: class means, permuted modalities, absent classes masked; code: as released."""
     hpdm_axis: Literal["class", "channel"] = "class"
     """Axis that turns prototypes into distributions (paper form)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class LossOptions(DistillationOptions):
+    """Forms of the loss terms, where paper and released code differ or leave a choice."""
+
     rrm: Literal["paper", "code", "code-normalised"] = "paper"
     """paper: Fisher information of perturbed features; code: as released (height softmax), the sum
     of the levels divided by one number; code-normalised: each level divided by its own size."""
     rrm_samples: Annotated[int, Range(1, 1024)] = 10
     """Noise samples of the regulariser."""
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 def loss_terms(
     active: Mapping[str, float],
-    options: LossOptions,
+    options: DistillationOptions,
     output: SegmenterOutput,
     teacher: SegmenterOutput | None,
     labels: Tensor,
@@ -75,7 +80,7 @@ def loss_terms(
 
     Args:
         active: the active terms; their weights are not read.
-        options: forms of the terms.
+        options: forms of the terms; `LossOptions` where RRM is active.
         output: of the network that learns; features ``[M', B, C, h, w]`` per level.
         teacher: of the frozen network on all M modalities; None in a stage without one.
         labels: ``[B, H, W]`` integer, 255 ignored.
@@ -114,6 +119,7 @@ def loss_terms(
                 axis=options.hpdm_axis,
             )
         if "rrm" in active:
+            assert isinstance(options, LossOptions)
             terms["rrm"] = kernels.representation_regularisation(
                 output.features,
                 matched,
@@ -158,10 +164,7 @@ class RobustSeg(Method):
 
     def draw(self, plan: StepPlan) -> dict[str, Tensor]:
         """``pairing [B, M]``: the student row that each of the teacher's modalities teaches."""
-        generator = torch.Generator().manual_seed(plan.seeds("pairing"))
-        size, rows = plan.share.size(plan.batch), plan.share.rows(plan.batch)
-        everyone = draw_pairing(size, plan.modalities, plan.present, generator)
-        return {"pairing": everyone[rows]}
+        return {"pairing": pairing_of_step(plan)}
 
     def terms(self, step: StepInputs) -> dict[str, Tensor]:
         """OHEM, logit distillation, HPDM and RRM, as far as they are active."""

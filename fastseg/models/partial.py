@@ -85,16 +85,17 @@ def encode_chosen(
     m, b = images.shape[:2]
     flat = images.flatten(0, 1)
     with torch.no_grad():
-        features = [x.unflatten(0, (m, b)) for x in encoder(flat)]
+        features = [x.view(m, b, *x.shape[1:]) for x in encoder(flat)]
         places = places_of(choose(features))
     if not torch.is_grad_enabled():
         return features
     own = encoder(flat.index_select(0, places))
-    return [
-        x.movedim(2, -1).flatten(0, 1).index_copy(0, places, y.movedim(1, -1))
-        .movedim(-1, 1).unflatten(0, (m, b))
-        for x, y in zip(features, own, strict=True)
-    ]  # fmt: skip
+    pixels = [x.movedim(2, -1) for x in features]
+    mixed = [
+        x.flatten(0, 1).index_copy(0, places, y.movedim(1, -1)).view(x.shape)
+        for x, y in zip(pixels, own, strict=True)
+    ]
+    return [x.movedim(-1, 2) for x in mixed]
 
 
 def places_of(rows: Tensor) -> Tensor:
@@ -113,11 +114,11 @@ def rows_of(x: Tensor, rows: Tensor) -> Tensor:
     Returns:
         ``[W, B, C, h, w]``.
     """
-    places = places_of(rows)
     pixels = x.movedim(2, -1)
-    if pixels.is_contiguous():
-        return pixels.flatten(0, 1).index_select(0, places).movedim(-1, 1).unflatten(0, rows.shape)
-    return x.flatten(0, 1).index_select(0, places).unflatten(0, rows.shape)
+    last = pixels.is_contiguous()
+    taken = (pixels if last else x).flatten(0, 1).index_select(0, places_of(rows))
+    taken = taken.view(*rows.shape, *taken.shape[1:])
+    return taken.movedim(-1, 2) if last else taken
 
 
 def learning_only(features: Sequence[Tensor], learning: Tensor) -> list[Tensor]:
