@@ -1,6 +1,6 @@
 """Methods, which say what is trained: one file each, on the interface in `fastseg.methods.base`."""
 
-from . import baseline, full_path, robustseg
+from . import baseline, full_path, rmmss, robustseg
 from .base import METHODS, Method, MethodOptions, register
 from .stage import LossWeights, Stage
 
@@ -13,5 +13,6 @@ __all__ = [
     "baseline",
     "full_path",
     "register",
+    "rmmss",
     "robustseg",
 ]
