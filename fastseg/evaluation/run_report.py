@@ -20,6 +20,7 @@ from fastseg import kernels
 from fastseg.config.serialise import to_dict
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
+from fastseg.evaluation.details import cost_table, share_tables
 from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets
 from fastseg.evaluation.scores import score_networks, subset_results, table
 from fastseg.evaluation.subsets import Subset, run_subsets
@@ -28,6 +29,7 @@ from fastseg.pipelines import Batch, ModalitySpec, build_loader
 from fastseg.pipelines.faults.sensor_faults import describe
 from fastseg.pipelines.inspection.display import picture
 from fastseg.pipelines.synthetic import shown_name
+from fastseg.report.details import write_details
 from fastseg.report.page.html import write_report
 from fastseg.report.results import Picture, RunReport, write_results
 
@@ -40,15 +42,22 @@ def write_run_report(
 ) -> str:
     """Score the networks, write ``results.csv`` and ``report.html``; returns the table.
 
+    Where there is more to say of a network it is in the report, too, and in ``details.csv``.
+
     All processes score; rank 0 writes.
     """
     matrices = score_networks(context, networks)
     results = subset_results(context, matrices)
+    details = share_tables(context, networks)
     if not context.ranks.is_first:
         return table(context, results)
     spec, full = context.spec, run_subsets(context)[-1].name
     name = shown_name(spec.name, context.config.data.root)
     write_results(folder / "results.csv", results, spec.classes)
+    if cost := cost_table(context, networks):
+        details.append(cost)
+    if details:
+        write_details(folder / "details.csv", details)
     report = RunReport(
         title=f"{context.config.name}: {name}, {context.config.model.backbone}",
         config=to_dict(context.config),
@@ -60,6 +69,7 @@ def write_run_report(
         pictures=take_pictures(context, networks),
         facts=run_facts(context, folder),
         compared=context.method.compared,
+        details=details,
     )
     write_report(folder / "report.html", report)
     return table(context, results)

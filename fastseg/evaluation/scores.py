@@ -19,8 +19,13 @@ from fastseg.report.table import format_table
 def score_networks(
     context: RunContext, networks: Mapping[str, Segmenter]
 ) -> dict[str, dict[str, ConfusionMatrix]]:
-    """Confusion matrix of every network on every subset over the whole evaluation split."""
+    """Confusion matrix of every network on every subset over the whole evaluation split.
+
+    Shares that a network counts are afterwards those of this split, see `Segmenter.take_shares`.
+    """
     ranks = context.ranks
+    for network in networks.values():
+        network.take_shares()
     loader = build_loader(context.config.data, train=False, rank=ranks.rank, world=ranks.world)
     total = loader.steps_per_epoch
     try:

@@ -1,6 +1,6 @@
 """Methods, which say what is trained: one file each, on the interface in `fastseg.methods.base`."""
 
-from . import baseline, feedback, full_path, robustseg
+from . import baseline, feedback, full_path, rmmss, robustseg
 from .base import METHODS, Method, MethodOptions, register
 from .stage import LossWeights, Stage
 
@@ -14,5 +14,6 @@ __all__ = [
     "feedback",
     "full_path",
     "register",
+    "rmmss",
     "robustseg",
 ]

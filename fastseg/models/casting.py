@@ -14,7 +14,11 @@ class _Copies(torch.autograd.Function):
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.dtypes = [x.dtype for x in tensors]
-        return tuple(_copies(tensors, [dtype] * len(tensors)))
+        copies = _copies(tensors, [dtype] * len(tensors))
+        # what does not learn stays without gradients, or passes would be recorded for nothing
+        learns = ctx.needs_input_grad[1:]
+        ctx.mark_non_differentiable(*(x for x, y in zip(copies, learns, strict=True) if not y))
+        return tuple(copies)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -71,11 +71,15 @@ class Segmenter(nn.Module):
         reads_present: whether the work depends on which modalities are there, not only on how many.
             Such a model is not replayed as a CUDA graph.
         abilities: further keywords that :meth:`forward` takes, see there.
+        shares: names of what the model counts while subsets are scored, see :meth:`take_shares`.
+        shares_title: their meaning, above a table.
         frozen: true if it was made a constant by :meth:`freeze`.
     """
 
     reads_present: bool = False
     abilities: ClassVar[frozenset[str]] = frozenset()
+    shares: tuple[str, ...] = ()
+    shares_title: str = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,6 +178,14 @@ class Segmenter(nn.Module):
                 yield self(kept).logits
             else:
                 yield self(images[rows], tuple(positions)).logits
+
+    def take_shares(self) -> dict[tuple[int, ...], Tensor]:
+        """Shares that :meth:`logits_of_subsets` has counted since the last call, by subset.
+
+        Int64 ``[len(shares), 2]`` on the device: a number and the one it is a share of. They are
+        sums over samples, so those of several processes add up.
+        """
+        return {}
 
     def units(self) -> list[nn.Module]:
         """Modules that are compiled and sharded one by one, each called as a whole with tensors.

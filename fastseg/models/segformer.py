@@ -23,12 +23,13 @@ from fastseg.models.heads.mlp import MLPHead
 
 from ..errors import ConfigError
 from .backbones.mit import Backbone, MixTransformer, get_backbone
-from .interface import AttentionLevel, Learning, Segmenter, SegmenterOutput
+from .in_parts import SegmenterInParts
+from .interface import AttentionLevel, Learning, SegmenterOutput
 from .partial import encode_chosen, encode_in_part, learning_only, mean_of_marked
 from .weights import LoadReport, load_encoder_weights
 
 
-class SegFormer(Segmenter):
+class SegFormer(SegmenterInParts):
     """The segmenter of any subset of modalities.
 
     To score many subsets of the same images, encode once and fuse each subset's features:
@@ -83,6 +84,11 @@ class SegFormer(Segmenter):
     def widths(self) -> tuple[int, ...]:
         """Channels of the four levels."""
         return self.config.widths
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.decoder.linear_pred.out_channels
 
     def _encoders(self) -> list[MixTransformer]:
         """All encoders: one, or that of each modality in the order of the run."""
@@ -175,10 +181,10 @@ class SegFormer(Segmenter):
         """The encoder of the modality, if each has its own."""
         return list(self.encoders[modality].parameters()) if self.reads_present else []
 
-    def logits_of_subsets(
+    def fused_of_subsets(
         self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str = "drop"
-    ) -> Iterator[Tensor]:
-        """Logits of one subset after the other; each image is encoded once.
+    ) -> Iterator[list[Tensor]]:
+        """Fused levels of one subset after the other; each image is encoded once.
 
         The encoder treats every modality alone and the fusion is a mean, so only fusion and head
         run per subset: M encoder passes instead of M 2^(M-1). With ``drop`` the mean runs over the
@@ -203,7 +209,7 @@ class SegFormer(Segmenter):
 
         for positions in subsets:
             rows = list(positions)
-            yield self.decode([fuse(level, rows) for level in range(len(features))])
+            yield [fuse(level, rows) for level in range(len(features))]
 
     def units(self) -> list[nn.Module]:
         """Every transformer block, then the head.

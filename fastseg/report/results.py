@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..pipelines.tools.whole_files import write_whole
+from .details import DetailTable
 
 MEAN = "Mean"
 UNHARMED = "none"
@@ -79,6 +80,7 @@ class RunReport:
         pictures: samples to show.
         facts: name -> value, shown at the top; ``command`` also under "how to reproduce".
         compared: the two networks whose difference is the gain: from, to.
+        details: further tables.
     """
 
     title: str
@@ -91,6 +93,7 @@ class RunReport:
     pictures: Sequence[Picture] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     compared: tuple[str, str] | None = None
+    details: Sequence[DetailTable] = ()
 
     def __post_init__(self) -> None:
         if np.shape(self.palette) != (len(self.classes), 3):
