@@ -116,6 +116,7 @@ def cases_of(
         )
         for network in learning.values():
             network.train()
+        setup.method.hold(stage, learning)
         setup.method.prepare(stage, learning, replace(context.surroundings, folder=None))
         networks = StageNetworks(learning, frozen)
         optimizer = build_optimizer(networks.together(), config.optim)

@@ -101,6 +101,7 @@ def count_memory(context: RunContext, setup: StageSetup, shards: int = 1) -> Mem
         {name: context.new_network(seed=0, name=name) for name in names}
         for names in (stage.learners, stage.targets)
     )
+    setup.method.hold(stage, learning)
     setup.method.prepare(stage, learning, replace(context.surroundings, folder=None))
     for network in frozen.values():
         network.freeze(reduced_dtype(config.precision) or torch.float32)

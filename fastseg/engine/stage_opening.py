@@ -60,7 +60,9 @@ class StageOpening:
         """The newest intact state of a stage; rank 0 looks, so that all take the same."""
 
         def module() -> nn.Module:
-            return joined({n: self.context.new_network(0, n) for n in setup.stage.learners})
+            networks = {n: self.context.new_network(0, n) for n in setup.stage.learners}
+            setup.method.hold(setup.stage, networks)
+            return joined(networks)
 
         def find() -> list[Any] | None:
             found = self.states.newest(setup.name, module, averaged=self.config.ema > 0)

@@ -164,6 +164,7 @@ def build_session(
     config = setup.config
     for network in networks.learning.values():
         network.train()
+    setup.method.hold(setup.stage, networks.learning)
     setup.method.prepare(setup.stage, networks.learning, context.surroundings)
     parallel = parallelize(
         networks.learning,

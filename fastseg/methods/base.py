@@ -194,12 +194,16 @@ class Method:
         """
         network.load_state_dict(finished[stage.start_of(name)].state_dict())
 
+    def hold(self, stage: Stage, learning: Mapping[str, Segmenter]) -> None:
+        """Take out of the training what does not learn in a stage, by `Segmenter.hold`."""
+
     def prepare(
         self, stage: Stage, learning: Mapping[str, Segmenter], surroundings: Surroundings
     ) -> None:
-        """Make the networks that learn, and what the method keeps itself, ready for a stage.
+        """Make ready what the method itself keeps for a stage.
 
-        Called on every process before the networks are spread and the optimizer is made.
+        Called on every process after `hold`, before the networks are spread and the optimizer is
+        made.
         """
 
     def rate_factor(self, stage: Stage, network: str) -> float:

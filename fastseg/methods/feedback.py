@@ -165,16 +165,20 @@ class Feedback(Method):
                 "another --model.backbone, or implement fusion_and_head"
             )
 
+    def hold(self, stage: Stage, learning: Mapping[str, Segmenter]) -> None:
+        """Hold the feedback teacher in evaluation mode, and all behind its encoders still."""
+        if TEACHER in learning:
+            teacher = learning[TEACHER]
+            teacher.hold(teacher.children(), learn=True)
+            teacher.hold(teacher.fusion_and_head())
+
     def prepare(
         self, stage: Stage, learning: Mapping[str, Segmenter], surroundings: Surroundings
     ) -> None:
-        """Hold the feedback teacher in evaluation mode, and all behind its encoders still."""
-        if TEACHER not in learning:
-            return
-        teacher = learning[TEACHER]
-        self._own = [_names_of(teacher, modality) for modality in surroundings.modalities]
-        teacher.hold(teacher.children(), learn=True)
-        teacher.hold(teacher.fusion_and_head())
+        """Find the parameters of the feedback teacher that serve one modality alone."""
+        if TEACHER in learning:
+            names = surroundings.modalities
+            self._own = [_names_of(learning[TEACHER], modality) for modality in names]
 
     def rate_factor(self, stage: Stage, network: str) -> float:
         """``feedback_rate`` for the feedback teacher."""

@@ -63,6 +63,7 @@ def test_no_step_waits_for_the_device(method_config):
         networks = StageNetworks(learning, frozen)
         for network in learning.values():
             network.train()
+        setup.method.hold(stage, learning)
         setup.method.prepare(stage, learning, replace(context.surroundings, folder=None))
         train = TrainStep(
             setup, networks, build_optimizer(networks.together(), context.config.optim)
