@@ -1,6 +1,6 @@
 """Methods, which say what is trained: one file each, on the interface in `fastseg.methods.base`."""
 
-from . import baseline, full_path, robustseg
+from . import baseline, feedback, full_path, robustseg
 from .base import METHODS, Method, MethodOptions, register
 from .stage import LossWeights, Stage
 
@@ -11,6 +11,7 @@ __all__ = [
     "MethodOptions",
     "Stage",
     "baseline",
+    "feedback",
     "full_path",
     "register",
     "robustseg",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastseg.methods.base import StepPlan
+
 
 def draw_pairing(
     batch: int, num_teacher: int, present: Sequence[int], generator: torch.Generator
@@ -49,3 +51,10 @@ def draw_pairing(
     fill = torch.randint(rows, (batch, num_teacher - rows), generator=generator, device=device)
     order = torch.rand((batch, num_teacher), generator=generator, device=device).argsort(1)
     return torch.cat([each, fill], 1).gather(1, order)
+
+
+def pairing_of_step(plan: StepPlan) -> Tensor:
+    """The pairing ``[B, M]`` of the samples of one share of a step, see `draw_pairing`."""
+    generator = torch.Generator().manual_seed(plan.seeds("pairing"))
+    size, rows = plan.share.size(plan.batch), plan.share.rows(plan.batch)
+    return draw_pairing(size, plan.modalities, plan.present, generator)[rows]

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from fastseg import kernels
@@ -29,7 +28,7 @@ from fastseg.methods.baseline import (
     must_train_one,
 )
 from fastseg.methods.draws import Draws
-from fastseg.methods.pairing import draw_pairing
+from fastseg.methods.pairing import pairing_of_step
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter, SegmenterOutput
 from fastseg.pipelines.tools.settings import NotNegative, Range
@@ -46,13 +45,19 @@ class RobustSegWeights(BaselineWeights):
 
 
 @dataclass(frozen=True)
-class LossOptions(OhemOptions):
-    """Forms of the loss terms, where paper and released code differ or leave a choice."""
+class DistillationOptions(OhemOptions):
+    """Forms of OHEM and HPDM, where paper and released code differ or leave a choice."""
 
     hpdm: Literal["paper", "code"] = "paper"
     """paper: class means, permuted modalities, absent classes masked; code: as released."""
     hpdm_axis: Literal["class", "channel"] = "class"
     """Axis that turns prototypes into distributions (paper form)."""
+
+
+@dataclass(frozen=True)
+class LossOptions(DistillationOptions):
+    """Forms of the loss terms, where paper and released code differ or leave a choice."""
+
     rrm: Literal["paper", "code", "code-normalised"] = "paper"
     """paper: Fisher information of perturbed features; code: as released (height softmax), the sum
     of the levels divided by one number; code-normalised: each level divided by its own size."""
@@ -62,7 +67,7 @@ class LossOptions(OhemOptions):
 
 def loss_terms(
     active: Mapping[str, float],
-    options: LossOptions,
+    options: DistillationOptions,
     output: SegmenterOutput,
     teacher: SegmenterOutput | None,
     labels: Tensor,
@@ -72,7 +77,7 @@ def loss_terms(
 
     Args:
         active: the active terms; their weights are not read.
-        options: forms of the terms.
+        options: forms of the terms; `LossOptions` where RRM is active.
         output: of the network that learns; features ``[M', B, C, h, w]`` per level.
         teacher: of the frozen network on all M modalities; None in a stage without one.
         labels: ``[B, H, W]`` integer, 255 ignored.
@@ -102,6 +107,7 @@ def loss_terms(
                 axis=options.hpdm_axis,
             )
         if "rrm" in active:
+            assert isinstance(options, LossOptions)
             terms["rrm"] = kernels.representation_regularisation(
                 output.features,
                 matched,
@@ -142,10 +148,7 @@ class RobustSeg(Method):
 
     def draw(self, plan: StepPlan) -> dict[str, Tensor]:
         """``pairing [B, M]``: the student row that each of the teacher's modalities teaches."""
-        generator = torch.Generator().manual_seed(plan.seeds("pairing"))
-        size, rows = plan.share.size(plan.batch), plan.share.rows(plan.batch)
-        everyone = draw_pairing(size, plan.modalities, plan.present, generator)
-        return {"pairing": everyone[rows]}
+        return {"pairing": pairing_of_step(plan)}
 
     def terms(self, step: StepInputs) -> dict[str, Tensor]:
         """OHEM, logit distillation, HPDM and RRM, as far as they are active."""

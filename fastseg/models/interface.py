@@ -7,7 +7,7 @@ model overrides those for which it knows better than the default. Models are reg
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+
+Learning = Tensor | Callable[[list[Tensor]], Tensor]
+"""Rows ``[W, B]`` of the images that learn, or a function from the features to such rows."""
 
 
 class SegmenterOutput(NamedTuple):
@@ -92,7 +95,9 @@ class Segmenter(nn.Module):
         - ``fused [P, M', B]``: the modalities that P fusions of each sample have, 1 or 0, at least
           one each. The logits are then ``[P B, K, h_1, w_1]``, one fusion after the other.
         - ``learning [W, B]`` int64: the images of each sample whose features carry gradients, as
-          rows of the M'; the features of the others are constants.
+          rows of the M'; the features of the others are constants. Or a function that gives them:
+          it is called once within the pass, with the levels ``[M', B, C_i, h_i, w_i]`` of all
+          images, which carry no gradients there.
         - ``head``: False leaves out everything behind the encoders; the logits are then empty.
 
         Args:
@@ -117,11 +122,19 @@ class Segmenter(nn.Module):
         """Modules behind the encoders, which all modalities share; none by default."""
         return []
 
-    def hold(self, modules: Iterable[nn.Module]) -> None:
-        """Take modules of this network out of the training: no gradients, evaluation mode."""
-        self._held += [module for module in modules if module not in self._held]
-        for module in self._held:
-            module.eval().requires_grad_(False)
+    def hold(self, modules: Iterable[nn.Module], *, learn: bool = False) -> None:
+        """Take modules of this network out of the training: evaluation mode, no gradients.
+
+        Args:
+            modules: parts of this network, not itself.
+            learn: leave the gradients as they are, and hold the mode alone.
+        """
+        for module in modules:
+            module.eval()
+            if not learn:
+                module.requires_grad_(False)
+            if module not in self._held:
+                self._held.append(module)
 
     def train(self, mode: bool = True) -> Segmenter:
         """Training or evaluation mode; what is held stays in evaluation mode."""

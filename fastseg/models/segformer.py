@@ -23,8 +23,8 @@ from fastseg.models.heads.mlp import MLPHead
 
 from ..errors import ConfigError
 from .backbones.mit import Backbone, MixTransformer, get_backbone
-from .interface import AttentionLevel, Segmenter, SegmenterOutput
-from .partial import encode_in_part, learning_only, mean_of_marked
+from .interface import AttentionLevel, Learning, Segmenter, SegmenterOutput
+from .partial import encode_chosen, encode_in_part, learning_only, mean_of_marked
 from .weights import LoadReport, load_encoder_weights
 
 
@@ -90,7 +90,7 @@ class SegFormer(Segmenter):
         return cast(list[MixTransformer], list(own))
 
     def encode(
-        self, images: Tensor, present: Sequence[int] | None = None, learning: Tensor | None = None
+        self, images: Tensor, present: Sequence[int] | None = None, learning: Learning | None = None
     ) -> list[Tensor]:
         """Encode every image of every modality; in one call where all share the encoder.
 
@@ -99,7 +99,7 @@ class SegFormer(Segmenter):
                 i has exactly ``H / 2^(i+1)`` rows and the reduced keys cover all of them.
             present: positions of these modalities among those of the run; None: all. Read where
                 they have encoders of their own.
-            learning: ``[W, B]``, see `Segmenter.forward`; None: all.
+            learning: ``[W, B]`` or a function, see `Segmenter.forward`; None: all.
 
         Returns:
             Four levels ``[M, B, C_i, h_i, w_i]``; the channels are the fastest axis in memory.
@@ -114,9 +114,15 @@ class SegFormer(Segmenter):
             raise ValueError(f"height and width must be multiples of 32, got {h} x {w}")
         if self.reads_present:
             features = self._encode_apart(images, range(m) if present is None else present)
-            return features if learning is None else learning_only(features, learning)
-        if learning is not None:
+            if learning is None:
+                return features
+            if not isinstance(learning, Tensor):
+                learning = learning([x.detach() for x in features])
+            return learning_only(features, learning)
+        if isinstance(learning, Tensor):
             return encode_in_part(self.encoder, images, learning)
+        if learning is not None:
+            return encode_chosen(self.encoder, images, learning)
         return [x.unflatten(0, (m, b)) for x in self.encoder(images.flatten(0, 1))]
 
     def _encode_apart(self, images: Tensor, present: Sequence[int]) -> list[Tensor]:
@@ -149,7 +155,7 @@ class SegFormer(Segmenter):
         present: Sequence[int] | None = None,
         *,
         fused: Tensor | None = None,
-        learning: Tensor | None = None,
+        learning: Learning | None = None,
         head: bool = True,
     ) -> SegmenterOutput:
         """``[M', B, 3, H, W]`` to logits and per-modality features; see the methods above.

@@ -6,6 +6,7 @@ from torch import nn
 
 from fastseg.errors import ConfigError
 from fastseg.models import SegFormer
+from fastseg.models.partial import rows_of
 from tests.support.toy_backbone import ToySegmenter
 
 NAMES = ["img", "depth", "event", "lidar"]
@@ -135,3 +136,67 @@ def test_a_model_without_a_keyword_is_refused():
     with pytest.raises(ConfigError, match=r"method x needs a model with .head.*ToySegmenter"):
         toy.must_take("head", "the method x")
     SegFormer("mit_nano", 5, 16).must_take("head", "the method x")
+
+
+def test_a_function_chooses_the_images_that_learn(model, images):
+    """It sees the features of all, without gradients, once; then all is as with given rows."""
+    model.eval()
+    rows, calls = torch.tensor([[1, 0], [2, 3]]), []
+
+    def choose(features):
+        calls.append(features)
+        return rows
+
+    weights = [torch.randn_like(x) for x in model(images).features]
+
+    def gradients(output):
+        model.zero_grad()
+        pairs = zip(output.features, weights, strict=True)
+        (output.logits.square().mean() + sum((x * w).sum() for x, w in pairs)).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    given, chosen = model(images, learning=rows), model(images, learning=choose)
+    (seen,) = calls
+    assert not any(x.requires_grad for x in seen)
+    for x, y in zip([*seen, *chosen.features], [*given.features] * 2, strict=True):
+        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(chosen.logits, given.logits)
+    assert all(x.movedim(2, -1).is_contiguous() for x in chosen.features)
+    found, expected = gradients(chosen), gradients(given)
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images, learning=choose).logits, given.logits)
+
+
+def test_the_first_pass_leaves_no_weights_behind_that_do_not_learn():
+    """Autocast keeps what it casts; a weight cast without gradients must not serve the others."""
+    model = SegFormer("mit_nano", 5, 16, dropout=0, drop_path=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(torch.randn(2, 1, 3, 64, 64), learning=lambda x: torch.tensor([[1]]))
+    output.logits.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_rows_of_each_sample(channels_last):
+    x = torch.randn(4, 3, 2, 5, 5)
+    if channels_last:
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    rows = torch.tensor([[3, 0, 1], [2, 2, 0]])
+    found = rows_of(x, rows)
+    assert found.movedim(2, -1).is_contiguous() == channels_last
+    for w in range(2):
+        for b in range(3):
+            assert torch.equal(found[w, b], x[rows[w, b], b])
+
+
+def test_what_is_held_and_learns_is_in_evaluation_mode_alone(model, images):
+    model.hold(model.children(), learn=True)
+    model.hold(model.fusion_and_head())
+    model.train()
+    assert [module for module in model.modules() if module.training] == [model]
+    model(images).logits.square().sum().backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None and p.grad.any()) == (not name.startswith("decoder"))
