@@ -99,7 +99,7 @@ def embed_split(
             modality is embedded as the blank picture that a loader gives for it.
         load: makes the model; called on rank 0 only.
         folder: holds the cache, one file per split, modalities, model and prompts; all processes
-            see it. Several runs may share it.
+            see it. Several runs may share it once it is filled.
         ranks: this process and its peers.
         prompts: forms of the sentences; none for the usual ones.
         skip_damaged: leave out samples that cannot be read, instead of an error.
