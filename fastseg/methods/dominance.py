@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -53,21 +52,28 @@ def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
     return dominant.scatter_(0, weak, torch.zeros_like(weak, dtype=torch.bool)), weak
 
 
-@dataclass
 class Dominance:
     """Ranking of the modalities of a step, made from features when it is called.
 
-    Attributes:
+    Args:
         per_batch: rank all samples alike, by the mean of their scores.
         mean_over_processes: function that averages a tensor over all processes.
+
+    Attributes:
         dominant: bool ``[M, B]``, set by the call.
         weak: int64 ``[floor(M / 2), B]``, rows of the modalities that are not dominant; likewise.
     """
 
-    per_batch: bool = False
-    mean_over_processes: Callable[[Tensor], Tensor] = lambda x: x
-    dominant: Tensor = field(init=False)
-    weak: Tensor = field(init=False)
+    # no dataclass: FSDP reads all fields of those that a network is called with, set or not
+    dominant: Tensor
+    weak: Tensor
+
+    def __init__(
+        self,
+        per_batch: bool = False,
+        mean_over_processes: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> None:
+        self.per_batch, self.mean_over_processes = per_batch, mean_over_processes
 
     def __call__(self, features: Sequence[Tensor]) -> Tensor:
         """Rank by ``features [M, B, C, h, w]`` per level; gives ``weak``."""
