@@ -12,6 +12,13 @@ from fastseg.config.presets.muses import (
     muses_robustseg_b0_published,
     muses_robustseg_b2,
 )
+from fastseg.config.presets.study import (
+    study_dropout,
+    study_hpdm,
+    study_logit_kd,
+    study_robustseg,
+    study_teacher,
+)
 from fastseg.config.run import TrainConfig
 from fastseg.errors import ConfigError
 from fastseg.pipelines.tools.unknown import unknown
@@ -28,6 +35,11 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
         muses_robustseg_b0_published,
         mcubes_robustseg_b0,
         mcubes_robustseg_b2,
+        study_teacher,
+        study_dropout,
+        study_logit_kd,
+        study_hpdm,
+        study_robustseg,
     )
 }
 
