@@ -21,8 +21,8 @@ from fastseg.pipelines.tools.unknown import unknown
 STUDIED: dict[str, RobustSegWeights] = {
     "dropout": RobustSegWeights(),
     "logit_kd": RobustSegWeights(logit=50),
-    "hpdm": RobustSegWeights(logit=50, hpdm=30),
-    "robustseg": RobustSegWeights(logit=50, hpdm=30, rrm=0.01),
+    "hpdm": RobustSegWeights(logit=50, hpdm=1),
+    "robustseg": RobustSegWeights(logit=50, hpdm=1, rrm=0.01),
 }
 """Loss terms of the student by name of the method."""
 
