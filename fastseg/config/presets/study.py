@@ -1,6 +1,6 @@
 """The comparison of methods on small synthetic scenes: one budget, one data set, a method by name.
 
-A student learns from 100 frames and starts from a teacher of 600, which is better on complete
+A student learns from 24 frames and starts from a teacher of 600, which is better on complete
 input than any student trained on those frames. The results are in ``docs/studies.md``.
 """
 
@@ -26,14 +26,14 @@ STUDIED: dict[str, RobustSegWeights] = {
 }
 """Loss terms of the student by name of the method."""
 
-TEACHER_FRAMES, STUDENT_FRAMES = 600, 100
+TEACHER_FRAMES, STUDENT_FRAMES = 600, 24
 
 
 def study(method: str) -> TrainConfig:
     """The config of one method of the study.
 
     The student's stage alone differs between methods. Give the weights of a finished
-    `study_teacher` with ``--teacher FILE``; without them the teacher, too, learns from 100 frames.
+    `study_teacher` with ``--teacher FILE``; without them the teacher, too, learns from 24 frames.
 
     Raises:
         ConfigError: there is no such method; the message names the nearest.
