@@ -40,6 +40,8 @@ from fastseg.models.interface import Segmenter
 from fastseg.pipelines.tools.settings import Natural, NotNegative, Range
 
 RECORD = "path_record"
+TEACHER = "teacher"
+"""A network that learns on complete inputs alone, from which the student may start."""
 _STEPS = 2**32
 
 
@@ -117,7 +119,7 @@ class FullPath(Method):
     """One network whose step has a full, a degraded and single paths; a reconstruction."""
 
     name: ClassVar[str] = "full_path"
-    networks: ClassVar[tuple[str, ...]] = ("student",)
+    networks: ClassVar[tuple[str, ...]] = (TEACHER, "student")
     weights: ClassVar[type[LossWeights]] = FullPathWeights
     options_type: ClassVar[type[MethodOptions]] = FullPathOptions
 
@@ -137,6 +139,11 @@ class FullPath(Method):
                 f"itself, got modalities {stage.modalities}: set it to full"
             )
         active = stage.losses.active().keys()
+        if stage.learners == (TEACHER,) and active != {"full"}:
+            raise ValueError(
+                f"stage {name!r}: the {TEACHER} of full_path learns on complete inputs alone: set "
+                f"the weights of {', '.join(sorted(active - {'full'})) or 'all terms but full'} to 0"
+            )
         if active == {"logit"}:
             raise ValueError(
                 f"stage {name!r}: logit compares the network with itself: give ohem, full or paths "
@@ -155,8 +162,16 @@ class FullPath(Method):
         As a buffer it is set back with a skipped step, as BatchNorm's statistics are.
         """
         model = new()
-        model.register_buffer(RECORD, torch.zeros(4, len(new.modalities)))
+        if network != TEACHER:
+            model.register_buffer(RECORD, torch.zeros(4, len(new.modalities)))
         return model
+
+    def first_weights(
+        self, stage: Stage, name: str, network: Segmenter, finished: Mapping[str, Segmenter]
+    ) -> None:
+        """Those of the network that the stage starts from; the record begins empty."""
+        own = {RECORD: network.state_dict()[RECORD]} if name != TEACHER else {}
+        network.load_state_dict(finished[stage.start_of(name)].state_dict() | own)
 
     def draw(self, plan: StepPlan) -> dict[str, Tensor]:
         """Numbers of the subsets, ``[M, B]`` and ``[B]``, the single paths ``[S]``, ``first [1]``.
@@ -181,6 +196,10 @@ class FullPath(Method):
         """Losses of all paths by name, as far as they are active."""
         active, draws = step.stage.losses.active(), step.draws
         (learner,) = step.stage.learners
+        if learner == TEACHER:
+            return {
+                "full": ohem_and_logit(self.options, step.output_of(learner).logits, step.labels)[0]
+            }
         record = step.modules[learner].get_buffer(RECORD)
         with torch.no_grad():
             newer = with_newest(record, self.options.score_decay)

@@ -85,17 +85,22 @@ def small_recipes() -> list[Callable[[], TrainConfig]]:
     return [preset for recipe in RECIPES for preset in (_demo_of(recipe), _debug_of(recipe))]
 
 
+def demo_stages(recipe: MethodRecipe) -> Stages:
+    """The stages of a method in its demo."""
+    first = replace(_first(), losses=recipe.weights())
+    return recipe.small(_shared_out(recipe.stages(first)))
+
+
 def _demo_of(recipe: MethodRecipe) -> Callable[[], TrainConfig]:
     """The method on the demo's data and network, for as many epochs in all."""
     name = f"demo_{recipe.name}"
 
     def preset() -> TrainConfig:
-        first = replace(_first(), losses=recipe.weights())
         return replace(
             demo(),
             name=name,
             method=recipe.method,
-            stages=recipe.small(_shared_out(recipe.stages(first))),
+            stages=demo_stages(recipe),
             losses=recipe.losses(**(dict(recipe.options) | dict(recipe.small_options))),
         )
 

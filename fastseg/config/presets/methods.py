@@ -202,6 +202,7 @@ RECIPES = (
         weights=FullPathWeights,
         stages=full_path,
         small_options={"paths_per_step": 2},
+        teacher_losses=FullPathWeights(ohem=0, full=1, paths=0),
         facts="The full set, a degraded set of each sample and every single modality in each step; "
         "weights of 1 and the length are choices of this reconstruction.",
         published={

@@ -58,6 +58,8 @@ class MethodRecipe:
         options: options of the method that differ from their defaults.
         small: function that fits the stages to the synthetic demo: weights that differ there.
         small_options: options that differ there.
+        teacher_losses: weights of a first stage on complete inputs; the defaults by default.
+        studied: whether it is part of the comparison of methods.
     """
 
     name: str
@@ -71,6 +73,8 @@ class MethodRecipe:
     options: Mapping[str, object] = field(default_factory=dict)
     small: Callable[[Stages], Stages] = field(default=lambda stages: stages)
     small_options: Mapping[str, object] = field(default_factory=dict)
+    teacher_losses: LossWeights | None = None
+    studied: bool = True
 
 
 def compose(

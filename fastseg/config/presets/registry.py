@@ -8,6 +8,7 @@ from fastseg.config.presets.data import DELIVER, MCUBES, MUSES, MUSES_PUBLISHED
 from fastseg.config.presets.demo import debug, demo, small_recipes
 from fastseg.config.presets.methods import RECIPES
 from fastseg.config.presets.parts import compose
+from fastseg.config.presets.study import study_recipes
 from fastseg.config.run import TrainConfig
 from fastseg.errors import ConfigError
 from fastseg.pipelines.tools.unknown import unknown
@@ -29,6 +30,7 @@ PRESETS: dict[str, Preset] = {
         *small_recipes(),
         *_REAL,
         compose(MUSES_PUBLISHED, RECIPES[0], "b0", "published"),
+        *study_recipes(),
     )
 }
 
