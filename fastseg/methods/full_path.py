@@ -141,8 +141,8 @@ class FullPath(Method):
         active = stage.losses.active().keys()
         if stage.learners == (TEACHER,) and active != {"full"}:
             raise ValueError(
-                f"stage {name!r}: the {TEACHER} of full_path learns on complete inputs alone: set "
-                f"the weights of {', '.join(sorted(active - {'full'})) or 'all terms but full'} to 0"
+                f"stage {name!r}: the {TEACHER} of full_path learns on complete inputs alone: give "
+                f"the term full a weight and no other, got {', '.join(sorted(active))}"
             )
         if active == {"logit"}:
             raise ValueError(

@@ -100,7 +100,7 @@ class SelectedPair(Segmenter):
         if full.widths != robust.widths:
             raise ConfigError(
                 f"selection needs features of the same channels, got {list(full.widths)} and "
-                f"{list(robust.widths)}: choose one backbone for both"
+                f"{list(robust.widths)}: give both networks the same backbone"
             )
         self.full, self.robust = cast(SegmenterInParts, full), cast(SegmenterInParts, robust)
         self.levels = nn.ModuleList(Selection(width, temperature) for width in robust.widths)
