@@ -1,6 +1,6 @@
 """Methods, which say what is trained: one file each, on the interface in `fastseg.methods.base`."""
 
-from . import baseline, full_path, robustseg
+from . import anyseg, baseline, full_path, robustseg
 from .base import METHODS, Method, MethodOptions, register
 from .stage import LossWeights, Stage
 
@@ -10,6 +10,7 @@ __all__ = [
     "Method",
     "MethodOptions",
     "Stage",
+    "anyseg",
     "baseline",
     "full_path",
     "register",
