@@ -14,6 +14,7 @@ DALI = 'nvidia-dali-cuda130>=2.4,<3; sys_platform == "linux"'
 TRITON = 'triton>=3.6; sys_platform == "linux"'
 PLOT = "matplotlib>=3.8"
 EVENTS = "h5py>=3.10"
+TRANSFORMERS = "transformers>=5"
 
 setup(
     name="fastseg",
@@ -45,15 +46,17 @@ setup(
         "triton": [TRITON],
         # event files of MUSES; their compression needs the filters of hdf5plugin
         "muses": [EVENTS, "hdf5plugin>=4.4"],
+        # frozen CLIP models, whose embeddings a method may learn from
+        "vision-language": [TRANSFORMERS],
         "test": [
             DALI,
             EVENTS,
+            TRANSFORMERS,
             TRITON,
             "pytest>=8",
             "pytest-benchmark>=5",
             "hypothesis>=6.100",
             "torchmetrics>=1.4",
-            "transformers>=5",
         ],
         "lint": ["ruff==0.17.5", "mypy>=1.15", "types-tqdm", "uv>=0.9"],
     },

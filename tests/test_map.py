@@ -53,9 +53,10 @@ ROOMS = {
         "console": "",
         "models": "errors choice pipelines/tools",
         "distributed": "errors models",
+        "checkpoint": "errors console models distributed pipelines/tools",
+        "vision_language": "errors console distributed checkpoint pipelines/*",
         "methods": "errors models distributed kernels/. pipelines/. pipelines/tools",
         "report": "errors console distributed pipelines/*",
-        "checkpoint": "errors console models distributed pipelines/tools",
         "config": "errors models methods pipelines/. pipelines/tools",
         "engine": "errors choice console models methods distributed report checkpoint config "
         "kernels/common pipelines/*",

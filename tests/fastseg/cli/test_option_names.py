@@ -17,7 +17,7 @@ DOCUMENTS = {
 }
 ROOMS = ("fastseg", "kernels", "pipelines")
 OPTION = re.compile(r"(?<![\w-])--[a-z]\w*(?:[-.](?:\w+|\{\}))*")
-COMMAND = re.compile(r"-m (fastseg\.data \w+|fastseg\.\w+)")
+COMMAND = re.compile(r"-m (fastseg\.data \w+|fastseg\.\w+)(?![.\w])")
 
 TRAIN = {"fastseg.train"}
 SCORE = {"fastseg.evaluate"}

@@ -1,0 +1,1 @@
+"""Frozen vision-language models: embeddings of pictures and sentences, cached on disk."""
