@@ -34,6 +34,9 @@ class ModelConfig:
     """Encoder of the network called teacher, such as a deeper one; none: the same."""
     encoders: Literal["shared", "per_modality"] = binding("shared")
     """One encoder for all modalities, or one for each (as the CVPR 2026 text of RobustSeg says)."""
+    fusion: Literal["mean", "mff"] = binding("mean")
+    """Mean of the modalities, or maximum and mean of features that are reweighted by their
+    agreement (a reconstruction of the MFF of Any2Seg)."""
     embed_dim: Annotated[int, Range(1, 2**16)] = binding(768)
     """Width of the head; the published checkpoints use 768 for every backbone."""
     dropout: BelowOne = binding(0.1)

@@ -1,6 +1,6 @@
 """Methods, which say what is trained: one file each, on the interface in `fastseg.methods.base`."""
 
-from . import baseline, feedback, full_path, rmmss, robustseg
+from . import any2seg, anyseg, baseline, feedback, full_path, rmmss, robustseg
 from .base import METHODS, Method, MethodOptions, register
 from .stage import LossWeights, Stage
 
@@ -10,6 +10,8 @@ __all__ = [
     "Method",
     "MethodOptions",
     "Stage",
+    "any2seg",
+    "anyseg",
     "baseline",
     "feedback",
     "full_path",

@@ -44,18 +44,20 @@ class Builder(Protocol):
         ...
 
 
-OPTIONAL: dict[str, object] = {"encoders": "shared"}
+OPTIONAL: dict[str, object] = {"encoders": "shared", "fusion": "mean"}
 """Keywords that a builder may have, with the value that stands for a model without them."""
 
 
 def _segformer(
     backbone: str, num_classes: int, modalities: Sequence[str], *, embed_dim: int,
     dropout: float, drop_path: float, norm_momentum: float, encoders: str = "shared",
+    fusion: str = "mean",
 ) -> Segmenter:  # fmt: skip
     """M-SegFormer: all modalities share the encoder, whichever they are, or each has its own."""
     return SegFormer(
         backbone, num_classes, embed_dim=embed_dim, dropout=dropout, drop_path=drop_path,
         norm_momentum=norm_momentum, own_encoders=modalities if encoders == "per_modality" else (),
+        fusion=fusion,
     )  # fmt: skip
 
 

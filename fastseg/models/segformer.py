@@ -1,13 +1,14 @@
-"""M-SegFormer: one encoder shared by all modalities, mean fusion, SegFormer's all-MLP head.
+"""M-SegFormer: one encoder shared by all modalities, a fusion, SegFormer's all-MLP head.
 
     F_i[m, b] = encoder_i(image[m, b])       level i of modality m and sample b
     fused_i[b] = mean over m of F_i[m, b]    the only cross-modal operation
     logits = head(fused_1, .., fused_4)
 
-A modality is one more image to the encoder, so any subset of sensors can be given, in training and
-at evaluation. With an encoder of its own per modality the same holds, in one call each. Sources:
-SegFormer, arXiv:2105.15203; the shared encoder with mean fusion is that of AnySeg,
-arXiv:2411.17141, and RobustSeg, arXiv:2505.12861. Parameter names follow their checkpoints.
+Another fusion may take the place of the mean, see `fastseg.models.fusion`. A modality is one more
+image to the encoder, so any subset of sensors can be given, in training and at evaluation. With an
+encoder of its own per modality the same holds, in one call each. Sources: SegFormer,
+arXiv:2105.15203; the shared encoder with mean fusion is that of AnySeg, arXiv:2411.17141, and
+RobustSeg, arXiv:2505.12861. Parameter names follow their checkpoints.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from torch import Tensor, nn
 from fastseg.models.heads.mlp import MLPHead
 
 from ..errors import ConfigError
+from ..pipelines.tools.unknown import unknown
 from .backbones.mit import Backbone, MixTransformer, get_backbone
+from .fusion import FUSIONS
 from .in_parts import SegmenterInParts
 from .interface import AttentionLevel, Learning, SegmenterOutput
-from .partial import encode_chosen, encode_in_part, learning_only, mean_of_marked
+from .partial import encode_chosen, encode_in_part, learning_only
 from .weights import LoadReport, load_encoder_weights
 
 
@@ -45,9 +48,11 @@ class SegFormer(SegmenterInParts):
         drop_path: stochastic depth of the encoder's last block, see :class:`MixTransformer`.
         own_encoders: names of the M modalities, each of which gets an encoder of its own; none:
             all share one.
+        fusion: a name in :data:`FUSIONS`. Weights do not tell which one they were trained with; the
+            config of a run does.
 
     Raises:
-        ConfigError: the backbone is unknown or a number is out of range.
+        ConfigError: the backbone or the fusion is unknown or a number is out of range.
     """
 
     abilities = frozenset({"fused", "learning", "head"})
@@ -61,6 +66,7 @@ class SegFormer(SegmenterInParts):
         drop_path: float = 0.1,
         norm_momentum: float = 0.1,
         own_encoders: Sequence[str] = (),
+        fusion: str = "mean",
     ) -> None:
         super().__init__()
         for name, value in (("num_classes", num_classes), ("embed_dim", embed_dim)):
@@ -69,6 +75,9 @@ class SegFormer(SegmenterInParts):
         for name, p in (("dropout", dropout), ("drop_path", drop_path)):
             if not 0 <= p < 1:
                 raise ConfigError(f"{name} must be a probability below 1, got {p}")
+        if fusion not in FUSIONS:
+            raise ConfigError(unknown("fusion", fusion, FUSIONS))
+        self.fusion = fusion
         config = get_backbone(backbone) if isinstance(backbone, str) else backbone
         self.config = config
         self.reads_present = bool(own_encoders)
@@ -139,17 +148,11 @@ class SegFormer(SegmenterInParts):
         return [torch.stack([x.movedim(1, -1) for x in one]).movedim(-1, 2) for one in levels]
 
     def fuse(self, features: Sequence[Tensor], fused: Tensor | None = None) -> list[Tensor]:
-        """Mean over modalities: four levels ``[M, B, C_i, h_i, w_i]`` to ``[B, C_i, h_i, w_i]``.
+        """Fuse the modalities: four levels ``[M, B, C_i, h_i, w_i]`` to ``[B, C_i, h_i, w_i]``.
 
-        With ``fused [P, M, B]`` means of the modalities that are marked: ``[P B, C_i, h_i, w_i]``.
+        With ``fused [P, M, B]`` those that are marked: ``[P B, C_i, h_i, w_i]``.
         """
-        if fused is not None:
-            return [mean_of_marked(x, fused) for x in features]
-        # with the channels last the reduction runs over contiguous memory and stays in that layout
-        return [
-            x[0] if x.shape[0] == 1 else x.movedim(2, -1).mean(dim=0).movedim(-1, 1)
-            for x in features
-        ]
+        return [FUSIONS[self.fusion](x, fused) for x in features]
 
     def decode(self, fused: Sequence[Tensor]) -> Tensor:
         """Fused levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]`` at stride 4."""
@@ -174,7 +177,7 @@ class SegFormer(SegmenterInParts):
         return SegmenterOutput(self.decode(self.fuse(features, fused)), features)
 
     def fusion_and_head(self) -> list[nn.Module]:
-        """The head; the mean has no parameters."""
+        """The head; the fusions have no parameters."""
         return [self.decoder]
 
     def modality_parameters(self, modality: str) -> list[nn.Parameter]:
@@ -186,30 +189,27 @@ class SegFormer(SegmenterInParts):
     ) -> Iterator[list[Tensor]]:
         """Fused levels of one subset after the other; each image is encoded once.
 
-        The encoder treats every modality alone and the fusion is a mean, so only fusion and head
-        run per subset: M encoder passes instead of M 2^(M-1). With ``drop`` the mean runs over the
-        present modalities; with ``zero`` over all of them, a missing one giving the features of an
-        image of zeros (after normalisation).
+        The encoder treats every modality alone, so only fusion and head run per subset: M encoder
+        passes instead of M 2^(M-1). With ``drop`` the present modalities are fused; with ``zero``
+        all of them, a missing one with the features of an image of zeros (after normalisation).
         """
         count, features = len(images), self.encode(images)
         # one blank image tells for all modalities what their shared encoder makes of it
         blanks = images if self.reads_present else images[:1]
         blank = self.encode(torch.zeros_like(blanks)) if missing == "zero" else None
 
-        def fuse(level: int, rows: list[int]) -> Tensor:
+        def there(level: int, rows: list[int]) -> Tensor:
             found = features[level][rows]
-            if blank is None:
-                return found.mean(dim=0)
             missed = [m for m in range(count) if m not in rows]
-            if self.reads_present:
-                rest = blank[level][missed].sum(dim=0)
-            else:
-                rest = len(missed) * blank[level][0]
-            return (found.sum(dim=0) + rest) / count
+            if blank is None or not missed:
+                return found
+            rest = blank[level][missed if self.reads_present else [0] * len(missed)]
+            # the channels stay the fastest axis
+            return torch.cat([x.movedim(2, -1) for x in (found, rest)]).movedim(-1, 2)
 
         for positions in subsets:
             rows = list(positions)
-            yield [fuse(level, rows) for level in range(len(features))]
+            yield self.fuse([there(level, rows) for level in range(len(features))])
 
     def units(self) -> list[nn.Module]:
         """Every transformer block, then the head.

@@ -1,0 +1,1 @@
+"""Loss terms of single methods, as differentiable PyTorch in fp32."""
