@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +75,6 @@ class Any2SegOptions(OhemOptions):
 
     vision_language: Path | None = None
     """Folder of a CLIP model; a stage that trains the student needs it."""
-    kind: Literal["auto", "clip"] = "auto"
-    """What wrote that folder; auto: what is there."""
     embed_dim: Count = 512
     """Size d of the model's embeddings; 512 of CLIP ViT-B."""
     embeddings: Path | None = None
@@ -201,7 +199,7 @@ class Any2Seg(Method):
                 "any2seg learns from a vision-language model: name the folder of one with "
                 "--losses.vision-language, see docs/reference/vision-language.md"
             )
-        model = load_model(path, device, self.options.kind)
+        model = load_model(path, device)
         if model.dim != wanted:
             raise ConfigError(
                 f"the embeddings of {path} have {model.dim} entries and the student's {wanted}: "

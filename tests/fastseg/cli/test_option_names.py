@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastseg import data, doctor, evaluate, train
+from fastseg.config.presets.methods import RECIPES
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = {
@@ -77,6 +78,7 @@ FOREIGN = {
     "--standalone": "torchrun",
     "--shm-size": "docker run",
     "--fix": "ruff",
+    "--local-dir": "hf download",
     # scripts and conftest of bench/, which is not installed
     "--seconds": "bench/conftest.py",
     "--commit": "bench/gpu_record.py",
@@ -99,6 +101,9 @@ def accepted():
         found = {name: listed(main, words) for name, (main, words) in calls.items()}
     # read before the fields of the preset, and described above the list
     found["fastseg.train"] |= {"--preset", "--config"}
+    # each method has stages and loss terms of its own
+    for recipe in RECIPES:
+        found["fastseg.train"] |= listed(train.main, ["--preset", f"debug_{recipe.name}", "--help"])
     assert {"--data.root", "--root"} <= found["fastseg.data check"]
     return found
 

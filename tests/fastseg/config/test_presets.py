@@ -16,6 +16,7 @@ from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.datasets import catalogue
 from tests.support import dataset_trees as trees
+from tests.support.tiny_clip import DIM, write_clip
 
 SMALL = [
     *["--model.backbone", "mit_nano", "--model.embed-dim", "16", "--data.workers", "0"],
@@ -89,6 +90,9 @@ def test_a_preset_trains(roots, tmp_path, capsys, monkeypatch, name):
     size = {"mcubes": 32}.get(data, 64)
     options = ["--preset", name, "--data.root", str(roots / data), "--out", str(tmp_path)]
     options += ["--data.size", str(size), *SMALL]
+    if "any2seg" in name:
+        clip = write_clip(tmp_path / "clip")
+        options += ["--losses.vision-language", str(clip), "--losses.embed-dim", str(DIM)]
     for stage in config.stages:
         options += [f"--stages.{stage}.steps", str(30 // len(config.stages))]
     if config.data.eval_size:

@@ -8,6 +8,7 @@ import pytest
 from fastseg.config.presets.methods import RECIPES
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.serialise import to_dict
+from tests.support.tiny_clip import guided_by, write_clip
 
 NAMES = [recipe.name for recipe in RECIPES]
 # of a share alone, see fastseg.engine.step: hard pixels, and the information of the regulariser
@@ -32,6 +33,7 @@ def test_two_processes_train_what_one_trains(launch, scenes, tmp_path, fit, name
         stages={key: replace(stage, steps=3) for key, stage in base.stages.items()},
         log_every=1,
     )
+    config = guided_by(config, write_clip(tmp_path / "clip"))
     file = tmp_path / "config.json"
     file.write_text(json.dumps(to_dict(config)))
     codes, printed, said = launch(["-m", "fastseg.train", "--config", file]).finish(timeout=240)

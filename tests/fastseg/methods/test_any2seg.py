@@ -21,7 +21,7 @@ from fastseg.methods.stage import Stage
 from fastseg.models import SegFormer, SegmenterOutput
 from fastseg.models.interface import OutputWithExtras
 from fastseg.vision_language.table import EmbeddingTable
-from tests.fastseg.vision_language.conftest import DIM, write_clip
+from tests.support.tiny_clip import DIM, write_clip
 
 M, B, D = 3, 2, 6
 MARKS = torch.tensor([[1, 0], [1, 1], [0, 0]])

@@ -18,16 +18,26 @@ from fastseg.engine.step import TrainStep
 from fastseg.kernels.common import switch
 from fastseg.pipelines import Batch
 from tests.support.step_costs import Costs
+from tests.support.tiny_clip import guided_by, write_clip
 
 NAMES = [recipe.name for recipe in RECIPES]
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Folder of a tiny CLIP."""
+    return write_clip(tmp_path_factory.mktemp("models") / "tiny-clip")
+
+
 @pytest.fixture(params=NAMES)
-def method_config(request, config):
+def method_config(request, config, clip):
     """The debug recipe of a method on the tiny data set, three steps per stage."""
     base = get_preset(f"debug_{request.param}")
     stages = {name: replace(stage, steps=3) for name, stage in base.stages.items()}
-    return replace(config, method=base.method, losses=base.losses, stages=stages, model=base.model)
+    config = replace(
+        config, method=base.method, losses=base.losses, stages=stages, model=base.model
+    )
+    return guided_by(config, clip)
 
 
 def test_a_run_resumes_to_the_last_bit(method_config, fit, losses):

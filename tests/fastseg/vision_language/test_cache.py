@@ -22,7 +22,7 @@ from fastseg.vision_language import cache
 from fastseg.vision_language.cache import embed_dataset, embed_split
 from fastseg.vision_language.load import load_model
 from fastseg.vision_language.prompts import Prompts, classes_by_area
-from tests.fastseg.vision_language.conftest import DIM, write_clip
+from tests.support.tiny_clip import DIM, write_clip
 
 CPU = torch.device("cpu")
 NAMES = ("img", "lidar")

@@ -11,7 +11,7 @@ import transformers
 
 from fastseg.errors import ConfigError
 from fastseg.vision_language.load import load_model
-from tests.fastseg.vision_language.conftest import DIM, SIDE, write_clip
+from tests.support.tiny_clip import DIM, SIDE, write_clip
 
 CPU = torch.device("cpu")
 TEXTS = ["a photo of a road", "sky", "a photo of a street scene, night, with road and sky"]
