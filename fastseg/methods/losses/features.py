@@ -52,9 +52,11 @@ def unimodal_distillation(
     the released code.
     """
     weights = _weights(student[0], marks) / student[0].shape[1]
-    return torch.stack(
-        [_Divergence.apply(s, t, weights, axis) for s, t in zip(student, teacher, strict=True)]
-    ).sum()
+    total = [
+        _Divergence.apply(own, other, weights, axis)  # type: ignore[no-untyped-call]
+        for own, other in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(total).sum()
 
 
 def cross_modal_distillation(
@@ -118,7 +120,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 def _correlations(pixels: Tensor) -> Tensor:
     """``[M, M, B]``: mean cosine over the channels of ``pixels [M, B, h, w, C]``."""
-    gram: Tensor = _Gram.apply(pixels)
+    gram: Tensor = _Gram.apply(pixels)  # type: ignore[no-untyped-call]
     squares = gram.diagonal().movedim(-1, 0)
     found = squares > _SMALLEST
     inverse = torch.where(found, squares, 1.0).rsqrt() * found
@@ -171,10 +173,11 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        pixels: Tensor
         (pixels,) = ctx.saved_tensors
         factors = (gradient + gradient.transpose(0, 1))[..., None, None, :]
         # [m, n, b, 1, 1, c]
-        out = factors[:, 0] * pixels[0].float()
+        out: Tensor = factors[:, 0] * pixels[0].float()
         for n in range(1, len(pixels)):
             out.addcmul_(factors[:, n], pixels[n].float())
         return out.to(pixels.dtype)
