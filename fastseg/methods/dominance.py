@@ -55,12 +55,12 @@ def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Dominance:
-    """Ranking of the modalities of a step, made from features when it is called.
+    """Ranking of the modalities of a step, made from features by `rank`.
 
     Attributes:
         per_batch: rank all samples alike, by the mean of their scores.
         mean_over_processes: function that averages a tensor over all processes.
-        dominant: bool ``[M, B]``, set by the call.
+        dominant: bool ``[M, B]``, set by `rank`.
         weak: int64 ``[floor(M / 2), B]``, rows of the modalities that are not dominant; likewise.
     """
 
@@ -69,7 +69,7 @@ class Dominance:
     dominant: Tensor = field(init=False)
     weak: Tensor = field(init=False)
 
-    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+    def rank(self, features: Sequence[Tensor]) -> Tensor:
         """Rank by ``features [M, B, C, h, w]`` per level; gives ``weak``."""
         scores = agreement_with_fusion(features)
         if self.per_batch:
