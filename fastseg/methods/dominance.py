@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -52,30 +53,23 @@ def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
     return dominant.scatter_(0, weak, torch.zeros_like(weak, dtype=torch.bool)), weak
 
 
+@dataclass
 class Dominance:
-    """Ranking of the modalities of a step, made from features when it is called.
-
-    Args:
-        per_batch: rank all samples alike, by the mean of their scores.
-        mean_over_processes: function that averages a tensor over all processes.
+    """Ranking of the modalities of a step, made from features by `rank`.
 
     Attributes:
-        dominant: bool ``[M, B]``, set by the call.
+        per_batch: rank all samples alike, by the mean of their scores.
+        mean_over_processes: function that averages a tensor over all processes.
+        dominant: bool ``[M, B]``, set by `rank`.
         weak: int64 ``[floor(M / 2), B]``, rows of the modalities that are not dominant; likewise.
     """
 
-    # no dataclass: FSDP reads all fields of those that a network is called with, set or not
-    dominant: Tensor
-    weak: Tensor
+    per_batch: bool = False
+    mean_over_processes: Callable[[Tensor], Tensor] = lambda x: x
+    dominant: Tensor = field(init=False)
+    weak: Tensor = field(init=False)
 
-    def __init__(
-        self,
-        per_batch: bool = False,
-        mean_over_processes: Callable[[Tensor], Tensor] = lambda x: x,
-    ) -> None:
-        self.per_batch, self.mean_over_processes = per_batch, mean_over_processes
-
-    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+    def rank(self, features: Sequence[Tensor]) -> Tensor:
         """Rank by ``features [M, B, C, h, w]`` per level; gives ``weak``."""
         scores = agreement_with_fusion(features)
         if self.per_batch:

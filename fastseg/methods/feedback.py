@@ -196,7 +196,7 @@ class Feedback(Method):
         for name in step.stage.targets:
             target = step.networks[name](step.images)
             if "ifv" in step.stage.losses.active():
-                dominance(target.features)
+                dominance.rank(target.features)
         return self._of_learner(step, target, dominance)
 
     def _together(self, step: StepInputs) -> dict[str, Tensor]:
@@ -206,9 +206,9 @@ class Feedback(Method):
         if len(step.images) == 1:
             # the only modality is dominant: nothing is left to learn through
             teacher = step.settled[TEACHER](step.images)
-            dominance(teacher.features)
+            dominance.rank(teacher.features)
         else:
-            teacher = step.networks[TEACHER](step.images, learning=dominance)
+            teacher = step.networks[TEACHER](step.images, learning=dominance.rank)
         for modality, beginnings in enumerate(self._own):
             for beginning in beginnings:
                 step.still[f"{TEACHER}.{beginning}"] = dominance.dominant[modality, 0]

@@ -206,7 +206,8 @@ class FullPath(Method):
             record.copy_(torch.where(draws["first"] > 0, newer, record))
         decoded = self._fusions(step, record)
         fused = torch.cat([*decoded.values()])
-        logits = step.output_of(learner, fused=fused).logits.unflatten(0, (len(fused), -1))
+        logits = step.output_of(learner, fused=fused).logits
+        logits = logits.view(len(fused), -1, *logits.shape[1:])
         parts = dict(zip(decoded, logits.split([len(x) for x in decoded.values()]), strict=True))
         target = parts["full"][0].detach() if "logit" in active else None
         losses = {

@@ -58,7 +58,7 @@ def encode_in_part(
         torch.cat([x.movedim(1, -1), y.movedim(1, -1)])
         .index_select(0, back)
         .movedim(-1, 1)
-        .unflatten(0, (m, b))
+        .view(m, b, *x.shape[1:])
         for x, y in zip(own, constant, strict=True)
     ]
 

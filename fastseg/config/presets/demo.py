@@ -99,7 +99,7 @@ def _demo_of(recipe: MethodRecipe) -> Callable[[], TrainConfig]:
         return replace(
             demo(),
             name=name,
-            model=replace(demo().model, **recipe.model),
+            model=replace(demo().model, fusion=recipe.fusion),
             method=recipe.method,
             stages=demo_stages(recipe),
             losses=recipe.losses(**(dict(recipe.options) | dict(recipe.small_options))),

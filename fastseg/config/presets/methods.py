@@ -203,7 +203,7 @@ RECIPES = (
             "deliver_b2": "68.25 with all modalities, 45.04 mean of 15 by Any2Seg itself",
             "muses_b0": "50.00 with all modalities, 33.86 mean of 7 by Any2Seg itself",
         },
-        model={"fusion": "mff"},
+        fusion="mff",
         studied=False,
     ),
     MethodRecipe(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Literal
 
 from fastseg.config.run import TrainConfig
 from fastseg.config.sections import ModelConfig
@@ -58,7 +59,7 @@ class MethodRecipe:
         options: options of the method that differ from their defaults.
         small: function that fits the stages to the synthetic demo: weights that differ there.
         small_options: options that differ there.
-        model: settings of the model that differ from M-SegFormer's.
+        fusion: fusion of the model.
         teacher_losses: weights of a first stage on complete inputs; the defaults by default.
         studied: whether it is part of the comparison of methods.
     """
@@ -74,7 +75,7 @@ class MethodRecipe:
     options: Mapping[str, object] = field(default_factory=dict)
     small: Callable[[Stages], Stages] = field(default=lambda stages: stages)
     small_options: Mapping[str, object] = field(default_factory=dict)
-    model: Mapping[str, object] = field(default_factory=dict)
+    fusion: Literal["mean", "mff"] = "mean"
     teacher_losses: LossWeights | None = None
     studied: bool = True
 
@@ -105,7 +106,7 @@ def compose(
             seed=3407,
             precision="auto",
             data=data.data,
-            model=replace(ModelConfig(backbone=f"mit_{backbone}", embed_dim=768), **method.model),
+            model=ModelConfig(backbone=f"mit_{backbone}", embed_dim=768, fusion=method.fusion),
             method=method.method,
             stages=method.stages(first),
             losses=method.losses(**method.options),

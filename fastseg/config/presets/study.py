@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastseg.config.presets.demo import demo, demo_stages
-from fastseg.config.presets.methods import RECIPES, Stages
-from fastseg.config.presets.parts import MethodRecipe
+from fastseg.config.presets.methods import RECIPES
+from fastseg.config.presets.parts import MethodRecipe, Stages
 from fastseg.config.run import TrainConfig
 from fastseg.config.sections import EvaluationConfig, SyntheticData
 from fastseg.errors import ConfigError
+from fastseg.methods.robustseg import RobustSegWeights
 from fastseg.methods.stage import NOBODY, Stage
 from fastseg.pipelines.tools.unknown import unknown
 
@@ -31,7 +32,7 @@ STUDIED: dict[str, tuple[MethodRecipe, Callable[[Stage], Stage]]] = {
     ),
     "hpdm": (
         _BY_NAME["robustseg"],
-        lambda stage: replace(stage, losses=replace(stage.losses, rrm=0.0)),
+        lambda stage: replace(stage, losses=RobustSegWeights(ohem=1, logit=50, hpdm=1)),
     ),
 }
 """Recipes of the study by name, each with a change of the stages behind the teacher's."""

@@ -84,7 +84,7 @@ def test_one_ranking_for_all_samples_of_all_processes():
         return x + shift
 
     dominance = Dominance(per_batch=True, mean_over_processes=mean)
-    weak = dominance(features)
+    weak = dominance.rank(features)
     torch.testing.assert_close(asked, [loop(features).mean(1, keepdim=True)])
     assert dominance.dominant.tolist() == [[False] * 3, [True] * 3, [False] * 3, [True] * 3]
     assert weak is dominance.weak
