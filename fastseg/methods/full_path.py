@@ -208,7 +208,9 @@ class FullPath(Method):
         fused = torch.cat([*decoded.values()])
         logits = step.output_of(learner, fused=fused).logits
         logits = logits.view(len(fused), -1, *logits.shape[1:])
-        parts = dict(zip(decoded, logits.split([len(x) for x in decoded.values()]), strict=True))
+        parts = dict(
+            zip(decoded, torch.split(logits, [len(x) for x in decoded.values()]), strict=True)
+        )
         target = parts["full"][0].detach() if "logit" in active else None
         losses = {
             name: [

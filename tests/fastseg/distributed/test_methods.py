@@ -13,6 +13,8 @@ from tests.support.tiny_clip import guided_by, write_clip
 NAMES = [recipe.name for recipe in RECIPES]
 # of a share alone, see fastseg.engine.step: hard pixels, and the information of the regulariser
 LOOSE = {"rrm": 0.5}
+# compares the samples of a share with each other
+SHARE = {"intra"}
 
 
 def rows_of(folder):
@@ -43,7 +45,7 @@ def test_two_processes_train_what_one_trains(launch, scenes, tmp_path, fit, name
     alone, _ = fit(replace(config, name="one", data=replace(config.data, batch_size=4)))
     found, wanted = rows_of(tmp_path / "two"), rows_of(alone)
     assert [row["stage"] for row in found] == [row["stage"] for row in wanted]
-    terms = {term for stage in config.stages.values() for term in stage.losses.active()}
+    terms = {term for stage in config.stages.values() for term in stage.losses.active()} - SHARE
     for row, other in zip(found, wanted, strict=True):
         for term in terms & other.keys():
             assert row[term] == pytest.approx(other[term], rel=LOOSE.get(term, 0.15), abs=1e-5)

@@ -169,6 +169,7 @@ class Networks:
         )
         self.method = Feedback(options or FeedbackOptions(ohem_threshold=1 - 1e-9))
         learning = {"student": self.student, "feedback_teacher": self.teacher}
+        self.method.hold(TOGETHER, learning)
         self.method.prepare(TOGETHER, learning, Surroundings(DataConfig(), names, None, None))
         self.images = torch.randn(modalities, BATCH, 3, SIDE, SIDE, dtype=torch.float64)
         self.labels, self.calls = labels_of(), []
