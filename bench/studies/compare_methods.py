@@ -24,6 +24,7 @@ import tyro
 
 from bench.studies.method_table import format_table
 from fastseg.config.presets.study import STUDIED, study
+from fastseg.methods import METHODS
 from fastseg.report.results import read_results
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -115,7 +116,9 @@ def run_method(config: CompareConfig, method: str, seed: int) -> None:
     command = train(config, options, seed)
     results, _ = read_results(config.runs / name / "results.csv")
     row = {"method": method, "seed": str(seed), "missing": study(method).evaluation.missing}
-    row |= {r.subset: f"{100 * r.miou_all:.4f}" for r in results if r.model == "student"}
+    kind = METHODS[study(method).method]
+    scored = kind.compared[1] if kind.compared else kind.networks[-1]
+    row |= {r.subset: f"{100 * r.miou_all:.4f}" for r in results if r.model == scored}
     append_row(config.out.with_suffix(".csv"), row | {"command": command})
 
 
