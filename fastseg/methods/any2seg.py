@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastseg.errors import ConfigError
-from fastseg.methods.anyseg import present_marks
 from fastseg.methods.base import (
     Method,
     MethodOptions,
@@ -227,7 +226,7 @@ class Any2Seg(Method):
         terms = label_terms(active, self.options, output.logits, target, step.labels)
         if active.keys() & _TERMS:
             own = cast(OutputWithExtras, output).extras[COMPANION]
-            rows, marks = step.draws["rows"], present_marks(step, own)
+            rows, marks = step.draws["rows"], step.marks_of(own)
             visual = step.draws.of(self._visual.index_select(0, rows).transpose(0, 1))
             if "inter" in active:
                 terms["inter"] = inter_modal(own, visual, self.options.temperature, marks)

@@ -92,7 +92,7 @@ class AnySeg(Method):
         terms = label_terms(active, self.options, output.logits, logits, step.labels)
         if target is not None and active.keys() & {"umd", "cmd"}:
             taught = [step.draws.of(x) for x in target.features]
-            marks = present_marks(step, output.features[0])
+            marks = step.marks_of(output.features[0])
             if "umd" in active:
                 terms["umd"] = unimodal_distillation(
                     output.features, taught, self.options.umd_axis, marks
@@ -102,10 +102,3 @@ class AnySeg(Method):
                     output.features, taught, self.options.cmd, marks
                 )
         return terms
-
-
-def present_marks(step: StepInputs, features: Tensor) -> Tensor | None:
-    """``[M', B]`` int64, 1 for what is left of a sample; None where that is all of ``features``."""
-    if step.stage.modalities != "zero" and not step.stage.drops_per_sample:
-        return None
-    return step.draws.kept.expand(features.shape[:2])

@@ -100,6 +100,16 @@ class StepInputs:
             keywords["fused"] = self.draws.kept[None]
         return self.networks[learner](self.seen(), self.draws.present, **keywords)
 
+    def marks_of(self, encoded: Tensor) -> Tensor | None:
+        """``[M', B]`` int64, 1 for what is left of a sample; None where that is all of ``encoded``.
+
+        Args:
+            encoded: of the present modalities, ``[M', B, ...]``.
+        """
+        if self.stage.modalities != "zero" and not self.stage.drops_per_sample:
+            return None
+        return self.draws.kept.expand(encoded.shape[:2])
+
 
 @dataclass(frozen=True)
 class Surroundings:
