@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fastseg import evaluate
 from fastseg.config.serialise import from_dict, read_config, to_dict
@@ -16,6 +15,7 @@ from fastseg.evaluation.run_report import write_run_report
 from fastseg.evaluation.subsets import run_subsets
 from fastseg.evaluation.validation import Validation
 from tests.support import toy_backbone, toy_method
+from tests.support.resuming import assert_resumes
 
 
 @pytest.fixture(params=["both", "method", "model"])
@@ -32,24 +32,7 @@ def toy(request, config):
 
 
 def test_a_run_resumes_to_the_last_bit(toy, fit, losses):
-    path, finished = fit(replace(toy, name="whole"))
-    assert finished
-    other = replace(toy, name="broken", stop_after=3, save_every=100)
-    for _ in range(5):
-        broken, finished = fit(other)
-        if finished:
-            break
-    assert finished
-    assert losses(broken) == losses(path)
-    files = sorted(file.name for file in path.glob("*.safetensors"))
-    assert files == sorted(f"{name}.safetensors" for name in networks_of(toy))
-    for file in files:
-        one, two = load_file(path / file), load_file(broken / file)
-        assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def networks_of(config):
-    return {name for stage in config.stages.values() for name in stage.learners}
+    assert_resumes(toy, fit, losses, stop_after=3)
 
 
 def test_all_networks_are_scored_and_reported(toy, capsys):

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastseg import kernels
@@ -17,6 +16,7 @@ from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.step import TrainStep
 from fastseg.kernels.common import switch
 from fastseg.pipelines import Batch
+from tests.support.resuming import assert_resumes
 from tests.support.step_costs import Costs
 from tests.support.tiny_clip import guided_by, write_clip
 
@@ -42,21 +42,7 @@ def method_config(request, config, clip):
 
 def test_a_run_resumes_to_the_last_bit(method_config, fit, losses):
     """Interrupted within stages and between them."""
-    path, finished = fit(replace(method_config, name="whole"))
-    assert finished
-    other = replace(method_config, name="broken", stop_after=2, save_every=100)
-    for _ in range(2 * len(method_config.stages)):
-        broken, finished = fit(other)
-        if finished:
-            break
-    assert finished
-    assert losses(broken) == losses(path)
-    files = sorted(file.name for file in path.glob("*.safetensors"))
-    trained = {name for stage in method_config.stages.values() for name in stage.learners}
-    assert files == sorted(f"{name}.safetensors" for name in trained)
-    for file in files:
-        one, two = load_file(path / file), load_file(broken / file)
-        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_resumes(method_config, fit, losses, stop_after=2)
 
 
 @pytest.mark.skipif(not switch.INTERPRET, reason="TRITON_INTERPRET=1 was not set before Triton")
