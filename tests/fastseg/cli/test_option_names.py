@@ -83,6 +83,7 @@ FOREIGN = {
     "--seconds": "bench/conftest.py",
     "--commit": "bench/gpu_record.py",
     "--only": "bench/gpu_record.py",
+    "--run": "bench/studies/batch_norm_statistics.py",
 }
 """Options of other programs."""
 
