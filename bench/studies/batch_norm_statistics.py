@@ -1,6 +1,6 @@
 """Scores of a finished student by the statistics that its BatchNorm uses.
 
-    python bench/studies/batch_norm_statistics.py --run runs/compare/dropout-0
+    python bench/studies/batch_norm_statistics.py --run runs/compare/dropout_per_batch-0
 
 - running: as saved, an average over the subsets of the training;
 - mixed: taken anew from training batches in which each sample has a subset of its own;

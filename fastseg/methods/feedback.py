@@ -50,7 +50,7 @@ from fastseg.methods.base import (
 )
 from fastseg.methods.dominance import Dominance
 from fastseg.methods.pairing import pairing_of_step
-from fastseg.methods.robustseg import DistillationOptions, loss_terms
+from fastseg.methods.robustseg import DistillationOptions, loss_terms, must_share_subsets
 from fastseg.methods.stage import ENCODER, RANDOM, LossWeights, Stage
 from fastseg.models.interface import Segmenter, SegmenterOutput
 from fastseg.models.partial import rows_of
@@ -143,11 +143,7 @@ class Feedback(Method):
                 f"stage {name!r}: {' and '.join(back)} need the {TEACHER}, which it does not "
                 f"train: set trains to student+{TEACHER}, or these weights to 0"
             )
-        if "hpdm" in active and stage.drops_per_sample:
-            raise ValueError(
-                f"stage {name!r}: hpdm compares the modalities that all samples have: choose "
-                "modalities_per batch, or modalities zero"
-            )
+        must_share_subsets(name, stage, self.options)
 
     def check_models(self, stage: Stage, models: Mapping[str, Segmenter]) -> None:
         """Prototypes are compared channel by channel; feedback needs parts of a pass."""

@@ -53,8 +53,34 @@ def draw_pairing(
     return torch.cat([each, fill], 1).gather(1, order)
 
 
+def pair_kept(kept: Tensor, uniform: Tensor) -> Tensor:
+    """A random map of the teacher's modalities onto those that are left of each sample.
+
+    As `draw_pairing` does for samples that share a subset: it misses none of them.
+
+    Args:
+        kept: ``[B, M]``, 1 for a modality that is left of a sample, at least one of each.
+        uniform: ``[B, M, 2]`` in ``[0, 1)``: what fills the map up, and the order.
+
+    Returns:
+        ``[B, M]`` int64 of values in ``[0, M)``: the student row that each teacher modality
+        teaches.
+    """
+    count = kept.sum(1, keepdim=True)
+    left_first = kept.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    places = torch.where(places < count, places, (uniform[:, :, 0] * count).long())
+    return left_first.gather(1, places).gather(1, uniform[:, :, 1].argsort(1))
+
+
 def pairing_of_step(plan: StepPlan) -> Tensor:
-    """The pairing ``[B, M]`` of the samples of one share of a step, see `draw_pairing`."""
+    """The pairing ``[B, M]`` of the samples of one share of a step.
+
+    See `draw_pairing`, and `pair_kept` where each sample has its own modalities.
+    """
     generator = torch.Generator().manual_seed(plan.seeds("pairing"))
     size, rows = plan.share.size(plan.batch), plan.share.rows(plan.batch)
+    if plan.stage.drops_per_sample and plan.kept is not None:
+        uniform = torch.rand((size, plan.modalities, 2), generator=generator)
+        return pair_kept(plan.kept.T, uniform[rows])
     return draw_pairing(size, plan.modalities, plan.present, generator)[rows]

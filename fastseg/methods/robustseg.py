@@ -118,9 +118,27 @@ def loss_terms(
     return terms
 
 
+def must_share_subsets(name: str, stage: Stage, options: DistillationOptions) -> None:
+    """Refuse the released form of HPDM where each sample has its own modalities.
+
+    Raises:
+        ValueError: with the stage's ``name`` and what to change.
+    """
+    released = options.hpdm == "code" and "hpdm" in stage.losses.active()
+    if released and stage.drops_per_sample:
+        raise ValueError(
+            f"stage {name!r}: the released form of hpdm compares the modalities that all samples "
+            "have: choose --losses.hpdm paper, modalities_per batch, or modalities zero"
+        )
+
+
 @register
 class RobustSeg(Method):
-    """Teacher and student of RobustSeg; without HPDM and RRM it is training by modality dropout."""
+    """Teacher and student of RobustSeg; without HPDM and RRM it is training by modality dropout.
+
+    Where each sample has its own modalities, HPDM pairs those that are left of it, and RRM
+    regularises all of them: every one is encoded.
+    """
 
     name: ClassVar[str] = "robustseg"
     networks: ClassVar[tuple[str, ...]] = ("teacher", "student")
@@ -133,12 +151,7 @@ class RobustSeg(Method):
     def check(self, name: str, stage: Stage) -> None:
         """One network learns, from one at most."""
         must_train_one(self.name, name, stage)
-        terms = [term for term in ("hpdm", "rrm") if term in stage.losses.active()]
-        if terms and stage.drops_per_sample:
-            raise ValueError(
-                f"stage {name!r}: {' and '.join(terms)} compare the modalities that all samples "
-                "have: choose modalities_per batch, or modalities zero"
-            )
+        must_share_subsets(name, stage, self.options)
 
     def check_models(self, stage: Stage, models: Mapping[str, Segmenter]) -> None:
         """Features are compared channel by channel."""

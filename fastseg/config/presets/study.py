@@ -24,18 +24,29 @@ TEACHER_FRAMES, STUDENT_FRAMES, STUDENT_STEPS = 600, 24, 640
 
 _BY_NAME = {recipe.name: recipe for recipe in RECIPES if recipe.studied}
 
+
+
+def _per_sample(stage: Stage) -> Stage:
+    """A subset of its own for each sample: one for all of them costs more than any method gains."""
+    return replace(stage, modalities_per="sample") if stage.modalities == "drop" else stage
+
+
+def _hpdm(stage: Stage) -> Stage:
+    return replace(_per_sample(stage), losses=RobustSegWeights(ohem=1, logit=50, hpdm=1))
+
+
 STUDIED: dict[str, tuple[MethodRecipe, Callable[[Stage], Stage]]] = {
-    **{name: (recipe, lambda stage: stage) for name, recipe in _BY_NAME.items()},
-    "dropout_per_sample": (
-        _BY_NAME["dropout"],
-        lambda stage: replace(stage, modalities_per="sample"),
-    ),
-    "hpdm": (
-        _BY_NAME["robustseg"],
-        lambda stage: replace(stage, losses=RobustSegWeights(ohem=1, logit=50, hpdm=1)),
-    ),
+    **{name: (recipe, _per_sample) for name, recipe in _BY_NAME.items()},
+    "hpdm": (_BY_NAME["robustseg"], _hpdm),
+    **{
+        f"{name}_per_batch": (_BY_NAME[name], lambda stage: stage)
+        for name in ("dropout", "logit_kd", "robustseg")
+    },
 }
-"""Recipes of the study by name, each with a change of the stages behind the teacher's."""
+"""Recipes of the study by name, each with a change of the stages behind the teacher's.
+
+Those ``per_batch`` draw one subset for all samples of a step, as published.
+"""
 
 
 def study(method: str) -> TrainConfig:

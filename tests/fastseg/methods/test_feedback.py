@@ -335,12 +335,18 @@ def test_the_feedback_teacher_learns_slower():
         ({"trains": "student+teacher"}, "one network that learns from one at most"),
         ({"trains": "student", "learns_from": "teacher+other"}, "from one at most"),
         ({"trains": "student", "learns_from": "teacher"}, r"feedback_ifv and feedback_ohem need"),
-        ({"modalities_per": "sample"}, "hpdm compares"),
     ],
 )
 def test_stages_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=r"stage 'joint'.*" + message):
         Feedback(FeedbackOptions()).check("joint", replace(TOGETHER, **changes))
+
+
+def test_the_released_form_of_hpdm_needs_one_subset_for_all_samples():
+    stage = replace(TOGETHER, modalities_per="sample")
+    with pytest.raises(ValueError, match=r"stage 'joint'.*--losses.hpdm paper"):
+        Feedback(FeedbackOptions(hpdm="code")).check("joint", stage)
+    Feedback(FeedbackOptions()).check("joint", stage)
 
 
 @pytest.mark.parametrize("stage", [TOGETHER, HPD, IFV, Stage(losses=FeedbackWeights())])

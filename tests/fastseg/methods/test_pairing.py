@@ -6,7 +6,10 @@ from itertools import permutations
 import pytest
 import torch
 
-from fastseg.methods.pairing import draw_pairing
+from fastseg.methods.base import StepPlan
+from fastseg.methods.pairing import draw_pairing, pair_kept, pairing_of_step
+from fastseg.methods.seeds import Share, draw_modalities_of_samples
+from fastseg.methods.stage import Stage
 from tests.support.optional_hypothesis import given, settings, st
 
 
@@ -59,3 +62,41 @@ def test_the_generator_decides_everything():
 def test_wrong_modalities_are_named(present):
     with pytest.raises(ValueError, match=r"modalities 0 to 3.*got \["):
         draw_pairing(2, 4, present, generator())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10_000), batch=st.integers(0, 5), modalities=st.integers(1, 7))
+def test_what_is_left_of_a_sample_teaches_in_it_and_nothing_else(seed, batch, modalities):
+    kept = draw_modalities_of_samples(modalities, batch, seed)
+    uniform = torch.rand((batch, modalities, 2), generator=generator(seed))
+    pairing = pair_kept(kept, uniform)
+    assert pairing.shape == kept.shape
+    assert pairing.dtype == torch.int64
+    for row, marks in zip(pairing.tolist(), kept.tolist(), strict=True):
+        assert set(row) == {m for m, mark in enumerate(marks) if mark}
+
+
+def test_samples_of_their_own_are_paired_as_alike_as_those_that_share_a_subset():
+    kept = torch.tensor([[0, 1, 0, 1]]).expand(8000, -1)
+    pairing = pair_kept(kept, torch.rand((8000, 4, 2), generator=generator()))
+    drawn = Counter(map(tuple, pairing.tolist()))
+    assert len(drawn) == 2**4 - 2
+    assert torch.allclose(
+        (pairing == 1).double().mean(0), torch.full((4,), 0.5).double(), atol=0.03
+    )
+    shared = Counter(map(tuple, (2 * draw_pairing(8000, 4, [1, 3], generator()) + 1).tolist()))
+    for pairs, number in drawn.items():
+        assert number == pytest.approx(shared[pairs], rel=0.2)
+
+
+def test_a_share_is_paired_as_its_samples_of_the_whole_step():
+    def plan(share, batch):
+        whole = draw_modalities_of_samples(4, 6, seed=5)
+        kept = whole[share.rows(batch)].T.contiguous()
+        stage = Stage(modalities="drop", modalities_per="sample")
+        return StepPlan(stage, 4, [0, 1, 2, 3], batch, share, lambda purpose: 9, kept)
+
+    whole = pairing_of_step(plan(Share(), 6))
+    for rank in range(2):
+        share = Share(rank=rank, world=2)
+        assert torch.equal(pairing_of_step(plan(share, 3)), whole[share.rows(3)])

@@ -13,8 +13,10 @@ from fastseg.kernels.common import switch
 from fastseg.methods.base import weighted_sum
 from fastseg.methods.draws import Draws, pack
 from fastseg.methods.pairing import draw_pairing
-from fastseg.methods.robustseg import LossOptions, RobustSegWeights, loss_terms
-from fastseg.methods.seeds import derive_seed, draw_modalities
+from fastseg.methods.robustseg import LossOptions, RobustSeg, RobustSegWeights, loss_terms
+from fastseg.methods.seeds import Share, derive_seed, draw_modalities
+from fastseg.methods.stage import Stage
+from fastseg.methods.step_draws import draw_step
 from fastseg.models import SegmenterOutput
 
 CLASSES, SIDE, MODALITIES = 4, 16, 3
@@ -117,6 +119,46 @@ def test_the_teachers_rows_are_chosen_once_for_all_terms(monkeypatch):
     monkeypatch.setattr(Draws, "of", lambda self, x: asked.append(x) or of(self, x))
     loss_terms(EVERY_TERM.active(), LossOptions(hpdm="code"), output, teacher, labels, draws)
     assert len(asked) == len(teacher.features)
+
+
+def per_sample(**options):
+    stage = Stage(
+        trains="student", learns_from="teacher", modalities="drop", modalities_per="sample",
+        losses=EVERY_TERM,
+    )  # fmt: skip
+    return RobustSeg(LossOptions(rrm_samples=2, **options)), stage
+
+
+def test_the_released_form_of_hpdm_needs_one_subset_for_all_samples():
+    method, stage = per_sample(hpdm="code")
+    with pytest.raises(ValueError, match=r"stage 'student'.*--losses.hpdm paper"):
+        method.check("student", stage)
+    method.check("student", replace(stage, modalities="zero"))
+    per_sample()[0].check("student", stage)
+
+
+def test_hpdm_of_samples_of_their_own_reaches_what_is_left_of_them():
+    method, stage = per_sample()
+    draws = draw_step(
+        method, stage, lambda purpose: 1, modalities=MODALITIES, batch=4, share=Share(),
+        present=[0], sample_ids=(), device=torch.device("cpu"), noise=0, rate=0.0,
+    )  # fmt: skip
+    images, labels = (torch.cat(parts, dim) for parts, dim in zip(
+        zip(*map(make_batch, range(1, 5)), strict=True), (1, 0), strict=True
+    ))  # fmt: skip
+    with torch.no_grad():
+        teacher = Network(0).eval()(images)
+    output = Network(1).eval()(images)
+    for x in output.features:
+        x.retain_grad()
+    terms = loss_terms({"hpdm": 1}, method.options, output, teacher, labels, draws)
+    terms["hpdm"].backward()
+    assert 0 < draws.kept.sum() < draws.kept.numel()
+    first, second = (x.grad.flatten(2).abs().amax(2) > 0 for x in output.features)
+    assert torch.equal(first, draws.kept.bool())
+    # a sample may have one class alone at the coarser level
+    assert not (second & ~first).any()
+    assert second.any()
 
 
 def train(steps):
