@@ -13,6 +13,7 @@ from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.errors import ConfigError
+from fastseg.evaluation.details import detail_tables
 from fastseg.evaluation.from_weights import EvaluateConfig, run_config, weights_files
 from fastseg.evaluation.scores import score_networks, subset_results, table
 from fastseg.pipelines.faults.sensor_faults import describe
@@ -36,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"sensors are corrupted: {describe(options.corruption)}")
         networks = {name: context.load_network(path, name) for name, path in files.items()}
         results = subset_results(context, score_networks(context, networks))
+        details = detail_tables(context, networks)
         if ranks.is_first:
             # a disk that fills up meanwhile must not cost the scores
-            print(table(context, results), flush=True)
+            print(table(context, results, details), flush=True)
             if options.out is not None:
                 write_results(options.out, results, context.spec.classes)
     return 0

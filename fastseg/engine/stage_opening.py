@@ -38,7 +38,7 @@ def check_models(context: RunContext) -> None:
     """
     for stage in context.config.stages.values():
         with torch.device("meta"):
-            names = dict.fromkeys([*stage.learners, *stage.targets])
+            names = dict.fromkeys([*stage.learners, *stage.needed()])
             models = {name: context.new_network(0, name) for name in names}
         context.method.check_models(stage, models)
 

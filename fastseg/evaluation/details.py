@@ -15,6 +15,17 @@ from fastseg.models import Segmenter
 from fastseg.report.details import DetailTable
 
 
+def detail_tables(context: RunContext, networks: Mapping[str, Segmenter]) -> list[DetailTable]:
+    """The shares that scored networks have counted, and on rank 0 what the networks cost.
+
+    Collective, like `share_tables`.
+    """
+    tables = share_tables(context, networks)
+    if context.ranks.is_first and (cost := cost_table(context, networks)):
+        tables.append(cost)
+    return tables
+
+
 def share_tables(context: RunContext, networks: Mapping[str, Segmenter]) -> list[DetailTable]:
     """The shares that networks have counted while they were scored, one row per subset.
 

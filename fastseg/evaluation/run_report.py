@@ -20,7 +20,7 @@ from fastseg import kernels
 from fastseg.config.serialise import to_dict
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
-from fastseg.evaluation.details import cost_table, share_tables
+from fastseg.evaluation.details import detail_tables
 from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets
 from fastseg.evaluation.scores import score_networks, subset_results, table
 from fastseg.evaluation.subsets import Subset, run_subsets
@@ -48,14 +48,12 @@ def write_run_report(
     """
     matrices = score_networks(context, networks)
     results = subset_results(context, matrices)
-    details = share_tables(context, networks)
+    details = detail_tables(context, networks)
     if not context.ranks.is_first:
         return table(context, results)
     spec, full = context.spec, run_subsets(context)[-1].name
     name = shown_name(spec.name, context.config.data.root)
     write_results(folder / "results.csv", results, spec.classes)
-    if cost := cost_table(context, networks):
-        details.append(cost)
     if details:
         write_details(folder / "details.csv", details)
     report = RunReport(
@@ -72,7 +70,7 @@ def write_run_report(
         details=details,
     )
     write_report(folder / "report.html", report)
-    return table(context, results)
+    return table(context, results, details)
 
 
 def check_figures() -> None:

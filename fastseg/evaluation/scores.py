@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.metrics import ConfusionMatrix
@@ -11,9 +11,10 @@ from fastseg.evaluation.subsets import run_subsets
 from fastseg.models import Segmenter
 from fastseg.pipelines import build_loader
 from fastseg.pipelines.faults.sensor_faults import describe
+from fastseg.report.details import DetailTable
 from fastseg.report.progress import tracked
 from fastseg.report.results import SubsetResult
-from fastseg.report.table import format_table
+from fastseg.report.table import format_details, format_table
 
 
 def score_networks(
@@ -54,7 +55,10 @@ def subset_results(
     ]
 
 
-def table(context: RunContext, results: list[SubsetResult]) -> str:
-    """The results in the papers' layout."""
+def table(
+    context: RunContext, results: list[SubsetResult], details: Sequence[DetailTable] = ()
+) -> str:
+    """The results in the papers' layout, then the tables beside them."""
     order = [subset.name for subset in run_subsets(context)]
-    return format_table(results, order, compared=context.method.compared)
+    scores = format_table(results, order, compared=context.method.compared)
+    return "\n\n".join([scores, *map(format_details, details)])

@@ -186,14 +186,16 @@ class Method:
 
         Args:
             stage: one of the run's stages.
-            models: its networks by name, without memory.
+            models: the networks that it trains and needs by name, without memory.
 
         Raises:
             ConfigError: with what to change.
         """
-        if stage.drops_per_sample:
-            for name in stage.learners:
+        for name in stage.learners:
+            if stage.drops_per_sample:
                 models[name].must_take("fused", "--stages.*.modalities-per sample")
+            if (start := stage.start_of(name)) in models:
+                _must_fit(name, models[name], start, models[start])
 
     def first_weights(
         self, stage: Stage, name: str, network: Segmenter, finished: Mapping[str, Segmenter]
@@ -269,6 +271,18 @@ def must_have_equal_widths(stage: Stage, models: Mapping[str, Segmenter]) -> Non
                 f"{other} has {list(models[other].widths)}: choose --model.teacher-backbone with "
                 "the same channels (mit_b1 to mit_b5 have), or leave out the terms on features"
             )
+
+
+def _must_fit(name: str, network: Segmenter, start: str, first: Segmenter) -> None:
+    """Refuse to start a network from another architecture; one that holds the other is not one."""
+    own, others = (
+        {key: tuple(x.shape) for key, x in model.state_dict().items()} for model in (network, first)
+    )
+    if own.keys() & others.keys() and any(own.get(key) != others[key] for key in others):
+        raise ConfigError(
+            f"the {name} cannot start from the {start}, which is another model: choose another "
+            "--stages.*.start, such as encoder or random, or leave out --model.teacher-backbone"
+        )
 
 
 METHODS: dict[str, type[Method]] = {}

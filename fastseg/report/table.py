@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from .details import DetailTable
 from .results import MEAN, SubsetResult, by_model
 
 Score = Literal["miou_all", "miou_present"]
@@ -51,6 +52,19 @@ def format_table(
         sign = "+" if name == "gain" else ""
         cells = [f"{value:{sign}.2f}" if math.isfinite(value) else _ABSENT for value in values]
         lines.append([name, *cells])
+    return aligned(lines)
+
+
+def format_details(detail: DetailTable) -> str:
+    """A table beside the scores as aligned ASCII text under its title."""
+    lines = [["", *detail.columns]]
+    for name, values in detail.rows.items():
+        lines.append([name, *(f"{x:.2f}" if math.isfinite(x) else _ABSENT for x in values)])
+    return f"{detail.title}\n{aligned(lines)}"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in columns, the first to the left, the others to the right and of one width."""
     first = max(len(line[0]) for line in lines)
     width = max(len(cell) for line in lines for cell in line[1:])
     return "\n".join(

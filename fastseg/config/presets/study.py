@@ -25,7 +25,6 @@ TEACHER_FRAMES, STUDENT_FRAMES, STUDENT_STEPS = 600, 24, 640
 _BY_NAME = {recipe.name: recipe for recipe in RECIPES if recipe.studied}
 
 
-
 def _per_sample(stage: Stage) -> Stage:
     """A subset of its own for each sample: one for all of them costs more than any method gains."""
     return replace(stage, modalities_per="sample") if stage.modalities == "drop" else stage

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fastseg.engine.context import RunContext
 from fastseg.engine.run_folder import RunFolder
+from fastseg.errors import ConfigError
 from fastseg.evaluation.run_report import write_run_report
 from fastseg.kernels import reference
 from fastseg.methods.base import StepInputs
@@ -54,6 +55,15 @@ def inputs_of(stage, images, labels, draws, **networks):
 
 def enlarged(logits):
     return functional.interpolate(logits, size=(32, 32), mode="bilinear")
+
+
+def test_a_start_from_another_architecture_is_refused_before_the_first_step():
+    method, stage = Baseline(OhemOptions()), replace(STAGE, start="teacher")
+    nano, b0 = SegFormer("mit_nano", CLASSES, 16), SegFormer("mit_b0", CLASSES, 16)
+    method.check_models(stage, {"student": nano, "teacher": nano})
+    with pytest.raises(ConfigError, match=r"student cannot start from the teacher.*--stages"):
+        method.check_models(stage, {"student": nano, "teacher": b0})
+    method.check_models(replace(stage, start="random"), {"student": nano, "teacher": b0})
 
 
 def test_terms_are_their_definitions():

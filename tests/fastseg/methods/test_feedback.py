@@ -363,7 +363,7 @@ def test_models_without_the_parts_are_refused():
     with pytest.raises(ConfigError, match=r"feedback needs a model with 'learning'.*ToySegmenter"):
         method.check_models(stage, {"student": toy, "feedback_teacher": toy})
     with pytest.raises(ConfigError, match="channels"):
-        method.check_models(HPD, {"student": nano, "teacher": b0})
+        method.check_models(replace(HPD, start="random"), {"student": nano, "teacher": b0})
 
     class NoHead(SegFormer):
         def fusion_and_head(self):

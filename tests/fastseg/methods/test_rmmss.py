@@ -213,7 +213,11 @@ def test_a_run_keeps_the_candidates_and_reports_the_selection(rmmss, capsys, mon
         files = run.network_files()
         networks = {name: context.load_network(path, name) for name, path in files.items()}
         printed = write_run_report(context, networks, trainer.metrics.rows(), run.path)
-    assert [line.split()[0] for line in printed.splitlines()[1:]] == [*Rmmss.networks, "gain"]
+    scores, selected, costs = printed.split("\n\n")
+    assert [line.split()[0] for line in scores.splitlines()[1:]] == [*Rmmss.networks, "gain"]
+    assert selected.startswith("Share of elements taken from the teacher")
+    assert [line.split()[0] for line in selected.splitlines()[2:]] == ["R", "D", "RD"]
+    assert [line.split()[0] for line in costs.splitlines()[2:]] == [*Rmmss.networks]
     held = load_file(files["selected"])
     for name, prefix in (("teacher", "full."), ("student", "robust.")):
         own = load_file(files[name])

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastseg.report.details import DetailTable
 from fastseg.report.results import SubsetResult, mean_result, read_results, write_results
-from fastseg.report.table import format_table
+from fastseg.report.table import format_details, format_table
 from tests.support.example_scores import CLASSES, COMPARED, NAN, RESULTS
 
 ORDER = ["R", "D", "RD"]
@@ -180,3 +181,13 @@ def test_table_fits_a_terminal(letters: str) -> None:
     assert lines[0].split() == [*order, "Mean"]
     assert len({len(line) for line in lines}) == 1
     assert len(lines[0]) <= 120
+
+
+def test_a_table_beside_the_scores() -> None:
+    table = DetailTable("Cost", ("adds", "parameters"), {"a": (1.0, 2.345), "longer": (NAN, 12.0)})
+    assert format_details(table).splitlines() == [
+        "Cost",
+        "             adds parameters",
+        "a            1.00       2.35",
+        "longer          -      12.00",
+    ]
