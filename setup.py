@@ -55,6 +55,7 @@ setup(
             TRITON,
             "pytest>=8",
             "pytest-benchmark>=5",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "torchmetrics>=1.4",
         ],

@@ -10,6 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # several workers of several threads each would wait for one another
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
