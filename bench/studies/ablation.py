@@ -1,9 +1,10 @@
-"""Effect of each distillation term: the demo with its loss terms added one after another.
+"""Effect of each distillation term: a small RobustSeg with its loss terms added one by one.
 
     python bench/studies/ablation.py
 
-Every seed trains one teacher (the demo's first stage) and, from it, one student per row. All rows
-share data, schedule and starting weights; only the loss terms differ. Scores are mIoU in percent
+Every seed trains one teacher (the first stage of ``demo_robustseg``) and, from it, one student per
+row, with one subset of modalities for each batch, as published. All rows share data, schedule and
+starting weights; only the loss terms differ. Scores are mIoU in percent
 over all classes on the demo's validation split: ``full`` with every modality, ``mean`` over the 15
 subsets. The table goes to ``bench/results/ablation.csv`` and ``bench/results/ablation.md``.
 """
@@ -21,10 +22,11 @@ from pathlib import Path
 
 import tyro
 
-from fastseg.config.presets.demo import demo
+from fastseg.config.presets.registry import get_preset
 from fastseg.report.results import mean_result, read_results
 
 RESULTS = Path(__file__).parents[1] / "results"
+PRESET = "demo_robustseg"
 TERMS = ("ohem", "logit", "hpdm", "rrm")
 LABELS = {"ohem": "CE (OHEM)", "logit": "+ logit KD", "hpdm": "+ HPDM", "rrm": "+ RRM"}
 
@@ -55,13 +57,13 @@ def main() -> None:
 
 
 def run_teacher(config: AblationConfig, seed: int) -> None:
-    """Stage one of the demo: the student stage is cut to one step, it only ends the run."""
+    """Stage one: the student stage is cut to one step, it only ends the run."""
     train(config, f"teacher-{seed}", seed, ["--stages.student.steps", "1"])
 
 
 def run_student(config: AblationConfig, seed: int, count: int) -> None:
-    """Stage two of the demo with the first ``count`` terms."""
-    weights = vars(demo().stages["student"].losses)
+    """Stage two with the first ``count`` terms."""
+    weights = vars(get_preset(PRESET).stages["student"].losses)
     options = ["--teacher", str(config.out / f"teacher-{seed}" / "teacher.safetensors")]
     for position, term in enumerate(TERMS):
         weight = weights[term] if position < count else 0.0
@@ -70,8 +72,10 @@ def run_student(config: AblationConfig, seed: int, count: int) -> None:
 
 
 def train(config: AblationConfig, name: str, seed: int, options: list[str]) -> None:
-    """One run of the demo in a process of its own; nothing if it is finished."""
-    command = [sys.executable, "-m", "fastseg.train", "--out", str(config.out), "--name", name]
+    """One run in a process of its own; nothing if it is finished."""
+    command = [sys.executable, "-m", "fastseg.train", "--preset", PRESET]
+    command += ["--out", str(config.out), "--name", name]
+    command += ["--stages.student.modalities-per", "batch"]
     command += ["--seed", str(seed), "--evaluation.pictures", "0", *options]
     if (config.out / name / "results.csv").exists():
         return

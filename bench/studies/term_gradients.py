@@ -21,7 +21,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastseg.config.presets.demo import demo
+from fastseg.config.presets.registry import get_preset
 from fastseg.config.run import TrainConfig
 from fastseg.config.sections import ModelConfig, SyntheticData
 from fastseg.engine.context import RunContext
@@ -124,7 +124,7 @@ def mean(values: tuple[float, ...]) -> float:
 
 def prepared(case: Case, options: Options) -> tuple[RunContext, dict[str, Segmenter]]:
     """The context of a case and its teacher and student."""
-    base = demo()
+    base = get_preset("demo_robustseg")
     name = f"{case.backbone}-{case.size}-{case.steps}"
     model = base.model
     if case.backbone != model.backbone:
@@ -136,7 +136,10 @@ def prepared(case: Case, options: Options) -> tuple[RunContext, dict[str, Segmen
         batch_size=case.batch,
         cache=False,
     )
-    stages = {key: replace(stage, steps=case.steps or 1) for key, stage in base.stages.items()}
+    stages = {
+        key: replace(stage, modalities_per="batch", steps=case.steps or 1)
+        for key, stage in base.stages.items()
+    }
     config = replace(
         base, name=name, out=options.folder, data=data, model=model, stages=stages,
         synthetic=SyntheticData(train=40 if case.size > 128 else 600, val=8, size=case.size),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fastseg.config.presets.demo import demo, demo_stages
+from fastseg.config.presets.demo import demo, demo_stages, per_sample
 from fastseg.config.presets.methods import RECIPES
 from fastseg.config.presets.parts import MethodRecipe, Stages
 from fastseg.config.run import TrainConfig
@@ -25,17 +25,12 @@ TEACHER_FRAMES, STUDENT_FRAMES, STUDENT_STEPS = 600, 24, 640
 _BY_NAME = {recipe.name: recipe for recipe in RECIPES if recipe.studied}
 
 
-def _per_sample(stage: Stage) -> Stage:
-    """A subset of its own for each sample: one for all of them costs more than any method gains."""
-    return replace(stage, modalities_per="sample") if stage.modalities == "drop" else stage
-
-
 def _hpdm(stage: Stage) -> Stage:
-    return replace(_per_sample(stage), losses=RobustSegWeights(ohem=1, logit=50, hpdm=1))
+    return replace(per_sample(stage), losses=RobustSegWeights(ohem=1, logit=50, hpdm=1))
 
 
 STUDIED: dict[str, tuple[MethodRecipe, Callable[[Stage], Stage]]] = {
-    **{name: (recipe, _per_sample) for name, recipe in _BY_NAME.items()},
+    **{name: (recipe, per_sample) for name, recipe in _BY_NAME.items()},
     "hpdm": (_BY_NAME["robustseg"], _hpdm),
     **{
         f"{name}_per_batch": (_BY_NAME[name], lambda stage: stage)
