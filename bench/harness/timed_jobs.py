@@ -8,7 +8,8 @@ from pathlib import Path
 from bench.harness import processes
 from bench.harness.job_order import Job
 
-GRACE = 10  # seconds for the row that runs when the time of a job ends
+# seconds for the row that runs when the time of a job ends
+GRACE = 10.0
 
 
 def time_rows(
@@ -32,7 +33,12 @@ def time_rows(
 
 
 def cost_methods(
-    job: Job, out: Path, left: float, meanwhile: Callable[[], object], more: Sequence[str] = ()
+    job: Job,
+    out: Path,
+    left: float,
+    meanwhile: Callable[[], object],
+    more: Sequence[str] = (),
+    grace: float = 20.0,
 ) -> list[str]:
     """Time a step of every method for at most ``left`` seconds; returns what went wrong.
 
@@ -42,13 +48,14 @@ def cost_methods(
         left: seconds.
         meanwhile: called every now and then.
         more: options of the script.
+        grace: seconds for the turn that runs when the time ends.
     """
     log = out / "methods.log"
     command = [str(job.files[0]), "--side", "1024", "--rounds", "20", *more]
     command += ["--out", str(out), "--time-limit", str(0.8 * left)]
     with log.open("w") as file:
         process = processes.start(command, file)
-        done = processes.ended(process, max(20.0, left + GRACE), meanwhile)
+        done = processes.ended(process, left + grace, meanwhile)
     if not done:
         return [f"The {job.name} were stopped after {left:.0f} s."]
     if process.returncode:

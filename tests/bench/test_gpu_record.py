@@ -251,21 +251,34 @@ def test_a_session_leaves_eight_files_and_writes_them_again_and_again(tmp_path, 
     assert "## Methods\n\nTests of steps are red" in (out / "train_step.md").read_text()
 
 
-SMALL = ["--backbone", "mit_nano", "--side", "64", "--batch", "1", "--rounds", "1"]
-
-
 def test_the_cost_of_methods_is_written_or_missed_in_a_line(tmp_path):
-    job = job_order.Job(job_order.METHODS, [job_order.METHODS_SCRIPT], "", 1)
-    more = [*SMALL, "--only", "anyseg"]
-    assert timed_jobs.cost_methods(job, tmp_path, 200.0, lambda: None, more) == []
-    (table,) = tmp_path.glob("method_costs_*.md")
-    lines = table.read_text().splitlines()
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+        "(out / 'method_costs_x.md').write_text(' '.join(sys.argv[1:]))\n"
+        "sys.exit('no memory' if '--fail' in sys.argv else 0)\n"
+    )
+    job = job_order.Job(job_order.METHODS, [script], "", 1)
+    assert timed_jobs.cost_methods(job, tmp_path, 200.0, lambda: None) == []
+    assert "--time-limit 160.0" in (tmp_path / "method_costs_x.md").read_text()
+    assert timed_jobs.cost_methods(job, tmp_path, 200.0, lambda: None, ["--fail"]) == [
+        "The costs of methods are missing: no memory."
+    ]
+    script.write_text("import time\ntime.sleep(60)")
+    (said,) = timed_jobs.cost_methods(job, tmp_path, 0.1, lambda: None, grace=0.0)
+    assert said == "The costs of methods were stopped after 0 s."
+
+
+def test_what_methods_cost_is_a_table(tmp_path, monkeypatch):
+    command = ["method_costs.py", "--backbone", "mit_nano", "--side", "64", "--batch", "1"]
+    command += ["--rounds", "1", "--only", "anyseg", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    method_costs.main()
+    lines = (tmp_path / "method_costs_mit_nano_64.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:]] == [
         "robustseg without rrm", "anyseg", "anyseg",
     ]  # fmt: skip
-    (said,) = timed_jobs.cost_methods(job, tmp_path, 200.0, lambda: None, ["--no-such-option"])
-    assert said.startswith("The costs of methods are missing")
-    assert "--no-such-option" in said
 
 
 def test_a_method_that_cannot_run_costs_no_other_row(monkeypatch):

@@ -52,8 +52,8 @@ def test_a_step_keeps_its_budget_of_launches(step_costs):
 def test_every_launch_belongs_to_a_part_of_the_step(step_costs):
     both, update = step_costs
     assert [*both.parts] == [
-        "input", "teacher encoder", "teacher fusion", "teacher head", "losses",
-        "student encoder", "student fusion", "student head",
+        "input", "teacher encoder", "teacher fusion", "teacher head",
+        "student encoder", "student fusion", "student head", "losses",
         "backward of the losses", "backward of the head", "backward of the encoder",
     ]  # fmt: skip
     assert sum(count for count, _ in both.parts.values()) == both.total
