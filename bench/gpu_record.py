@@ -20,11 +20,12 @@ Needs torch, triton, numpy, pytest and pytest-benchmark, and no installation of 
 thing is one launch with the arguments of a training step; where it fails, the command says so in a
 line and ends. All tests run at once and before the rows. What is red is named above the tables and
 timed last: a row has passed a check of its own before it was timed, but what a red test looks at
-claims nothing and reaches no target. The first
-training step comes first, then the operators, then other steps; what is compiled takes tens of
-seconds for a row and comes last. The tables are written again and again, so that whatever ends the
-command leaves those rows that were done. Beside them are the profiles of the fused operators and of
-the first step, their traces in traces.zip, and what the tests printed in tests.log.
+claims nothing and reaches no target. The first training step comes first, then the operators, every
+``bench_*.py`` that is there, then other steps and a step of every method
+(``bench/step/method_costs.py``, whose table stands in train_step.md); what is compiled takes tens
+of seconds for a row and comes last. The tables are written again and again, so that whatever ends
+the command leaves those rows that were done. Beside them are the profiles of the fused operators
+and of the first step, their traces in traces.zip, and what the tests printed in tests.log.
 
 Without a GPU it says so, compiles the kernels for GPUs that are not there and times the CPU
 providers, into bench/results/cpu/.
@@ -38,7 +39,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,7 +47,15 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is not installed
 
-from bench.harness import gpu_tests, processes, profiling, report, targets, timing  # noqa: E402
+from bench.harness import (  # noqa: E402
+    gpu_tests,
+    processes,
+    profiling,
+    report,
+    targets,
+    timed_jobs,
+    timing,
+)
 from bench.harness.gpu_tests import operator  # noqa: E402
 from bench.harness.job_order import FIRST, FIRST_STEP, STEPS, Job, plan  # noqa: E402
 from bench.harness.rows import read_rows  # noqa: E402
@@ -59,7 +68,6 @@ TESTS_SHARE = 0.4  # of the time, at most
 ELSEWHERE = ("input_pipeline", "scaling")  # no operators: commands and tables of their own
 NO_GRAPHS = "--no-graphs"
 TWO_REHEARSALS = 100 * 2**30  # bytes; a published step takes 33 GB, and the tests some
-GRACE = 10  # seconds for the row that runs when the time of an operator ends
 FINE = ("ok", "not run", "left out", "out of memory")
 
 
@@ -157,10 +165,19 @@ class Session:
             steps = [row for row in self.steps if not self._is_void(row)]
             copy = targets.copy_of(self.rows)
             lines = step_targets.step_lines(steps, self._machine["device"], copy)
+            lines += self._methods()
             step_report.write(self.steps, self._out, self._machine, self.notes, lines)
             summary = [*summary, *lines]
         self._keep_profiles()
         return summary
+
+    def _methods(self) -> list[str]:
+        """What the steps of all methods cost, as far as it is known."""
+        tables = sorted(self._scratch.glob("method_costs_*.md"))
+        if not tables:
+            return []
+        void = ["Tests of steps are red: these claim nothing.", ""] if self.red_files else []
+        return ["## Methods", "", *void, *(path.read_text() for path in tables)]
 
     def _is_void(self, row: StepRow) -> bool:
         """True if a red test looks at what the step runs; those of the rivals have none."""
@@ -220,14 +237,19 @@ class Session:
                 parts = [other.part for other in jobs[i:]]
                 return (end - time.monotonic()) * parts[0] / sum(parts)
 
-            problems = _time(job, common, left(), self.write)
+            if not job.which:
+                self.notes += timed_jobs.cost_methods(job, self._scratch, left(), self.write)
+                self.write()
+                continue
+            problems = timed_jobs.time_rows(job, common, left(), self.write)
             self.notes += problems
             if job.name == FIRST and (why := self._without_fastseg()):
                 # what hangs looks like what is slow: the next settings try graphs again then
                 self.notes.append(
                     f"{FIRST} came without CUDA graphs, which were not to be had: {why}."
                 )
-                self.notes += _time(job, [*common, NO_GRAPHS], left(), self.write)
+                again = [*common, NO_GRAPHS]
+                self.notes += timed_jobs.time_rows(job, again, left(), self.write)
                 if not any("stopped" in problem for problem in problems):
                     common.append(NO_GRAPHS)
             self.write()
@@ -262,19 +284,6 @@ def _static_counts(end: float) -> str:
         text = log.read().strip()
     print(text, flush=True)
     return f"Static counts are in bench/results/aot.csv: {(text or 'none').splitlines()[-1]}."
-
-
-def _time(
-    job: Job, common: Sequence[str], left: float, meanwhile: Callable[[], object]
-) -> list[str]:
-    """Time some rows for at most ``left`` seconds; returns what went wrong."""
-    limit = ["--time-limit", str(max(1.0, 0.9 * left))]
-    files = [str(path) for path in job.files]
-    process = processes.start(["-m", "pytest", *files, "-k", job.which, *common, *limit])
-    if not processes.ended(process, max(20.0, left + GRACE), meanwhile):
-        return [f"{job.name} was stopped after {left:.0f} s: rows are missing."]
-    # 5: there was nothing to run
-    return [f"{job.name} failed: see the rows."] if process.returncode not in (0, 5) else []
 
 
 _PROFILES = {

@@ -108,6 +108,7 @@ LONG = {
 SEGFORMER = {
     "bench/rivals/": "the published steps use the parts of this network",
     "bench/step/cases.py": "gives the rivals their network",
+    "bench/step/launches.py": "counts by the parts of this network",
 }
 """Files and folders outside ``fastseg/models`` that name the class, and why."""
 

@@ -27,7 +27,8 @@ def operator(bench: Path) -> str:
 def tests_of(bench: Path) -> list[str]:
     """The test files that a benchmark's ``TESTS`` names, or the one of its operator.
 
-    A name is that of one file in tests or in a folder below.
+    A name is that of one file in tests or in a folder below. A path with a star, such as
+    ``kernels/network/test_*.py``, is all files in tests that fit, so that new ones are among them.
 
     Raises:
         ValueError: no file, or more than one, has a name.
@@ -43,7 +44,13 @@ def tests_of(bench: Path) -> list[str]:
         if ast.unparse(target) == "TESTS" and statement.value is not None:
             names = ast.literal_eval(statement.value)
             break
-    return [_only_file(name) for name in names]
+    stars = {file for name in names if "*" in name for file in _files(name)}
+    return [_only_file(name) for name in names if "*" not in name] + sorted(stars)
+
+
+def _files(pattern: str) -> list[str]:
+    found = (processes.ROOT / "tests").glob(pattern)
+    return [path.relative_to(processes.ROOT).as_posix() for path in found]
 
 
 def _only_file(name: str) -> str:
@@ -126,7 +133,8 @@ def outcome(log: str, ended: bool, code: int | None) -> Outcome:
 def run(files: Sequence[str], stop: float, scratch: Path, out: Path) -> dict[str, Outcome]:
     """Run test files side by side until ``stop`` on the clock; all that they print goes to ``out``.
 
-    Those that take longest start first, for the interpreters' starts alone take seconds.
+    Those that take longest start first, for the interpreters' starts alone take seconds: the known
+    ones, then the others by the size of the file.
 
     Args:
         files: paths from the root of the checkout.
@@ -135,7 +143,7 @@ def run(files: Sequence[str], stop: float, scratch: Path, out: Path) -> dict[str
         out: one file for all of them.
     """
     running = {}
-    for file in sorted(files, key=lambda file: not any(name in file for name in _LONGEST)):
+    for file in sorted(files, key=_how_short):
         log = (scratch / f"{Path(file).stem}.log").open("w+")
         command = ["-m", "pytest", *_OPTIONS, file]
         running[file] = (processes.start(command, log, _FEW_THREADS), log)
@@ -150,6 +158,12 @@ def run(files: Sequence[str], stop: float, scratch: Path, out: Path) -> dict[str
             whole.write(f"# {file}: {found[file].said}\n\n{text}\n\n")
         print(f"{file}: {found[file].said}", flush=True)
     return found
+
+
+def _how_short(file: str) -> tuple[bool, int]:
+    known = any(name in file for name in _LONGEST)
+    path = processes.ROOT / file
+    return not known, -path.stat().st_size if path.exists() else 0
 
 
 def skipped_line(found: Mapping[str, Outcome]) -> list[str]:

@@ -12,8 +12,11 @@ from bench.harness.gpu_tests import operator
 STEPS = "train_step"  # whole steps, which have tables of their own
 FIRST_STEP = "[stage2-b0-1024px-B2-rrm{}]"  # the setting that matters most
 FIRST = "the first training step"
+METHODS = "costs of methods"  # a script with a table of its own, on a GPU at the paper's size
+METHODS_SCRIPT = Path(__file__).parents[1] / "step" / "method_costs.py"
 # parts of the time at most; what is left over goes to those that follow
-FIRST_PART, OPERATOR_PART, STEPS_PART, COMPILED_STEPS_PART, COMPILED_PART = 8, 2, 6, 5, 3
+FIRST_PART, OPERATOR_PART, STEPS_PART, METHODS_PART = 8, 2, 6, 2
+COMPILED_STEPS_PART, COMPILED_PART = 5, 3
 
 
 class Job(NamedTuple):
@@ -22,7 +25,7 @@ class Job(NamedTuple):
     Attributes:
         name: for the notes.
         files: benchmarks.
-        which: pytest's expression for the rows.
+        which: pytest's expression for the rows; empty for a script.
         part: of the time.
     """
 
@@ -52,10 +55,16 @@ def plan(benches: Sequence[Path], red: Sequence[str], compiled: str) -> list[Job
         # a CPU takes minutes for its first setting
         part = STEPS_PART if timing.ON_GPU else 2 * STEPS_PART
         jobs += [Job("training steps", steps, others, part)]
+        if timing.ON_GPU:
+            jobs += [Job(METHODS, [METHODS_SCRIPT], "", METHODS_PART)]
     last = []
     if steps and timing.ON_GPU:  # a CPU has no such rows
         last += [Job("compiled training steps", steps, "compile", COMPILED_STEPS_PART)]
     if operators:
         last += [Job("torch.compile", operators, "compile", COMPILED_PART)]
     jobs = {"last": jobs + last, "none": jobs, "only": last}[compiled]
-    return sorted(jobs, key=lambda job: all(operator(path) in red for path in job.files))
+
+    def claims_nothing(job: Job) -> bool:
+        return all((STEPS if not job.which else operator(path)) in red for path in job.files)
+
+    return sorted(jobs, key=claims_nothing)

@@ -31,7 +31,7 @@ class Target(NamedTuple):
 
     def on(self, share: float) -> float:
         """The bound on a GPU with that share of the bandwidth of an H200."""
-        by_memory = self.quantity == "ms" and self.op in ("proto_pool", "proto_kl")
+        by_memory = self.quantity == "ms" and self.op in ("proto_pool", "proto_kl", "mlp_head")
         return self.bound / share if by_memory else self.bound
 
 
@@ -57,9 +57,17 @@ TARGETS = (
     Target("seg_loss", "peak_mib", 0.15 * MIB_PER_GB),
     Target("seg_loss", "official", 8),
     Target("seg_loss", "torch", 3),
+    # the parts of the network, of which the head, the norms and the convolution move memory alone
+    Target("mlp_head", "ms", 1.2),
+    Target("layer_norm", "copy_share", 0.7),
+    Target("attention", "torch", 1.3),
+    Target("depthwise_conv", "copy_share", 0.7),
     *(
         Target(op, "host_syncs", 0)
-        for op in ("proto_pool", "proto_kl", "ifv_map", "func_entropy", "seg_loss")
+        for op in (
+            *("proto_pool", "proto_kl", "ifv_map", "func_entropy", "seg_loss"),
+            *("mlp_head", "layer_norm", "attention", "depthwise_conv"),
+        )
     ),
 )
 # what a quantity is called, and how its values are written

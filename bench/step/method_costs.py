@@ -6,7 +6,9 @@
 All stages of all recipes train on the same images. Steps are taken in turn, one of each stage after
 the other, so that a change of the machine's pace reaches all alike; a stage that drops modalities
 per batch is timed at each number of modalities, which are equally likely, and its time is the mean
-over them. Tables go to ``bench/results/<device>/method_costs.md``.
+over them. No step is a CUDA graph: the graphs of all stages would not fit a GPU at once. The table
+is written after every turn, to ``bench/results/<device>/method_costs_<backbone>_<side>.md``; a
+recipe that cannot run says why in its row. ``bench/gpu_record.py`` takes it along.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -65,6 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each number")
     parser.add_argument("--only", default="", help="recipes whose name holds the word")
     parser.add_argument("--out", type=Path, help="instead of bench/results/<device>")
+    parser.add_argument("--time-limit", type=float, help="no new turn after so many seconds")
     options = parser.parse_args()
     device = shapes.DEVICE
     precision = best_precision(device).value
@@ -76,21 +81,32 @@ def main() -> None:
         BASE: replace(base, stages=base.stages | {"student": replace(student, losses=losses)}),
         **{name: config for name, config in configs.items() if options.only in name},
     }
-    cases = [
-        case
-        for name, config in configs.items()
-        for case in cases_of(name, config, options.backbone, options.side, options.batch, precision)
-        if name != BASE or case.last
-    ]
-    times = time_in_turn(cases, blank(options.side, options.batch), options.rounds)
+    cases, failed = [], {}
+    for name, config in configs.items():
+        try:
+            found = cases_of(name, config, options.backbone, options.side, options.batch, precision)
+        except Exception as error:
+            failed[name] = reason(error)
+            continue
+        cases += [case for case in found if name != BASE or case.last]
     sizes = f"{options.side} x {options.side}, {options.batch} samples"
-    what = f"{options.backbone}, {sizes}, {precision}"
-    text = table(cases, times, f"{what}, {shapes.DEVICE.type}")
-    print(text)
+    what = f"{options.backbone}, {sizes}, {precision}, {shapes.DEVICE.type}"
     folder = options.out or ROOT / "bench" / "results" / ("gpu" if shapes.ON_GPU else "cpu")
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"method_costs_{options.backbone}_{options.side}.md"
-    (folder / name).write_text(text, encoding="utf-8")
+    path = folder / f"method_costs_{options.backbone}_{options.side}.md"
+
+    def keep(times: dict[int, float]) -> None:
+        path.write_text(table(cases, times, what, failed), encoding="utf-8")
+
+    end = time.monotonic() + (options.time_limit or float("inf"))
+    time_in_turn(cases, blank(options.side, options.batch), options.rounds, failed, end, keep)
+    print(path.read_text(encoding="utf-8"))
+
+
+def reason(error: Exception) -> str:
+    """An error in a cell of a table."""
+    first = (str(error).splitlines() or [""])[0].replace("|", "/")
+    return f"{type(error).__name__}: {first}"
 
 
 def cases_of(
@@ -102,7 +118,7 @@ def cases_of(
         precision=precision,
         model=ModelConfig(backbone=backbone, embed_dim=768 if "b" in backbone else 64),
         data=replace(config.data, size=side, batch_size=batch, modalities=()),
-        speed=SpeedConfig(compile="off"),
+        speed=SpeedConfig(compile="off", graphs="off"),
     )
     context, cases = RunContext(config), []
     *_, last = config.stages
@@ -137,21 +153,47 @@ def blank(side: int, batch: int) -> Batch:
     return Batch(images.to(device), labels.to(device), ("",) * 4, ("",) * batch)
 
 
-def time_in_turn(cases: list[Case], batch: Batch, rounds: int) -> dict[int, float]:
-    """Mean milliseconds of a step of each case: medians at each number of modalities."""
+def time_in_turn(
+    cases: list[Case],
+    batch: Batch,
+    rounds: int,
+    failed: dict[str, str],
+    end: float,
+    keep: Callable[[dict[int, float]], None],
+) -> None:
+    """Time steps of all cases in turn: mean over the numbers of modalities of their medians.
+
+    Args:
+        cases: stages, the base first.
+        batch: of all of them.
+        rounds: timed turns, at most.
+        failed: gets the reason by recipe where one cannot run.
+        end: no new turn begins after it, by ``time.monotonic``.
+        keep: called after every timed turn with milliseconds by the place of a case.
+    """
     found: dict[tuple[int, int], list[float]] = defaultdict(list)
     for turn in range(rounds + 1):
+        if turn and time.monotonic() > end:
+            break
         for place, case in enumerate(cases):
-            for size in case.sizes:
-                step = step_of_size(case, size, turn)
-                ms = elapsed_ms(partial(case.train, step, batch), shapes.DEVICE)
-                # the first turn warms up
-                if turn:
-                    found[place, size].append(ms)
-    return {
-        place: statistics.mean(statistics.median(found[place, size]) for size in case.sizes)
-        for place, case in enumerate(cases)
-    }
+            if case.recipe in failed:
+                continue
+            try:
+                for size in case.sizes:
+                    step = step_of_size(case, size, turn)
+                    ms = elapsed_ms(partial(case.train, step, batch), shapes.DEVICE)
+                    # the first turn warms up
+                    if turn:
+                        found[place, size].append(ms)
+            except Exception as error:
+                failed[case.recipe] = reason(error)
+        keep(
+            {
+                place: statistics.mean(statistics.median(found[place, n]) for n in case.sizes)
+                for place, case in enumerate(cases)
+                if turn and case.recipe not in failed
+            }
+        )
 
 
 def step_of_size(case: Case, size: int, turn: int) -> int:
@@ -165,20 +207,28 @@ def step_of_size(case: Case, size: int, turn: int) -> int:
         step += 1
 
 
-def table(cases: list[Case], times: dict[int, float], what: str) -> str:
-    """Markdown: every stage in milliseconds, and in steps of the base."""
-    base = times[0]
+def table(cases: list[Case], times: dict[int, float], what: str, failed: dict[str, str]) -> str:
+    """Markdown: every stage in milliseconds, and in steps of the base.
+
+    Args:
+        cases: stages, the base first.
+        times: milliseconds by the place of a case; none before the first timed turn.
+        what: the title.
+        failed: reason by recipe.
+    """
     lines = [
         f"### {what}, torch {torch.__version__}\n",
         "| recipe | stage | ms | of a RobustSeg step without RRM | bound |",
         "|---|---|---|---|---|",
     ]
     for place, case in enumerate(cases):
+        if place not in times:
+            continue
         bound = f"{MOST[case.recipe]:g}" if case.last and case.recipe in MOST else ""
-        ratio = times[place] / base
-        lines.append(
-            f"| {case.recipe} | {case.stage} | {times[place]:.0f} | {ratio:.2f} | {bound} |"
-        )
+        ratio = f"{times[place] / times[0]:.2f}" if 0 in times else ""
+        cells = [case.recipe, case.stage, f"{times[place]:.4g}", ratio, bound]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"| {recipe} | | {why} | | |" for recipe, why in failed.items()]
     return "\n".join(lines) + "\n"
 
 

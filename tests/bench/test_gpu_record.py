@@ -11,8 +11,18 @@ import pytest
 
 pytest.importorskip("triton")
 from bench import gpu_record
-from bench.harness import gpu_tests, job_order, processes, profiling, report, shapes, timing
+from bench.harness import (
+    gpu_tests,
+    job_order,
+    processes,
+    profiling,
+    report,
+    shapes,
+    timed_jobs,
+    timing,
+)
 from bench.step import cases as step_cases
+from bench.step import method_costs
 from bench.step.rows import StepRow
 
 ROW = report.OperatorRow(
@@ -39,6 +49,24 @@ def test_a_test_file_that_a_benchmark_names_is_one(tmp_path):
         bench.write_text(f"TESTS = {names}\n")
         with pytest.raises(ValueError, match=f"expected one file {names[0]} in tests"):
             gpu_tests.tests_of(bench)
+
+
+def test_a_name_with_a_star_is_every_file_that_fits(tmp_path):
+    bench = tmp_path / "bench_new.py"
+    bench.write_text("TESTS = ['test_probe.py', 'kernels/similarity/test_*.py', 'none/test_*.py']")
+    found = gpu_tests.tests_of(bench)
+    assert found[0] == "tests/kernels/test_probe.py"
+    assert found[1:] == sorted(found[1:])
+    assert "tests/kernels/similarity/test_ifv_distillation.py" in found
+    assert len(found) == 1 + len([*gpu_record.ROOT.glob("tests/kernels/similarity/test_*.py")])
+
+
+def test_the_longest_tests_start_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "ROOT", tmp_path)
+    names = ["test_short.py", "test_long.py", "test_gpu_step.py"]
+    for name, lines in zip(names, (1, 50, 1), strict=True):
+        (tmp_path / name).write_text("pass\n" * lines)
+    assert sorted(names, key=gpu_tests._how_short) == [*reversed(names)]
 
 
 @pytest.mark.parametrize("name", gpu_record.ELSEWHERE)
@@ -93,13 +121,13 @@ def test_the_first_step_comes_first_and_what_is_red_or_compiled_last(monkeypatch
     def names(red, compiled):
         return [job.name for job in job_order.plan(benches, red, compiled)]
 
-    first = job_order.FIRST
+    first, steps = job_order.FIRST, ["training steps", job_order.METHODS]
     last = ["compiled training steps", "torch.compile"]
-    assert names([], "last") == [first, "proto_kl", "seg_loss", "training steps", *last]
-    assert names([], "none") == [first, "proto_kl", "seg_loss", "training steps"]
+    assert names([], "last") == [first, "proto_kl", "seg_loss", *steps, *last]
+    assert names([], "none") == [first, "proto_kl", "seg_loss", *steps]
     assert names([], "only") == last
-    assert names(["proto_kl"], "none") == [first, "seg_loss", "training steps", "proto_kl"]
-    assert names(["train_step"], "none") == ["proto_kl", "seg_loss", first, "training steps"]
+    assert names(["proto_kl"], "none") == [first, "seg_loss", *steps, "proto_kl"]
+    assert names(["train_step"], "none") == ["proto_kl", "seg_loss", first, *steps]
     # each row is timed by one of the jobs
     names = [str(setting).replace(" ", "-") for setting in step_cases.ON_A_GPU]
     assert job_order.FIRST_STEP.format("") == f"[{names[0]}]"
@@ -210,11 +238,83 @@ def test_a_session_leaves_eight_files_and_writes_them_again_and_again(tmp_path, 
     with zipfile.ZipFile(out / "traces.zip") as archive:
         assert archive.namelist() == ["trace-proto_kl.json.gz", "trace-seg_loss.json.gz"]
     assert "| 0.1 ms | reached |" in text
+    # beside them what a step of every method costs, in the table of steps
+    (scratch / "method_costs_mit_b0_1024.md").write_text("### mit_b0\n\n| anyseg | student | 9 |\n")
+    session.write()
+    assert "## Methods\n\n### mit_b0" in (out / "train_step.md").read_text()
+    assert len([*out.iterdir()]) == 8
     # what is red reaches no target
     session.red, session.red_files = ["proto_kl", "train_step"], ["test_gpu_step.py"]
     assert "reached" not in "\n".join(session.write())
     assert "reached" not in (out / "train_step.md").read_text()
     assert "| fused | 0.1 |" in (out / "kernels.md").read_text()
+    assert "## Methods\n\nTests of steps are red" in (out / "train_step.md").read_text()
+
+
+def test_the_cost_of_methods_is_written_or_missed_in_a_line(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+        "(out / 'method_costs_x.md').write_text(' '.join(sys.argv[1:]))\n"
+        "sys.exit('no memory' if '--fail' in sys.argv else 0)\n"
+    )
+    job = job_order.Job(job_order.METHODS, [script], "", 1)
+    assert timed_jobs.cost_methods(job, tmp_path, 200.0, lambda: None) == []
+    assert "--time-limit 160.0" in (tmp_path / "method_costs_x.md").read_text()
+    assert timed_jobs.cost_methods(job, tmp_path, 200.0, lambda: None, ["--fail"]) == [
+        "The costs of methods are missing: no memory."
+    ]
+    script.write_text("import time\ntime.sleep(60)")
+    (said,) = timed_jobs.cost_methods(job, tmp_path, 0.1, lambda: None, grace=0.0)
+    assert said == "The costs of methods were stopped after 0 s."
+
+
+def test_what_methods_cost_is_a_table(tmp_path, monkeypatch):
+    command = ["method_costs.py", "--backbone", "mit_nano", "--side", "64", "--batch", "1"]
+    command += ["--rounds", "1", "--only", "anyseg", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    method_costs.main()
+    lines = (tmp_path / "method_costs_mit_nano_64.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[4:]] == [
+        "robustseg without rrm", "anyseg", "anyseg",
+    ]  # fmt: skip
+
+
+def test_a_method_that_cannot_run_costs_no_other_row(monkeypatch):
+    class Train:
+        def __init__(self, error=None):
+            self.error = error
+
+        def __call__(self, step, batch):
+            if self.error:
+                raise RuntimeError("no | memory\nleft")
+
+        def present(self, step, count):
+            return range(count)
+
+    cases = [
+        method_costs.Case(name, "student", True, Train(error), (4,))
+        for name, error in ((method_costs.BASE, None), ("anyseg", True), ("rmmss", None))
+    ]
+    monkeypatch.setattr(method_costs, "elapsed_ms", lambda call, _: call() or 2.0)
+    written, failed = [], {"any2seg": "ConfigError: no"}
+
+    def keep(times):
+        written.append(method_costs.table(cases, times, "a title", failed))
+
+    method_costs.time_in_turn(cases, None, 2, failed, float("inf"), keep)
+    assert len(written) == 3
+    assert written[-1].splitlines()[4:] == [
+        "| robustseg without rrm | student | 2 | 1.00 |  |",
+        "| rmmss | student | 2 | 1.00 | 1 |",
+        "| any2seg | | ConfigError: no | | |",
+        "| anyseg | | RuntimeError: no / memory | | |",
+    ]
+    # without time the turn that warms up is the only one
+    written.clear()
+    method_costs.time_in_turn(cases, None, 2, failed, 0.0, keep)
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize("out", ["own", "given"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bench.harness.step_costs import Costs
 from fastseg import kernels
 from fastseg.config.presets.methods import RECIPES
 from fastseg.config.presets.registry import get_preset
@@ -17,7 +18,6 @@ from fastseg.engine.step import TrainStep
 from fastseg.kernels.common import switch
 from fastseg.pipelines import Batch
 from tests.support.resuming import assert_resumes
-from tests.support.step_costs import Costs
 from tests.support.tiny_clip import guided_by, write_clip
 
 NAMES = [recipe.name for recipe in RECIPES]
