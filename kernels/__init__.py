@@ -36,6 +36,7 @@ else:
         UpsampleConfusion,
     )
     from .operators import (
+        depthwise_conv_gelu,
         hybrid_prototype_distillation,
         ifv_distillation,
         masked_prototype_pool,
@@ -60,6 +61,7 @@ else:
         "SimilarityDivergence",
         "UpsampleArgmax",
         "UpsampleConfusion",
+        "depthwise_conv_gelu",
         "fisher_regulariser",
         "force_kernels",
         "force_reference",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
+    from .network.depthwise import depthwise_conv_gelu
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
     from .prototypes.pool import masked_prototype_pool
@@ -17,6 +18,7 @@ if TYPE_CHECKING or HAS_TRITON:
     from .similarity.ifv_distillation import ifv_distillation
 else:
     from .reference import (
+        depthwise_conv_gelu,
         hybrid_prototype_distillation,
         ifv_distillation,
         masked_prototype_pool,
@@ -29,6 +31,7 @@ else:
     )
 
 __all__ = [
+    "depthwise_conv_gelu",
     "hybrid_prototype_distillation",
     "ifv_distillation",
     "masked_prototype_pool",

@@ -1,13 +1,15 @@
-"""The definitions of all losses in plain PyTorch.
+"""The definitions of all losses, and of layers that have kernels, in plain PyTorch.
 
 They are the truth that tests compare fast operators with, what runs on a CPU, and the baseline of
 benchmarks. All of them compute in float32 (float64 for float64 inputs) whatever the dtype of the
-inputs and under autocast, treat the teacher as a constant, and wait for no device.
+inputs and under autocast, treat the teacher as a constant, and wait for no device; layers of the
+networks compute in the dtype of their inputs.
 
 Symbols: M modalities, B samples, C channels, H W image, h w feature map of a level, K classes, S
 noise samples; p, x student and q, t teacher, after and before the softmax.
 """
 
+from .depthwise import depthwise_conv_gelu
 from .divergence import logit_distillation, softmax_divergence
 from .entropy import functional_entropy, student_information, teacher_information
 from .fisher import channel_sigma, fisher_regulariser
@@ -22,6 +24,7 @@ from .supervised import ohem_cross_entropy
 
 __all__ = [
     "channel_sigma",
+    "depthwise_conv_gelu",
     "fisher_regulariser",
     "fold_key",
     "functional_entropy",

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastseg.errors import ConfigError
+from fastseg.kernels import depthwise_conv_gelu
 from fastseg.pipelines.tools.unknown import unknown
 
 from .attention import Attention
@@ -125,7 +125,7 @@ class PatchEmbed(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A 3x3 convolution of each channel alone; it also carries the position information."""
+    """A 3x3 convolution of each channel alone, then GELU; it also carries the position."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -133,8 +133,7 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``[N, h, w, C]`` to the same shape."""
-        # contiguous tokens are a channels_last image: no copy on either side
-        return cast(Tensor, self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return depthwise_conv_gelu(x, self.dwconv.weight, cast(Tensor, self.dwconv.bias))
 
 
 class Mlp(nn.Module):
@@ -148,7 +147,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``[N, h, w, C]`` to the same shape."""
-        return cast(Tensor, self.fc2(F.gelu(self.dwconv(self.fc1(x)))))
+        return cast(Tensor, self.fc2(self.dwconv(self.fc1(x))))
 
 
 class Block(nn.Module):
