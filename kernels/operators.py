@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
+    from .network.attention import reduced_attention
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
     from .prototypes.pool import masked_prototype_pool
@@ -22,6 +23,7 @@ else:
         masked_prototype_pool,
         prototype_divergence,
         prototype_similarity,
+        reduced_attention,
         segmentation_loss,
         similarity_divergence,
         upsample_argmax,
@@ -34,6 +36,7 @@ __all__ = [
     "masked_prototype_pool",
     "prototype_divergence",
     "prototype_similarity",
+    "reduced_attention",
     "segmentation_loss",
     "similarity_divergence",
     "upsample_argmax",
