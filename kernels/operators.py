@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
+    from .network.attention import reduced_attention
     from .network.depthwise import depthwise_conv_gelu
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
@@ -24,6 +25,7 @@ else:
         masked_prototype_pool,
         prototype_divergence,
         prototype_similarity,
+        reduced_attention,
         segmentation_loss,
         similarity_divergence,
         upsample_argmax,
@@ -37,6 +39,7 @@ __all__ = [
     "masked_prototype_pool",
     "prototype_divergence",
     "prototype_similarity",
+    "reduced_attention",
     "segmentation_loss",
     "similarity_divergence",
     "upsample_argmax",

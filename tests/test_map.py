@@ -61,7 +61,7 @@ ROOMS = {
         "report": "errors console distributed pipelines/*",
         "config": "errors models methods pipelines/. pipelines/tools",
         "engine": "errors choice console models methods distributed report checkpoint config "
-        "kernels/common pipelines/*",
+        "kernels/common kernels/network pipelines/*",
         "evaluation": ". errors models methods distributed report checkpoint config engine "
         "kernels/. pipelines/*",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",

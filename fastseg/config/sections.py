@@ -111,8 +111,8 @@ class SpeedConfig:
     graphs: Switch = "auto"
     """Replay whole steps as CUDA graphs, one per number of modalities; auto: on a GPU."""
     attention: Literal["auto", "torch"] = "auto"
-    """Kernel of the attention: auto times torch's at the network's shapes on a GPU, torch leaves
-    the choice to torch."""
+    """Kernel of the attention: auto times torch's and ours at the network's shapes on a GPU,
+    torch leaves the choice to torch."""
 
     def __post_init__(self) -> None:
         check_fields(self)

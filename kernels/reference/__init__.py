@@ -9,6 +9,7 @@ Symbols: M modalities, B samples, C channels, H W image, h w feature map of a le
 noise samples; p, x student and q, t teacher, after and before the softmax.
 """
 
+from .attention import reduced_attention
 from .depthwise import depthwise_conv_gelu
 from .divergence import logit_distillation, softmax_divergence
 from .entropy import functional_entropy, student_information, teacher_information
@@ -38,6 +39,7 @@ __all__ = [
     "profile_regulariser",
     "prototype_divergence",
     "prototype_similarity",
+    "reduced_attention",
     "representation_regularisation",
     "segmentation_loss",
     "similarity_divergence",

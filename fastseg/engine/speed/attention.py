@@ -1,4 +1,4 @@
-"""Choice of torch's fastest attention kernel at the shapes of a network, by measurement.
+"""Choice among torch's attention kernels and ours, at the shapes of a network, by measurement.
 
 The keys are few and the heads narrow (1024 keys, 32 channels for MiT-B0 at 1024 x 1024): published
 timings of the kernels are for other shapes and disagree with each other.
@@ -15,13 +15,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from fastseg.distributed.ranks import Ranks
+from fastseg.kernels.common.switch import runs_on
+from fastseg.kernels.network.heads import serves
 from fastseg.models import AttentionLevel, Segmenter
-from fastseg.models.backbones.attention import attention
+from fastseg.models.backbones.attention import OWN, Kernel, token_attention
 
-BACKENDS: dict[str, SDPBackend] = {
+BACKENDS: dict[str, Kernel] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    OWN: OWN,
 }
 _WARM_UP, _TIMED = 3, 10
 
@@ -40,7 +43,8 @@ def settle_attention(
     """Take the kernels that a run began with, or measure where nothing has chosen yet.
 
     Two measurements may differ, and with another kernel a resumed run would round otherwise than
-    one that was never stopped. On another device, torch or shape they are measured again.
+    one that was never stopped. On another device, torch or shape they are measured again, and where
+    our kernels, which the run began with, no longer serve.
 
     Args:
         networks: as for :func:`choose_attention`, like the next three.
@@ -57,7 +61,15 @@ def settle_attention(
     device = next(networks[0].parameters()).device
     # of rank 0, so that no process measures while others do not
     where = ranks.share(lambda: _place(device, images, side, dtype))
-    if before is not None and before["where"] == where:
+    if (
+        before is not None
+        and before["where"] == where
+        and ranks.share(
+            lambda: (
+                OWN not in before["levels"] or runs_on(torch.empty((), device=device, dtype=dtype))
+            )
+        )
+    ):
         for network in networks:
             _set_kernels(network.attention_levels(images, side), before["levels"])
         kernels = ", ".join(name or "torch's choice" for name in before["levels"])
@@ -93,14 +105,10 @@ def choose_attention(
     chosen = []
     levels = [network.attention_levels(images, side) for network in networks]
     for alike in zip(*levels, strict=True):
-        shape, keys = alike[0].queries, alike[0].keys
-        tensors = [
-            torch.randn(
-                (shape[0], length, shape[1], shape[3]), device=device, dtype=dtype
-            ).transpose(1, 2).requires_grad_()
-            for length in (shape[2], keys, keys)
-        ]  # fmt: skip
-        own = [_ms(backend, tensors, clock) for backend in BACKENDS.values()]
+        (n, heads, length, d), keys = alike[0].queries, alike[0].keys
+        sizes = ((n, length, heads, d), (n, keys, 2, heads, d))
+        q, kv = (torch.randn(x, device=device, dtype=dtype, requires_grad=True) for x in sizes)
+        own = [_ms(backend, q, kv, clock) for backend in BACKENDS.values()]
         times = dict(zip(BACKENDS, ranks.reduce(own, "max") if ranks else own, strict=True))
         best = min(times, key=lambda name: times[name])
         if math.isinf(times[best]):
@@ -132,13 +140,15 @@ def _place(device: torch.device, images: int, side: int, dtype: torch.dtype) -> 
     return f"{name}, torch {torch.__version__}, {images} images of {side} pixels, {dtype}"
 
 
-def _ms(backend: SDPBackend, tensors: Sequence[Tensor], clock: Clock) -> float:
+def _ms(kernel: Kernel, q: Tensor, kv: Tensor, clock: Clock) -> float:
     """Milliseconds of both passes; infinity where the kernel does not serve the shape."""
-    q, k, v = tensors
+    if kernel == OWN and not serves(q):
+        return math.inf
 
     def passes() -> None:
-        out = attention(q, k, v, backend)
-        torch.autograd.grad(out, tensors, out)
+        # as the layer behind takes it
+        out = token_attention(q, kv, kernel).flatten(2)
+        torch.autograd.grad(out, (q, kv), out)
 
     try:
         return clock(passes)

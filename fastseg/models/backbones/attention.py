@@ -6,11 +6,17 @@ Source: SegFormer, arXiv:2105.15203, section 3.1 ("efficient self-attention").
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fastseg.kernels import reduced_attention
+
+Kernel = SDPBackend | Literal["fastseg"]
+OWN: Literal["fastseg"] = "fastseg"
+"""The kernels of `fastseg.kernels.reduced_attention`, beside torch's."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None = None) -> Tensor:
@@ -36,18 +42,37 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None = None
         return F.scaled_dot_product_attention(q, k, v)
 
 
+def token_attention(queries: Tensor, keys_values: Tensor, kernel: Kernel | None = None) -> Tensor:
+    """:func:`attention` of tokens as the linear layers leave them.
+
+    Args:
+        queries: ``[N, L, heads, d]``.
+        keys_values: ``[N, S, 2, heads, d]``.
+        kernel: one of torch's, or `OWN`; None leaves the choice to torch.
+
+    Returns:
+        ``[N, L, heads, d]``.
+    """
+    if isinstance(kernel, str):
+        return reduced_attention(queries, keys_values)
+    # taken apart before the axes change places: so the gradients come together without a copy
+    k, v = keys_values.unbind(2)
+    out = attention(queries.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), kernel)
+    return out.transpose(1, 2)
+
+
 class Attention(nn.Module):
     """Multi-head attention of all tokens to the spatially reduced tokens.
 
     Attributes:
-        backend: the kernel of :func:`attention`, set by :mod:`fastseg.engine.speed.attention`.
+        backend: kernel of :func:`token_attention`, set by :mod:`fastseg.engine.speed.attention`.
     """
 
     def __init__(self, width: int, heads: int, reduction: int) -> None:
         super().__init__()
         self.heads = heads
         self.reduction = reduction
-        self.backend: SDPBackend | None = None
+        self.backend: Kernel | None = None
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -58,10 +83,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``[N, h, w, C]`` to the same shape."""
         n, h, w, c = x.shape
-        q = self.q(x).view(n, h * w, self.heads, -1).transpose(1, 2)
+        q = self.q(x).view(n, h * w, self.heads, -1)
         if self.reduction > 1:
             x = self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        # taken apart before the axes change places: so the gradients come together without a copy
-        k, v = self.kv(x).view(n, -1, 2, self.heads, c // self.heads).unbind(2)
-        out = attention(q, k.transpose(1, 2), v.transpose(1, 2), self.backend)
-        return cast(Tensor, self.proj(out.transpose(1, 2).reshape(n, h, w, c)))
+        kv = self.kv(x).view(n, -1, 2, self.heads, c // self.heads)
+        return cast(Tensor, self.proj(token_attention(q, kv, self.backend).reshape(n, h, w, c)))

@@ -1,4 +1,4 @@
-"""The choice among torch's attention kernels, with a clock that is given."""
+"""The choice among the attention kernels, with a clock that is given."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from fastseg.distributed.ranks import Ranks
 from fastseg.engine.speed import attention
 from fastseg.engine.speed.attention import BACKENDS, choose_attention, settle_attention
 from fastseg.models import SegFormer
+from fastseg.models.backbones.attention import OWN
 
 SIDE, IMAGES = 64, 2
 
@@ -25,13 +26,13 @@ def tried(monkeypatch):
     """The kernels that were timed; on a CPU none of them could really be."""
     backends = []
 
-    def fake(q, k, v, backend):
+    def fake(queries, keys_values, backend):
         backends.append(backend)
         if backend is SDPBackend.FLASH_ATTENTION:
             raise RuntimeError("No available kernel. Aborting execution.")
-        return q + k.mean() + v.mean()
+        return queries + keys_values.mean()
 
-    monkeypatch.setattr(attention, "attention", fake)
+    monkeypatch.setattr(attention, "token_attention", fake)
     return backends
 
 
@@ -77,21 +78,31 @@ def test_the_fastest_kernel_of_each_level_is_set_on_all_networks(network, tried)
     assert said == (
         "levels 1 to 4: cudnn 1.000 ms, efficient 1.000 ms, efficient 0.250 ms, cudnn 3.000 ms"
     )
-    assert set(tried) == set(BACKENDS.values())
+    # ours serve no CPU
+    assert set(tried) == set(BACKENDS.values()) - {OWN}
+
+
+def test_our_kernels_are_taken_where_they_are_the_fastest(network, tried, monkeypatch):
+    monkeypatch.setattr(attention, "serves", lambda queries: queries.shape[3] == 16)
+    said = choose_attention([network], IMAGES, SIDE, torch.float32, clock_of(*[3, 2, 1] * 4))
+    assert backends_of(network) == [{OWN}] * 4
+    assert said == "levels 1 to 4: " + ", ".join(["fastseg 1.000 ms"] * 4)
 
 
 def test_a_kernel_that_does_not_serve_takes_forever(tried):
-    tensors = [torch.randn(1, 1, 4, 2, requires_grad=True) for _ in range(3)]
+    q, kv = torch.randn(1, 4, 1, 16).requires_grad_(), torch.randn(1, 4, 2, 1, 16).requires_grad_()
     flash, cudnn = BACKENDS["flash"], BACKENDS["cudnn"]
-    assert math.isinf(attention._ms(flash, tensors, clock_of(1)))
-    assert attention._ms(cudnn, tensors, clock_of(1)) == 1
+    assert math.isinf(attention._ms(flash, q, kv, clock_of(1)))
+    assert attention._ms(cudnn, q, kv, clock_of(1)) == 1
+    # the definition is none of the kernels
+    assert math.isinf(attention._ms(OWN, q, kv, clock_of(1)))
 
 
 def test_without_any_kernel_the_choice_is_left_to_torch(network, monkeypatch):
     def refuse(*_):
         raise RuntimeError("No available kernel. Aborting execution.")
 
-    monkeypatch.setattr(attention, "attention", refuse)
+    monkeypatch.setattr(attention, "token_attention", refuse)
     said = choose_attention([network], IMAGES, SIDE, torch.float32, clock_of())
     assert said == "levels 1 to 4: " + ", ".join(["torch's choice"] * 4)
     assert backends_of(network) == [{None}] * 4
@@ -113,7 +124,7 @@ def test_processes_take_what_is_fastest_for_the_slowest(network, tried):
     clock = clock_of(*[1, 2] * 4)
     choose_attention([network], IMAGES, SIDE, torch.float32, clock, ranks)
     assert backends_of(network) == [{BACKENDS["efficient"]}] * 4
-    assert ranks.asked == [([1, math.inf, 2], "max")] * 4
+    assert ranks.asked == [([1, math.inf, 2, math.inf], "max")] * 4
 
 
 @pytest.fixture
@@ -125,14 +136,15 @@ def measured(monkeypatch):
         calls.append(ranks)
         for network in networks:
             levels = network.attention_levels(IMAGES, SIDE)
-            attention._set_kernels(levels, ["cudnn", None, "flash", "efficient"])
+            attention._set_kernels(levels, ["cudnn", None, "fastseg", "efficient"])
         return "measured"
 
     monkeypatch.setattr(attention, "choose_attention", choose)
     return calls
 
 
-def test_a_resumed_run_takes_the_kernels_it_began_with(network, measured):
+def test_a_resumed_run_takes_the_kernels_it_began_with(network, measured, monkeypatch):
+    monkeypatch.setattr(attention, "runs_on", lambda _: True)
     alone = Ranks(torch.device("cpu"))
     record, says = settle_attention([network], IMAGES, SIDE, torch.float32, None, alone)
     assert (says, measured) == ("measured", [alone])
@@ -142,7 +154,7 @@ def test_a_resumed_run_takes_the_kernels_it_began_with(network, measured):
     again, says = settle_attention(resumed, IMAGES, SIDE, torch.float32, record, alone)
     assert len(measured) == 1
     assert again == record
-    assert says == "levels 1 to 4: cudnn, torch's choice, flash, efficient, as this run began"
+    assert says == "levels 1 to 4: cudnn, torch's choice, fastseg, efficient, as this run began"
     assert [backends_of(each) for each in resumed] == [backends_of(network)] * 2
 
 
@@ -160,3 +172,15 @@ def test_what_was_measured_elsewhere_is_measured_again(network, measured, monkey
     again, says = settle_attention([network], *setting.values(), record, alone)
     assert (says, len(measured)) == ("measured", 2)
     assert again["where"] != record["where"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_kernels_that_no_longer_serve_are_measured_again(network, measured, monkeypatch, there):
+    alone, setting = Ranks(torch.device("cpu")), (IMAGES, SIDE, torch.float32)
+    record, _ = settle_attention([network], *setting, None, alone)
+    monkeypatch.setattr(attention, "runs_on", lambda _: there)
+    settle_attention([network], *setting, record, alone)
+    assert len(measured) == (1 if there else 2)
+    # of torch's kernels alone, as in states of earlier versions
+    before = record | {"levels": ["cudnn", None, "flash", "efficient"]}
+    assert settle_attention([network], *setting, before, alone)[0] == before
