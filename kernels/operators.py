@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
+    from .network.layer_norm import layer_norm, residual_layer_norm
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
     from .prototypes.pool import masked_prototype_pool
@@ -19,9 +20,11 @@ else:
     from .reference import (
         hybrid_prototype_distillation,
         ifv_distillation,
+        layer_norm,
         masked_prototype_pool,
         prototype_divergence,
         prototype_similarity,
+        residual_layer_norm,
         segmentation_loss,
         similarity_divergence,
         upsample_argmax,
@@ -31,9 +34,11 @@ else:
 __all__ = [
     "hybrid_prototype_distillation",
     "ifv_distillation",
+    "layer_norm",
     "masked_prototype_pool",
     "prototype_divergence",
     "prototype_similarity",
+    "residual_layer_norm",
     "segmentation_loss",
     "similarity_divergence",
     "upsample_argmax",

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .norms import normalise
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None = None) -> Tensor:
     """``softmax(q k^T / sqrt(d)) v``.
@@ -60,7 +62,7 @@ class Attention(nn.Module):
         n, h, w, c = x.shape
         q = self.q(x).view(n, h * w, self.heads, -1).transpose(1, 2)
         if self.reduction > 1:
-            x = self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+            x = normalise(self.norm, self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         # taken apart before the axes change places: so the gradients come together without a copy
         k, v = self.kv(x).view(n, -1, 2, self.heads, c // self.heads).unbind(2)
         out = attention(q, k.transpose(1, 2), v.transpose(1, 2), self.backend)
