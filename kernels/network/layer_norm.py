@@ -16,106 +16,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import reference
-from ..common.device import on_device_of
-from ..common.switch import DEVICES, UP, runs_on
-from .layer_norm_kernels import (
-    _layer_norm_bwd_kernel,
-    _layer_norm_fwd_kernel,
-    _layer_norm_reduce_kernel,
-)
+from ..common.switch import DEVICES, runs_on
+from .layer_norm_launch import launch_backward, launch_forward
 
 MAX_CHANNELS = 4096  # a tile holds all of them
-# of backward, at most and at least: some for each of the 132 multiprocessors of an H200, but few
-# enough that their parts are small beside the rows
-_PROGRAMS, _LEAST_TILES = 1024, 4
-
-
-def tiles(channels: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tile of the kernels: two accesses of 16 bytes to each tensor for a thread."""
-    block_c = triton.next_power_of_2(channels)
-    warps = 4 if block_c <= 256 else 8
-    elements = warps * 32 * (32 // dtype.itemsize)
-    return {
-        "BLOCK_R": max(1, min(128, elements // block_c)), "BLOCK_C": block_c, "num_warps": warps,
-    }  # fmt: skip
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Tokens as rows ``[R, C]`` of contiguous channels; a copy where their strides are irregular."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-def normalise(
-    x: Tensor,
-    branch: Tensor | None,
-    factor: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    total: Tensor | None,
-    out: Tensor,
-) -> None:
-    """The forward launch: write the normalised tokens, and the sum if there is a branch."""
-    rows = _rows(x)
-    others = rows if branch is None else _rows(branch)
-    tile = tiles(rows.shape[1], rows.dtype)
-    with on_device_of(x):
-        _layer_norm_fwd_kernel[(triton.cdiv(len(rows), tile["BLOCK_R"]),)](
-            rows, others, factor, weight, bias, total, out,
-            len(rows), len(rows) // len(x), rows.shape[1], rows.stride(0), others.stride(0), eps,
-            HAS_BRANCH=branch is not None, HAS_FACTOR=factor is not None, UP=UP, **tile,
-        )  # fmt: skip
-
-
-def denormalise(
-    grad: Tensor,
-    above: Tensor | None,
-    factor: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    eps: float,
-    dx: Tensor,
-    dbranch: Tensor | None,
-    dweight: Tensor | None,
-    dbias: Tensor | None,
-) -> None:
-    """The backward launches: write the gradients; those of weight and bias if they are wanted."""
-    rows, grads = _rows(x), _rows(grad)
-    aboves = grads if above is None else _rows(above)
-    channels = rows.shape[1]
-    tile = tiles(channels, rows.dtype)
-    blocks = triton.cdiv(len(rows), tile["BLOCK_R"])
-    each = max(_LEAST_TILES, triton.cdiv(blocks, _PROGRAMS))
-    programs = triton.cdiv(blocks, each)
-    parts = None
-    if dweight is not None:
-        parts = x.new_empty((programs, 2, channels), dtype=torch.float32)
-    with on_device_of(x):
-        _layer_norm_bwd_kernel[(programs,)](
-            grads, aboves, factor, rows, weight, dx, dbranch, parts,
-            len(rows), len(rows) // len(x), channels,
-            grads.stride(0), aboves.stride(0), rows.stride(0), eps, each,
-            HAS_ABOVE=above is not None, HAS_FACTOR=factor is not None,
-            HAS_BRANCH=dbranch is not None, LEARNS=parts is not None, UP=UP, **tile,
-        )  # fmt: skip
-        if parts is not None:
-            _layer_norm_reduce_kernel[(triton.cdiv(channels, 16), 2)](
-                parts, dweight, dbias, programs, channels,
-                UP=UP, BLOCK_P=256, BLOCK_C=16, num_warps=8,
-            )  # fmt: skip
+LEAST_EPS = 1e-30  # rows beyond the last have no other deviation
 
 
 @torch.library.custom_op("fastseg::layer_norm", mutates_args=(), device_types=DEVICES)
-def _layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> Tensor:
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     out = x.new_empty(x.shape, dtype=dtype)
-    normalise(x, None, None, weight.contiguous(), bias.contiguous(), eps, None, out)
+    launch_forward(x, None, None, weight.contiguous(), bias.contiguous(), eps, None, out)
     return out
 
 
@@ -137,7 +51,7 @@ def _residual_layer_norm(
     total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype))
     out = x.new_empty(x.shape, dtype=dtype)
     factor = None if factor is None else factor.contiguous()
-    normalise(x, branch, factor, weight.contiguous(), bias.contiguous(), eps, total, out)
+    launch_forward(x, branch, factor, weight.contiguous(), bias.contiguous(), eps, total, out)
     return total, out
 
 
@@ -183,7 +97,7 @@ def _layer_norm_bwd(
     found = _gradients(x, of_x, of_branch, weight, learns)
     dx, dbranch, dweight, dbias = found
     factor = None if factor is None else factor.contiguous()
-    denormalise(
+    launch_backward(
         grad, above, factor, x, weight.contiguous(), eps,
         dx, None if of_branch is None else dbranch, *((dweight, dbias) if learns else (None, None)),
     )  # fmt: skip
@@ -244,7 +158,7 @@ def _residual_backward(ctx: Any, above: Tensor, grad: Tensor) -> tuple[Tensor | 
 _residual_layer_norm.register_autograd(_residual_backward, setup_context=_residual_context)
 
 
-def _fit(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+def _fit(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> bool:
     """True if the kernels take these tokens; never if the definition refuses them.
 
     Raises:
@@ -260,6 +174,7 @@ def _fit(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         and weight.dtype.itemsize <= 4
         and x.numel() > 0
         and x.shape[-1] <= MAX_CHANNELS
+        and eps >= LEAST_EPS
         and runs_on(x)
     )
 
@@ -275,8 +190,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         y[r, c] = (x[r, c] - mean_c x[r]) / sqrt(var_c x[r] + eps) * weight[c] + bias[c]
 
     with the biased variance; statistics and sums are float32. On a GPU results repeat bit by bit,
-    nothing waits for the device, and the gradient itself has none. Float64, no tokens and more than
-    4096 channels take the definition, which is torch's own.
+    nothing waits for the device, and the gradient itself has none. Float64, no tokens, more than
+    4096 channels and an eps below 1e-30 take the definition, which is torch's own.
 
     Args:
         x: tokens ``[N, ..., C]``, any float dtype. Rows of contiguous channels at one distance are
@@ -292,7 +207,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
-    if not _fit(x, weight, bias):
+    if not _fit(x, weight, bias, eps):
         return reference.layer_norm(x, weight, bias, eps)
     result: Tensor = _layer_norm(x, weight, bias, eps, _normalised_dtype(x, x.dtype))
     return result
@@ -335,7 +250,7 @@ def residual_layer_norm(
         and branch.dtype != torch.float64
         and (factor is None or (factor.numel() == len(x) and factor.is_floating_point()))
     )
-    if not (fits and _fit(x, weight, bias)):
+    if not (fits and _fit(x, weight, bias, eps)):
         return reference.residual_layer_norm(x, branch, factor, weight, bias, eps)
     dtype = _normalised_dtype(x, torch.promote_types(x.dtype, branch.dtype))
     factor = None if factor is None else factor.detach()
