@@ -181,7 +181,9 @@ def _fit(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> bool:
 
 def _normalised_dtype(x: Tensor, dtype: torch.dtype) -> torch.dtype:
     """Float32 under autocast, as torch's rule is on a GPU, else the given dtype."""
-    return torch.float32 if torch.is_autocast_enabled(x.device.type) else dtype
+    kind = x.device.type
+    # meta has no autocast to ask for
+    return torch.float32 if kind != "meta" and torch.is_autocast_enabled(kind) else dtype
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -23,6 +23,7 @@ LAUNCHES = {
     "fastseg::prototype_pool_bwd": 1,
     "fastseg::fisher_regulariser": 4,
     "fastseg::fisher_gradient": 1,
+    "fastseg::layer_norm_bwd": 2,
 }
 # tensors that one launch of torch's multi-tensor kernels holds, by tensors per element
 PER_LAUNCH = {"_foreach_copy_": 64, "_foreach_norm": 110, "_foreach_add_": 110, "_fused_adamw_": 36}
