@@ -26,6 +26,11 @@ MAX_CHANNELS = 4096  # a tile holds all of them
 LEAST_EPS = 1e-30  # rows beyond the last have no other deviation
 
 
+def _wider(x: torch.dtype, branch: torch.dtype) -> torch.dtype:
+    """Dtype of a sum; torch is asked only where it must be, for that counts as an operator."""
+    return x if x == branch else torch.promote_types(x, branch)
+
+
 @torch.library.custom_op("fastseg::layer_norm", mutates_args=(), device_types=DEVICES)
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     out = x.new_empty(x.shape, dtype=dtype)
@@ -48,7 +53,7 @@ def _residual_layer_norm(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype))
+    total = x.new_empty(x.shape, dtype=_wider(x.dtype, branch.dtype))
     out = x.new_empty(x.shape, dtype=dtype)
     factor = None if factor is None else factor.contiguous()
     launch_forward(x, branch, factor, weight.contiguous(), bias.contiguous(), eps, total, out)
@@ -65,7 +70,7 @@ def _(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype))
+    total = x.new_empty(x.shape, dtype=_wider(x.dtype, branch.dtype))
     return total, x.new_empty(x.shape, dtype=dtype)
 
 
@@ -254,7 +259,7 @@ def residual_layer_norm(
     )
     if not (fits and _fit(x, weight, bias, eps)):
         return reference.residual_layer_norm(x, branch, factor, weight, bias, eps)
-    dtype = _normalised_dtype(x, torch.promote_types(x.dtype, branch.dtype))
+    dtype = _normalised_dtype(x, _wider(x.dtype, branch.dtype))
     factor = None if factor is None else factor.detach()
     total, result = _residual_layer_norm(x, branch, factor, weight, bias, eps, dtype)
     return total, result
