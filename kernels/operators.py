@@ -9,6 +9,7 @@ from .common.switch import HAS_TRITON
 if TYPE_CHECKING or HAS_TRITON:
     from .network.attention import reduced_attention
     from .network.depthwise import depthwise_conv_gelu
+    from .network.layer_norm import layer_norm, residual_layer_norm
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
     from .prototypes.pool import masked_prototype_pool
@@ -22,10 +23,12 @@ else:
         depthwise_conv_gelu,
         hybrid_prototype_distillation,
         ifv_distillation,
+        layer_norm,
         masked_prototype_pool,
         prototype_divergence,
         prototype_similarity,
         reduced_attention,
+        residual_layer_norm,
         segmentation_loss,
         similarity_divergence,
         upsample_argmax,
@@ -36,10 +39,12 @@ __all__ = [
     "depthwise_conv_gelu",
     "hybrid_prototype_distillation",
     "ifv_distillation",
+    "layer_norm",
     "masked_prototype_pool",
     "prototype_divergence",
     "prototype_similarity",
     "reduced_attention",
+    "residual_layer_norm",
     "segmentation_loss",
     "similarity_divergence",
     "upsample_argmax",

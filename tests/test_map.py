@@ -73,7 +73,8 @@ ROOMS = {
     "bench": {
         "harness": "kernels/testing",
         "conftest": "harness",
-        "rivals": "fastseg/models kernels/reference pipelines/loaders pipelines/transform",
+        "rivals": "fastseg/models kernels/common kernels/reference pipelines/loaders "
+        "pipelines/transform",
         "kernels": "harness conftest rivals fastseg/methods kernels/*",
         "input": "harness rivals fastseg/engine pipelines/*",
         "step": "harness conftest rivals fastseg/models fastseg/methods fastseg/distributed "

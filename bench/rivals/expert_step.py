@@ -1,12 +1,12 @@
 """The step as an expert of PyTorch would write it without fastseg: what ``best_torch`` stands for.
 
 One call of the encoder for all modalities and samples, fused attention, channels last (the
-project's encoder is plain PyTorch and like that already, so it serves here, too); the head as it is
-published, four projections at full width; bfloat16 by autocast where it is asked for; no loop over
-classes or samples in the losses, the regulariser by its closed form and autograd; fused AdamW; no
-wait for the device; ``torch.compile`` of the networks and of each loss where it is asked for. No
-kernel, no merged head and no CUDA graph of fastseg. ``DistributedDataParallel`` has nothing to do
-on one device.
+project's encoder is like that already, so it serves here, too, by its definitions in plain
+PyTorch); the head as it is published, four projections at full width; bfloat16 by autocast where it
+is asked for; no loop over classes or samples in the losses, the regulariser by its closed form and
+autograd; fused AdamW; no wait for the device; ``torch.compile`` of the networks and of each loss
+where it is asked for. No kernel, no merged head and no CUDA graph of fastseg.
+``DistributedDataParallel`` has nothing to do on one device.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from bench.rivals import published_losses
 from bench.rivals.plain_pooling import onehot_bmm_pools
 from bench.rivals.published_step import decode
+from fastseg.kernels.common.switch import force_reference
 from fastseg.models import SegFormer
 
 THRESHOLD = 0.7
@@ -165,7 +166,7 @@ class ExpertStep:
         rows = list(present)
         target: Tensor | None = None
         taught: list[Tensor] = []
-        with self._autocast():
+        with force_reference(), self._autocast():
             if self.teacher is not None:
                 with torch.no_grad():
                     target, taught = self.forward(self.teacher, images)

@@ -1,9 +1,9 @@
-"""The definitions of all losses, and of layers that have kernels, in plain PyTorch.
+"""The definitions of all losses, and of layers of the networks, in plain PyTorch.
 
 They are the truth that tests compare fast operators with, what runs on a CPU, and the baseline of
-benchmarks. All of them compute in float32 (float64 for float64 inputs) whatever the dtype of the
-inputs and under autocast, treat the teacher as a constant, and wait for no device; layers of the
-networks compute in the dtype of their inputs.
+benchmarks. Those of the losses compute in float32 (float64 for float64 inputs) whatever the dtype
+of the inputs and under autocast, and treat the teacher as a constant; layers keep the dtype of
+their inputs and follow autocast. None waits for a device.
 
 Symbols: M modalities, B samples, C channels, H W image, h w feature map of a level, K classes, S
 noise samples; p, x student and q, t teacher, after and before the softmax.
@@ -14,6 +14,7 @@ from .depthwise import depthwise_conv_gelu
 from .divergence import logit_distillation, softmax_divergence
 from .entropy import functional_entropy, student_information, teacher_information
 from .fisher import channel_sigma, fisher_regulariser
+from .layer_norm import layer_norm, residual_layer_norm
 from .noise import fold_key, keyed_noise
 from .pooling import level_labels, masked_prototype_pool
 from .profile import profile_regulariser
@@ -32,6 +33,7 @@ __all__ = [
     "hybrid_prototype_distillation",
     "ifv_distillation",
     "keyed_noise",
+    "layer_norm",
     "level_labels",
     "logit_distillation",
     "masked_prototype_pool",
@@ -41,6 +43,7 @@ __all__ = [
     "prototype_similarity",
     "reduced_attention",
     "representation_regularisation",
+    "residual_layer_norm",
     "segmentation_loss",
     "similarity_divergence",
     "softmax_divergence",

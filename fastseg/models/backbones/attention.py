@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastseg.kernels import reduced_attention
 
+from .norms import normalise
+
 Kernel = SDPBackend | Literal["fastseg"]
 OWN: Literal["fastseg"] = "fastseg"
 """The kernels of `fastseg.kernels.reduced_attention`, beside torch's."""
@@ -85,6 +87,6 @@ class Attention(nn.Module):
         n, h, w, c = x.shape
         q = self.q(x).view(n, h * w, self.heads, -1)
         if self.reduction > 1:
-            x = self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+            x = normalise(self.norm, self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         kv = self.kv(x).view(n, -1, 2, self.heads, c // self.heads)
         return cast(Tensor, self.proj(token_attention(q, kv, self.backend).reshape(n, h, w, c)))

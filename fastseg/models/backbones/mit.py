@@ -25,6 +25,7 @@ from fastseg.kernels import depthwise_conv_gelu
 from fastseg.pipelines.tools.unknown import unknown
 
 from .attention import Attention
+from .norms import add, add_and_normalise, normalise
 
 # the released weights were trained with 1e-6 in blocks and after levels, and with torch's default
 # of 1e-5 in the patch embeddings and after the spatial reduction
@@ -121,7 +122,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` to tokens ``[N, h, w, width]``, ``h = ceil(H / stride)``."""
-        return cast(Tensor, self.norm(self.proj(x).permute(0, 2, 3, 1)))
+        return normalise(self.norm, self.proj(x).permute(0, 2, 3, 1))
 
 
 class DepthwiseConv(nn.Module):
@@ -177,11 +178,10 @@ class Block(nn.Module):
             x: the tokens.
             factors: of the two branches, as drawn by :meth:`draw`; none for 1.
         """
-        if factors is None:
-            x = x + self.attn(self.norm1(x))
-            return cast(Tensor, x + self.mlp(self.norm2(x)))
-        x = torch.addcmul(x, self.attn(self.norm1(x)), factors[0])
-        return torch.addcmul(x, self.mlp(self.norm2(x)), factors[1])
+        first, second = factors or (None, None)
+        branch = self.attn(normalise(self.norm1, x))
+        x, normalised = add_and_normalise(self.norm2, x, branch, first)
+        return add(x, self.mlp(normalised), second)
 
 
 class MixTransformer(nn.Module):
@@ -250,7 +250,7 @@ class MixTransformer(nn.Module):
                     )
                 else:
                     tokens = block(tokens, factors)
-            x = norm(tokens).permute(0, 3, 1, 2)
+            x = normalise(norm, tokens).permute(0, 3, 1, 2)
             features.append(x)
         return features
 

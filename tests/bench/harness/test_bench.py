@@ -13,6 +13,7 @@ from bench.harness.rows import read_rows, speed_up
 from bench.kernels import (
     bench_func_entropy,
     bench_label_prep,
+    bench_layer_norm,
     bench_proto_kl,
     bench_proto_pool,
     bench_seg_loss,
@@ -48,6 +49,7 @@ def every_provider(monkeypatch):
     monkeypatch.setattr(bench_func_entropy, "ENTROPIES", bench_func_entropy.entropies())
     monkeypatch.setattr(bench_seg_loss, "PROVIDERS", bench_seg_loss.providers())
     monkeypatch.setattr(bench_seg_loss, "PREDICTORS", bench_seg_loss.predictors())
+    monkeypatch.setattr(bench_layer_norm, "PROVIDERS", bench_layer_norm.providers())
     monkeypatch.setattr(bench_func_entropy, "GROUPS", 64)
     monkeypatch.setattr(bench_label_prep, "SHAPE", SHAPE)
 
@@ -94,6 +96,13 @@ def test_segmentation_losses(every_provider, setting, provider):
 @pytest.mark.parametrize("provider", ["eager", "fused"])
 def test_predictions(every_provider, setting, provider):
     check(bench_seg_loss.bench_predictions, setting, provider)
+
+
+@pytest.mark.parametrize("provider", ["eager", "fused"])
+@pytest.mark.parametrize("form", bench_layer_norm.FORMS)
+def test_layer_norms(every_provider, setting, form, provider):
+    for level, mode in ((0, "fwd"), (2, "fwd+bwd")):
+        check(bench_layer_norm.bench_layer_norm, setting, level, form, mode, provider)
 
 
 @pytest.mark.parametrize("provider", bench_label_prep.PROVIDERS)

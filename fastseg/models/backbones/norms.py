@@ -1,0 +1,41 @@
+"""LayerNorm of tokens by the kernels, where the layer is torch's own.
+
+The layers stay ``nn.LayerNorm``, with its parameters and names; apex may take their place. On a CPU
+both functions are what is written behind them, in plain torch.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastseg import kernels
+
+
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(x)`` of tokens ``[N, h, w, C]``."""
+    if type(norm) is nn.LayerNorm:
+        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
+    normalised: Tensor = norm(x)
+    return normalised
+
+
+def add_and_normalise(
+    norm: nn.Module, x: Tensor, branch: Tensor, factor: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The sum ``x + factor * branch`` of tokens ``[N, h, w, C]``, and ``norm`` of it.
+
+    Args:
+        norm: a LayerNorm.
+        x: the residual stream.
+        branch: what is added to it.
+        factor: of :meth:`DropPath.draw`; None for 1.
+    """
+    if type(norm) is nn.LayerNorm:
+        return kernels.residual_layer_norm(x, branch, factor, norm.weight, norm.bias, norm.eps)
+    x = add(x, branch, factor)
+    return x, norm(x)
+
+
+def add(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
+    """``x + factor * branch``; a factor of None is 1."""
+    return x + branch if factor is None else x.addcmul(branch, factor)

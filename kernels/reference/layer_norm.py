@@ -1,0 +1,88 @@
+"""LayerNorm of tokens, alone and behind the sum of a residual stream and its branch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise each token over its channels.
+
+        y[r, c] = (x[r, c] - mean_c x[r]) / sqrt(var_c x[r] + eps) * weight[c] + bias[c]
+
+    with the biased variance. This is ``torch.nn.functional.layer_norm``, in its own arithmetic:
+    statistics in float32 at least, and dtypes by the rules of autocast where it is on.
+
+    Args:
+        x: tokens ``[N, ..., C]``, any float dtype.
+        weight: ``[C]``.
+        bias: ``[C]``.
+        eps: added to the variance.
+
+    Returns:
+        The shape of x; no tokens give an empty tensor.
+
+    Raises:
+        ValueError: x is no float tensor of at least two axes, C is 0, or weight or bias is not
+            ``[C]``.
+    """
+    check_tokens(x, weight, bias)
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def residual_layer_norm(
+    x: Tensor, branch: Tensor, factor: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to a residual stream and normalise the sum.
+
+        s[n] = x[n] + factor[n] * branch[n],   y = layer_norm(s, weight, bias, eps)
+
+    Args:
+        x: tokens ``[N, ..., C]`` of the stream, any float dtype.
+        branch: the same shape, any float dtype.
+        factor: N numbers, such as ``[N, 1, 1, 1]``: stochastic depth, constant; None for ones.
+        weight: ``[C]``.
+        bias: ``[C]``.
+        eps: added to the variance.
+
+    Returns:
+        ``(s, y)``, both in the shape of x; s in the dtype that x and branch promote to.
+
+    Raises:
+        ValueError: as for :func:`layer_norm`, branch does not have the shape of x, or factor is not
+            a number per image.
+    """
+    check_tokens(x, weight, bias)
+    if branch.shape != x.shape or not branch.is_floating_point():
+        raise ValueError(
+            f"expected a branch of floats {list(x.shape)} like the tokens, "
+            f"got {branch.dtype} {list(branch.shape)}"
+        )
+    if factor is None:
+        total = x + branch
+    else:
+        if factor.numel() != len(x) or not factor.is_floating_point():
+            raise ValueError(
+                f"expected a float factor for each of {len(x)} images, "
+                f"got {factor.dtype} {list(factor.shape)}"
+            )
+        each = factor.detach().reshape(-1, *[1] * (x.ndim - 1))
+        total = torch.addcmul(x, branch, each)
+    return total, F.layer_norm(total, (x.shape[-1],), weight, bias, eps)
+
+
+def check_tokens(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Refuse what is no tokens ``[N, ..., C]`` with a weight and a bias ``[C]``.
+
+    Raises:
+        ValueError: the message has the shapes.
+    """
+    if x.ndim < 2 or x.shape[-1] == 0 or not x.is_floating_point():
+        raise ValueError(f"expected float tokens [N, ..., C], got {x.dtype} {list(x.shape)}")
+    if not weight.shape == bias.shape == x.shape[-1:]:
+        raise ValueError(
+            f"expected weight and bias [{x.shape[-1]}] for tokens {list(x.shape)}, "
+            f"got {list(weight.shape)} and {list(bias.shape)}"
+        )
