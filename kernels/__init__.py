@@ -1,4 +1,4 @@
-"""Operators of the distillation losses. Import as ``fastseg.kernels``.
+"""Operators of the distillation losses and of the network's head. Import as ``fastseg.kernels``.
 
 Needs torch; with Triton, CUDA tensors are served by kernels (see :mod:`.common.switch`).
 """
@@ -43,6 +43,7 @@ else:
         prototype_similarity,
         segmentation_loss,
         similarity_divergence,
+        sum_of_upsampled,
         upsample_argmax,
         upsample_confusion,
     )
@@ -75,6 +76,7 @@ else:
         "segmentation_loss",
         "settle",
         "similarity_divergence",
+        "sum_of_upsampled",
         "testing",
         "upsample_argmax",
         "upsample_confusion",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
+    from .network.upsampling import sum_of_upsampled
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
     from .prototypes.pool import masked_prototype_pool
@@ -24,6 +25,7 @@ else:
         prototype_similarity,
         segmentation_loss,
         similarity_divergence,
+        sum_of_upsampled,
         upsample_argmax,
         upsample_confusion,
     )
@@ -36,6 +38,7 @@ __all__ = [
     "prototype_similarity",
     "segmentation_loss",
     "similarity_divergence",
+    "sum_of_upsampled",
     "upsample_argmax",
     "upsample_confusion",
 ]

@@ -1,8 +1,9 @@
-"""The definitions of all losses in plain PyTorch.
+"""The definitions of all losses, and of the network's head, in plain PyTorch.
 
 They are the truth that tests compare fast operators with, what runs on a CPU, and the baseline of
-benchmarks. All of them compute in float32 (float64 for float64 inputs) whatever the dtype of the
-inputs and under autocast, treat the teacher as a constant, and wait for no device.
+benchmarks. Losses compute in float32 (float64 for float64 inputs) whatever the dtype of the inputs
+and under autocast and treat the teacher as a constant; the head computes in the dtype of its
+levels. Nothing waits for a device.
 
 Symbols: M modalities, B samples, C channels, H W image, h w feature map of a level, K classes, S
 noise samples; p, x student and q, t teacher, after and before the softmax.
@@ -11,6 +12,7 @@ noise samples; p, x student and q, t teacher, after and before the softmax.
 from .divergence import logit_distillation, softmax_divergence
 from .entropy import functional_entropy, student_information, teacher_information
 from .fisher import channel_sigma, fisher_regulariser
+from .mlp_head import sum_of_upsampled
 from .noise import fold_key, keyed_noise
 from .pooling import level_labels, masked_prototype_pool
 from .profile import profile_regulariser
@@ -40,6 +42,7 @@ __all__ = [
     "similarity_divergence",
     "softmax_divergence",
     "student_information",
+    "sum_of_upsampled",
     "teacher_information",
     "upsample_argmax",
     "upsample_confusion",

@@ -1,0 +1,1 @@
+"""Parts of the networks: the sum of upsampled levels."""
