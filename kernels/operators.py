@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
+    from .network.mlp_head import mlp_head
     from .network.upsampling import sum_of_upsampled
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
@@ -21,6 +22,7 @@ else:
         hybrid_prototype_distillation,
         ifv_distillation,
         masked_prototype_pool,
+        mlp_head,
         prototype_divergence,
         prototype_similarity,
         segmentation_loss,
@@ -34,6 +36,7 @@ __all__ = [
     "hybrid_prototype_distillation",
     "ifv_distillation",
     "masked_prototype_pool",
+    "mlp_head",
     "prototype_divergence",
     "prototype_similarity",
     "segmentation_loss",

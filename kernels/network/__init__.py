@@ -1,1 +1,1 @@
-"""Parts of the networks: the sum of upsampled levels."""
+"""Parts of the networks: the sum of upsampled levels, and the head made of it."""

@@ -12,7 +12,7 @@ noise samples; p, x student and q, t teacher, after and before the softmax.
 from .divergence import logit_distillation, softmax_divergence
 from .entropy import functional_entropy, student_information, teacher_information
 from .fisher import channel_sigma, fisher_regulariser
-from .mlp_head import sum_of_upsampled
+from .mlp_head import mlp_head, sum_of_upsampled
 from .noise import fold_key, keyed_noise
 from .pooling import level_labels, masked_prototype_pool
 from .profile import profile_regulariser
@@ -33,6 +33,7 @@ __all__ = [
     "level_labels",
     "logit_distillation",
     "masked_prototype_pool",
+    "mlp_head",
     "ohem_cross_entropy",
     "profile_regulariser",
     "prototype_divergence",
