@@ -174,12 +174,12 @@ def combined(rows: Tensor) -> Tensor:
     return torch.stack([mean, (share * (variances + (means - mean) ** 2)).sum(0), total])
 
 
-def _batch_statistics(norm: nn.BatchNorm2d, own: Tensor, group: str) -> Tensor:
+def _batch_statistics(norm: nn.BatchNorm2d, own: Tensor, group: Any) -> Tensor:
     """Statistics of all processes; the running ones take their share of them."""
     stats = own
-    if group:
-        world = torch.distributed.get_world_size(norm.group)
-        gathered = torch.ops._c10d_functional.all_gather_into_tensor(own, world, group)
+    if group is not None:
+        world = group.size()
+        gathered = torch.ops._c10d_functional.all_gather_into_tensor(own, world, group.group_name)
         rows = torch.ops._c10d_functional.wait_tensor(gathered)
         stats = combined(rows.view(world, *own.shape))
     if norm.track_running_stats:
@@ -269,7 +269,7 @@ def mlp_head(
     group = getattr(norm, "group", None) if training else None
     name = "" if group is None else str(group.group_name)
     x, own = _head_sum(levels, first.detach(), projection.detach())
-    stats = _batch_statistics(norm, own, name) if training else _running_statistics(norm)
+    stats = _batch_statistics(norm, own, group) if training else _running_statistics(norm)
     out = _head_logits(
         x, first, projection, stats, norm.weight, norm.bias,
         None if factor is None else factor.detach(), weight, bias, norm.eps, name,

@@ -26,9 +26,10 @@ def passes(backbone, channels, frozen=False):
     return moved / (2 * channels * size[0] * size[1] * 2)
 
 
-@pytest.mark.parametrize("backbone", ["b0", "b2"])
-def test_a_training_step_moves_the_map_seven_times_at_most(backbone):
-    assert passes(backbone, 768) <= 7.1
+# six passes over the map, two over the projected levels, three over the first one and the logits
+@pytest.mark.parametrize(("backbone", "most"), [("b0", 7.0), ("b2", 7.2)])
+def test_a_training_step_moves_the_map_seven_times(backbone, most):
+    assert 6 < passes(backbone, 768) <= most
 
 
 def test_the_frozen_head_makes_no_map():
