@@ -15,12 +15,12 @@ from fastseg.kernels.network import mlp_head_launch, upsampling
 
 # registers and bytes of shared memory
 BUDGETS = {
-    "_upsampled_sum_fwd_kernel": (128, 4096),
+    "_upsampled_sum_fwd_kernel": (168, 4096),
     "_upsampled_sum_bwd_kernel": (96, 4096),
-    "_head_sum_kernel": (255, 40_960),
+    "_head_sum_kernel": (160, 40_960),
     "_head_statistics_kernel": (128, 8192),
-    "_head_logits_kernel": (255, 65_536),
-    "_head_frozen_kernel": (255, 65_536),
+    "_head_logits_kernel": (255, 98_304),
+    "_head_frozen_kernel": (255, 98_304),
     "_head_bwd_sums_kernel": (255, 98_304),
     "_head_bwd_maps_kernel": (255, 98_304),
     "_head_bwd_weights_kernel": (128, 16_384),

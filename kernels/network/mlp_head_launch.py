@@ -133,8 +133,9 @@ def backward_sums(
     b, e, h, w = x.shape
     c, k, pixels = first.shape[1], len(weight), h * w
     block_k, block_c, block_p = _block(k), _block(c), _PIXELS
-    # registers hold three products and two sums of the channels of a tile
-    block_e = _block(e, 32) if max(block_k, block_c) <= 64 else 16
+    block_e = _block(e, 64) if max(block_k, block_c) <= 64 else 16
+    # prefetched tiles of float32 do not fit into the registers beside the sums
+    stages = 1 if x.dtype == torch.float32 else 3
     parts, chunk = chunks_bwd(b, pixels)
     sums = x.new_empty((parts, 2, e), dtype=torch.float32)
     products = x.new_empty((parts, k + 2 * c, e), dtype=torch.float32)
@@ -143,7 +144,8 @@ def backward_sums(
         _head_bwd_sums_kernel[(parts * blocks,)](
             grad, x, first, stats, *norm, factor, weight, sums, products, pixels, e, c, k,
             parts // b, chunk, blocks, eps, HAS_FACTOR=factor is not None, BLOCK_P=block_p,
-            BLOCK_E=block_e, BLOCK_C=block_c, BLOCK_K=block_k, **_product(x), num_warps=4,
+            BLOCK_E=block_e, BLOCK_C=block_c, BLOCK_K=block_k, **_product(x), num_warps=8,
+            num_stages=stages,
         )  # fmt: skip
     return sums.sum(0), products
 
