@@ -101,12 +101,15 @@ def frozen(
     e, k = weight.shape[0], len(classifier)
     out = new_map(b, size, k, levels[0])
     block_p = 16
+    # prefetched tiles of float32 do not fit into the shared memory
+    block_e, stages = (32, 1) if out.dtype == torch.float32 else (128, 3)
     tiles = triton.cdiv(size[1], block_p)
     with on_device_of(out):
         _head_frozen_kernel[(b * size[0] * tiles,)](
             levels_of(levels, size), first, weight, classifier.contiguous(), bias, out, *size, e,
-            c, k, tiles, BLOCK_P=block_p, BLOCK_E=_block(e, 128), BLOCK_C=_block(c),
+            c, k, tiles, BLOCK_P=block_p, BLOCK_E=_block(e, block_e), BLOCK_C=_block(c),
             BLOCK_K=_block(k), **_product(out), num_warps=4,
+            num_stages=stages,
         )  # fmt: skip
     return out
 
@@ -132,10 +135,10 @@ def backward_sums(
     grad, first = channels_last(grad), channels_last(first)
     b, e, h, w = x.shape
     c, k, pixels = first.shape[1], len(weight), h * w
-    block_k, block_c, block_p = _block(k), _block(c), _PIXELS
+    block_k, block_c = _block(k), _block(c)
     block_e = _block(e, 64) if max(block_k, block_c) <= 64 else 16
-    # prefetched tiles of float32 do not fit into the registers beside the sums
-    stages = 1 if x.dtype == torch.float32 else 3
+    # large or prefetched tiles of float32 do not fit into the registers beside the sums
+    block_p, stages = (_PIXELS // 2, 1) if x.dtype == torch.float32 else (_PIXELS, 3)
     parts, chunk = chunks_bwd(b, pixels)
     sums = x.new_empty((parts, 2, e), dtype=torch.float32)
     products = x.new_empty((parts, k + 2 * c, e), dtype=torch.float32)

@@ -8,6 +8,6 @@ pytest.importorskip("triton")
 
 
 def test_the_head_by_its_kernels_equals_the_definition_on_two_ranks(launch):
-    codes, out, errors = launch([Path(__file__).parent / "head_worker.py"]).finish()
+    codes, out, errors = launch([Path(__file__).parent / "head_worker.py"]).finish(timeout=280)
     assert codes == [0, 0], errors
     assert sorted(out.splitlines()) == ["rank 0: 12 equal", "rank 1: 12 equal"]
