@@ -17,7 +17,7 @@ from fastseg.kernels.network import mlp_head_launch, upsampling
 BUDGETS = {
     "_upsampled_sum_fwd_kernel": (168, 4096),
     "_upsampled_sum_bwd_kernel": (96, 4096),
-    "_head_sum_kernel": (176, 49_152),
+    "_head_sum_kernel": (192, 49_152),
     "_head_statistics_kernel": (128, 8192),
     "_head_logits_kernel": (255, 106_496),
     "_head_frozen_kernel": (255, 98_304),

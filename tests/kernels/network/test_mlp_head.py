@@ -100,8 +100,9 @@ def test_evaluation_with_gradients_takes_the_running_statistics(device):
 
 def test_several_chunks_and_a_mean_far_from_zero(device, monkeypatch):
     monkeypatch.setattr(launch, "_CHUNKS_FWD", 3)
-    monkeypatch.setattr(launch, "_PIXELS", 32)
-    parts = make_parts(SMALL)
+    shape = (1, 16, 5, 3, [(6, 7), (3, 4)])
+    assert launch.chunks_bwd(1, 6 * 7) == (2, 32)
+    parts = make_parts(shape)
     parts["levels"][0] += 100
     check(parts, torch.float32, 1e-4, device)
 
