@@ -1,4 +1,4 @@
-"""Operators of the distillation losses. Import as ``fastseg.kernels``.
+"""Operators of the distillation losses and of the network's head. Import as ``fastseg.kernels``.
 
 Needs torch; with Triton, CUDA tensors are served by kernels (see :mod:`.common.switch`).
 """
@@ -41,12 +41,14 @@ else:
         ifv_distillation,
         layer_norm,
         masked_prototype_pool,
+        mlp_head,
         prototype_divergence,
         prototype_similarity,
         reduced_attention,
         residual_layer_norm,
         segmentation_loss,
         similarity_divergence,
+        sum_of_upsampled,
         upsample_argmax,
         upsample_confusion,
     )
@@ -73,6 +75,7 @@ else:
         "ifv_distillation",
         "layer_norm",
         "masked_prototype_pool",
+        "mlp_head",
         "profile_regulariser",
         "prototype_divergence",
         "prototype_similarity",
@@ -83,6 +86,7 @@ else:
         "segmentation_loss",
         "settle",
         "similarity_divergence",
+        "sum_of_upsampled",
         "testing",
         "upsample_argmax",
         "upsample_confusion",

@@ -10,6 +10,8 @@ if TYPE_CHECKING or HAS_TRITON:
     from .network.attention import reduced_attention
     from .network.depthwise import depthwise_conv_gelu
     from .network.layer_norm import layer_norm, residual_layer_norm
+    from .network.mlp_head import mlp_head
+    from .network.upsampling import sum_of_upsampled
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
     from .prototypes.pool import masked_prototype_pool
@@ -25,12 +27,14 @@ else:
         ifv_distillation,
         layer_norm,
         masked_prototype_pool,
+        mlp_head,
         prototype_divergence,
         prototype_similarity,
         reduced_attention,
         residual_layer_norm,
         segmentation_loss,
         similarity_divergence,
+        sum_of_upsampled,
         upsample_argmax,
         upsample_confusion,
     )
@@ -41,12 +45,14 @@ __all__ = [
     "ifv_distillation",
     "layer_norm",
     "masked_prototype_pool",
+    "mlp_head",
     "prototype_divergence",
     "prototype_similarity",
     "reduced_attention",
     "residual_layer_norm",
     "segmentation_loss",
     "similarity_divergence",
+    "sum_of_upsampled",
     "upsample_argmax",
     "upsample_confusion",
 ]

@@ -15,6 +15,7 @@ from .divergence import logit_distillation, softmax_divergence
 from .entropy import functional_entropy, student_information, teacher_information
 from .fisher import channel_sigma, fisher_regulariser
 from .layer_norm import layer_norm, residual_layer_norm
+from .mlp_head import mlp_head, sum_of_upsampled
 from .noise import fold_key, keyed_noise
 from .pooling import level_labels, masked_prototype_pool
 from .profile import profile_regulariser
@@ -37,6 +38,7 @@ __all__ = [
     "level_labels",
     "logit_distillation",
     "masked_prototype_pool",
+    "mlp_head",
     "ohem_cross_entropy",
     "profile_regulariser",
     "prototype_divergence",
@@ -48,6 +50,7 @@ __all__ = [
     "similarity_divergence",
     "softmax_divergence",
     "student_information",
+    "sum_of_upsampled",
     "teacher_information",
     "upsample_argmax",
     "upsample_confusion",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastseg.kernels import mlp_head
 from fastseg.models.casting import cast_together
 
 
@@ -102,39 +103,19 @@ class MLPHead(nn.Module):
             factor: factor on the channels of the fused map, as drawn by :meth:`draw`; none for 1.
         """
         weights, bias = self._constant or self.folded()
-        n, _, h, w = features[0].shape
         *weights, bias = cast_together([*weights, bias], features[0].dtype)
-        # in place, as nothing needs a sum so far for its gradient, but not through a view, as
-        # autograd would then copy everything; the bias is added where the map is smallest
-        deeper = _upsampled(features[3], weights[3], bias, (h, w))
-        deeper += _upsampled(features[2], weights[2], None, (h, w))
-        deeper += _upsampled(features[1], weights[1], None, (h, w))
-        pixels = torch.addmm(_pixels(deeper), _pixels(features[0]), weights[0].t())
-        x = _maps(pixels, n, h)
-        if self._constant is None:
-            x = self.linear_fuse["bn"](x)
-        x = _pixels(F.relu(x, inplace=True))
-        # as a product the gradient keeps the channels last, which a 1x1 convolution would not
+        # the bias is added where the map is smallest
+        offsets = [None, None, bias]
+        levels = [
+            _projected(*parts) for parts in zip(features[1:], weights[1:], offsets, strict=True)
+        ]
+        norm = None if self._constant else cast(nn.BatchNorm2d, self.linear_fuse["bn"])
         weight, bias = self.linear_pred.weight.flatten(1), cast(Tensor, self.linear_pred.bias)
-        if factor is None:
-            return _maps(F.linear(x, weight, bias), n, h)
-        # dropping channels drops columns of the weight: the map is neither copied nor kept twice
-        weight = weight * factor.to(weight.dtype)[:, None]
-        logits = torch.baddbmm(bias, x.view(n, h * w, -1), weight.transpose(1, 2))
-        return _maps(logits.flatten(0, 1), n, h)
+        return mlp_head(levels, features[0], weights[0], weight, bias, norm, factor)
 
 
-def _upsampled(level: Tensor, weight: Tensor, bias: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """A level projected and brought to the size of the first one, the channels last in memory."""
-    y = _maps(F.linear(_pixels(level), weight, bias), len(level), level.shape[2])
-    return F.interpolate(y, size, mode="bilinear", align_corners=False)
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """``[B, C, h, w]`` with the channels last in memory to ``[B h w, C]``, without a copy."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _maps(pixels: Tensor, n: int, h: int) -> Tensor:
-    """Inverse of :func:`_pixels` for n samples of h rows."""
-    return pixels.view(n, h, -1, pixels.shape[1]).permute(0, 3, 1, 2)
+def _projected(level: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A level times its projection, the channels last in memory."""
+    n, c, h, w = level.shape
+    pixels = F.linear(level.permute(0, 2, 3, 1).reshape(-1, c), weight, bias)
+    return pixels.view(n, h, w, -1).permute(0, 3, 1, 2)

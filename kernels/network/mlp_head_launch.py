@@ -1,0 +1,206 @@
+"""Launches of the head's kernels, on maps with the channels last in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from ..common.device import on_device_of
+from ..common.switch import UP
+from .mlp_head_bwd_kernels import (
+    _head_bwd_maps_kernel,
+    _head_bwd_sums_kernel,
+    _head_bwd_weights_kernel,
+)
+from .mlp_head_fwd_kernels import (
+    _head_frozen_kernel,
+    _head_logits_kernel,
+    _head_statistics_kernel,
+    _head_sum_kernel,
+)
+from .upsampling import channels_last, levels_of, new_map
+
+MAX_WIDTH = 256  # channels of the first level, or classes: a tile holds all of them
+# chunks of pixels at most: each costs a row of the sums
+_CHUNKS_FWD, _CHUNKS_BWD = 512, 32
+_PIXELS = 32  # of a tile of the backward sums
+
+
+def _block(number: int, most: int = MAX_WIDTH) -> int:
+    """Length of an axis of a tile that is multiplied."""
+    return max(16, min(most, triton.next_power_of_2(number)))
+
+
+def _product(x: Tensor) -> dict[str, object]:
+    """How a kernel multiplies in the dtype of a map."""
+    return {"DOT": "tf32x3" if x.dtype == torch.float32 else "tf32", "UP": UP}
+
+
+def fused_sum(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The map before the BatchNorm, and its statistics ``[3, E]``: mean, variance and number."""
+    levels = [channels_last(x) for x in levels]
+    first, weight = channels_last(first), weight.contiguous()
+    b, c, *size = first.shape
+    e = weight.shape[0]
+    out = new_map(b, size, e, levels[0])
+    lines = b * size[0]
+    rows = triton.cdiv(lines, _CHUNKS_FWD)
+    chunks = triton.cdiv(lines, rows)
+    sums = out.new_empty((chunks, 2, e), dtype=torch.float32)
+    stats = out.new_empty((3, e), dtype=torch.float32)
+    block_p, block_e = 16, _block(e, 128)
+    tiles, blocks = triton.cdiv(size[1], block_p), triton.cdiv(e, block_e)
+    with on_device_of(out):
+        _head_sum_kernel[(chunks * blocks,)](
+            levels_of(levels, size), first, weight, out, sums, lines, rows, *size, e, c, tiles,
+            blocks, BLOCK_P=block_p, BLOCK_E=block_e, BLOCK_C=_block(c), **_product(out),
+            num_warps=4,
+        )  # fmt: skip
+        _head_statistics_kernel[(triton.cdiv(e, 32),)](
+            sums, stats, chunks, lines, rows, size[1], e, BLOCK_S=32, BLOCK_E=32, num_warps=4
+        )
+    return out, stats
+
+
+def classified(
+    x: Tensor,
+    stats: Tensor,
+    norm: Sequence[Tensor],
+    factor: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """Logits ``[B, K, h, w]`` of the map before the BatchNorm; norm are its weight and bias."""
+    b, e, *size = x.shape
+    k = len(weight)
+    out = new_map(b, size, k, x)
+    block_k = _block(k)
+    block_p = 64 if block_k <= 64 else 32
+    pixels = size[0] * size[1]
+    tiles = triton.cdiv(pixels, block_p)
+    with on_device_of(x):
+        _head_logits_kernel[(b * tiles,)](
+            x, stats, *norm, factor, weight, bias, out, pixels, e, k, tiles, eps,
+            HAS_FACTOR=factor is not None, BLOCK_P=block_p, BLOCK_E=_block(e, 64),
+            BLOCK_K=block_k, **_product(x), num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def frozen(
+    levels: Sequence[Tensor], first: Tensor, weight: Tensor, classifier: Tensor, bias: Tensor
+) -> Tensor:
+    """Logits of a head whose BatchNorm is part of its projections."""
+    levels = [channels_last(x) for x in levels]
+    first, weight = channels_last(first), weight.contiguous()
+    b, c, *size = first.shape
+    e, k = weight.shape[0], len(classifier)
+    out = new_map(b, size, k, levels[0])
+    block_p = 16
+    # prefetched tiles of float32 do not fit into the shared memory
+    block_e, stages = (32, 1) if out.dtype == torch.float32 else (128, 3)
+    tiles = triton.cdiv(size[1], block_p)
+    with on_device_of(out):
+        _head_frozen_kernel[(b * size[0] * tiles,)](
+            levels_of(levels, size), first, weight, classifier.contiguous(), bias, out, *size, e,
+            c, k, tiles, BLOCK_P=block_p, BLOCK_E=_block(e, block_e), BLOCK_C=_block(c),
+            BLOCK_K=_block(k), **_product(out), num_warps=4,
+            num_stages=stages,
+        )  # fmt: skip
+    return out
+
+
+def chunks_bwd(batch: int, pixels: int) -> tuple[int, int]:
+    """Chunks of all samples, and pixels of each but the last of a sample."""
+    of_sample = max(1, _CHUNKS_BWD // batch)
+    chunk = triton.cdiv(triton.cdiv(pixels, of_sample), _PIXELS) * _PIXELS
+    return batch * triton.cdiv(pixels, chunk), chunk
+
+
+def backward_sums(
+    grad: Tensor,
+    x: Tensor,
+    first: Tensor,
+    stats: Tensor,
+    norm: Sequence[Tensor],
+    factor: Tensor | None,
+    weight: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Sums ``[2, E]`` of the gradient, and products ``[chunks, K + 2 C, E]`` of each chunk."""
+    grad, first = channels_last(grad), channels_last(first)
+    b, e, h, w = x.shape
+    c, k, pixels = first.shape[1], len(weight), h * w
+    block_k, block_c = _block(k), _block(c)
+    block_e = _block(e, 64) if max(block_k, block_c) <= 64 else 16
+    # large or prefetched tiles of float32 do not fit into the registers beside the sums
+    block_p, stages = (_PIXELS // 2, 1) if x.dtype == torch.float32 else (_PIXELS, 3)
+    parts, chunk = chunks_bwd(b, pixels)
+    sums = x.new_empty((parts, 2, e), dtype=torch.float32)
+    products = x.new_empty((parts, k + 2 * c, e), dtype=torch.float32)
+    blocks = triton.cdiv(e, block_e)
+    with on_device_of(x):
+        _head_bwd_sums_kernel[(parts * blocks,)](
+            grad, x, first, stats, *norm, factor, weight, sums, products, pixels, e, c, k,
+            parts // b, chunk, blocks, eps, HAS_FACTOR=factor is not None, BLOCK_P=block_p,
+            BLOCK_E=block_e, BLOCK_C=block_c, BLOCK_K=block_k, **_product(x), num_warps=8,
+            num_stages=stages,
+        )  # fmt: skip
+    return sums.sum(0), products
+
+
+def backward_maps(
+    grad: Tensor,
+    x: Tensor,
+    stats: Tensor,
+    sums: Tensor,
+    norm: Sequence[Tensor],
+    factor: Tensor | None,
+    weight: Tensor,
+    projection: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the map before the BatchNorm and of the first level."""
+    grad, projection = channels_last(grad), projection.contiguous()
+    b, e, *size = x.shape
+    c, k = projection.shape[1], len(weight)
+    dx, d_first = new_map(b, size, e, x), new_map(b, size, c, x)
+    block_k, block_c = _block(k), _block(c)
+    block_p = 64 if max(block_k, block_c) <= 64 else 32
+    pixels = size[0] * size[1]
+    tiles = triton.cdiv(pixels, block_p)
+    with on_device_of(x):
+        _head_bwd_maps_kernel[(b * tiles,)](
+            grad, x, stats, sums, *norm, factor, weight, projection, dx, d_first, pixels, e, c, k,
+            tiles, eps, HAS_FACTOR=factor is not None, BLOCK_P=block_p, BLOCK_E=_block(e, 32),
+            BLOCK_C=block_c, BLOCK_K=block_k, **_product(x), num_warps=4,
+        )  # fmt: skip
+    return dx, d_first
+
+
+def backward_weights(
+    products: Tensor,
+    stats: Tensor,
+    sums: Tensor,
+    norm_weight: Tensor,
+    first: Tensor,
+    weight: Tensor,
+    projection: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the classifier and of the first level's projection."""
+    (e, c), k = projection.shape, len(weight)
+    d_weight = torch.empty((k, e), dtype=weight.dtype, device=weight.device)
+    d_projection = torch.empty((e, c), dtype=projection.dtype, device=weight.device)
+    first_sums = first.sum((0, 2, 3), dtype=torch.float32)
+    block_r, block_e = 16, 32
+    with on_device_of(products):
+        _head_bwd_weights_kernel[(triton.cdiv(e, block_e), triton.cdiv(k + c, block_r))](
+            products, stats, sums, norm_weight, first_sums, d_weight, d_projection, len(products),
+            e, c, k, eps, BLOCK_R=block_r, BLOCK_E=block_e, UP=UP, num_warps=4,
+        )  # fmt: skip
+    return d_weight, d_projection
