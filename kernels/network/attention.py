@@ -63,7 +63,7 @@ def tiles(dtype: torch.dtype, d: int, precision: str = "ieee") -> dict[str, Tile
     return {
         "fwd": _tile(32 if d > 32 else 64, 32, 4, 2),
         "query": _tile(64, 32, 8 if d > 32 else 4, 2),
-        "key": _tile(64 if d > 32 else 32, 32, 4, 2),
+        "key": _tile(32, 64 if d > 32 else 32, 4, 2),
     }
 
 

@@ -31,7 +31,7 @@ _PIXELS = 32  # of a tile of the backward sums
 
 def _block(number: int, most: int = MAX_WIDTH) -> int:
     """Length of an axis of a tile that is multiplied."""
-    return max(16, min(most, triton.next_power_of_2(number)))
+    return max(16, min(most, int(triton.next_power_of_2(number))))
 
 
 def _product(x: Tensor) -> dict[str, object]:
