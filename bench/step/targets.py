@@ -37,7 +37,7 @@ STEP_TARGETS = (
     StepTarget(_PAPER, "4", "images_per_s", 90),
     StepTarget(_PAPER, "4", "peak_mib", 6 * MIB_PER_GB),
     StepTarget(_PAPER, "4", "host_syncs", 0),
-    StepTarget(_PAPER, "4", "launches", 750),
+    StepTarget(_PAPER, "4", "launches", 700),
     StepTarget("stage1 b0 1024px B2", "4", "images_per_s", 135),
     StepTarget("stage2 b2 1024px B2 rrm", "random", "images_per_s", 50),
     StepTarget("stage2 b0 256px B8 rrm", "random", "images_per_s", 1000),

@@ -147,12 +147,25 @@ def regulariser(**more):
     return lambda f, x, t, noise: f(x, t, noise=noise, samples=len(noise), normalise=True, **more)
 
 
+def head(f, x):
+    """The head with a BatchNorm that learns from the batch."""
+    norm = torch.nn.BatchNorm2d(16).to(x[0])
+    return f(x[:2], *x[2:], norm)
+
+
 # the call, its tensors of floats, of which the first group learns, and the slack
 PAIRING = torch.tensor([[0, 1], [1, 0]])
 STUDENT, TEACHER = features(1), features(2)
 MAPS = [normal(M, B, SIDE, SIDE, seed=i).tanh() for i in (1, 2)]
 ROWS = [normal(M, B, K, 8, seed=i) for i in (1, 2)]
 SMALL = [normal(M, 1, 3, 5, 2, seed=i) for i in (1, 2)]
+TOKENS = normal(B, 3, 4, 16, seed=1)
+AFFINE = [1 + 0.1 * normal(16, seed=2), normal(16, seed=3)]
+LEVELS = [normal(B, h, w, 16, seed=h).movedim(-1, 1) for h, w in ((3, 4), (2, 2))]
+HEAD = [
+    normal(B, 6, 8, 8, seed=8).movedim(-1, 1), normal(16, 8, seed=9), normal(K, 16, seed=10),
+    normal(K, seed=11),
+]  # fmt: skip
 CASES = {
     "masked_prototype_pool": (lambda f, x: f(x, labels(), K)[0], [STUDENT[0]], 1e-5),
     "prototype_divergence": (lambda f, x, t: f(x, t, counts(), PAIRING), ROWS, 1e-5),
@@ -173,6 +186,19 @@ CASES = {
         lambda f, x, t, noise: f(x, t, noise=noise, samples=2),
         [[SMALL[0]], [SMALL[1]], [normal(2, *SMALL[0].shape, seed=3)]], 1e-4,
     ),
+    "layer_norm": (lambda f, x: f(*x, 1e-6), [[TOKENS, *AFFINE]], 1e-5),
+    "residual_layer_norm": (
+        lambda f, x: torch.stack(f(x[0], x[1], torch.tensor([0.0, 1.25]).to(x[0]), *x[2:], 1e-6)),
+        [[TOKENS, normal(*TOKENS.shape, seed=4), *AFFINE]], 1e-5,
+    ),
+    "depthwise_conv_gelu": (
+        lambda f, x: f(*x), [[TOKENS, normal(16, 1, 3, 3, seed=5), AFFINE[1]]], 1e-5,
+    ),
+    "reduced_attention": (
+        lambda f, x: f(*x), [[normal(B, 9, 2, 16, seed=6), normal(B, 4, 2, 2, 16, seed=7)]], 1e-5,
+    ),
+    "sum_of_upsampled": (lambda f, x: f(x, (6, 8)), [LEVELS], 1e-5),
+    "mlp_head": (head, [[*LEVELS, *HEAD]], 1e-5),
 }  # fmt: skip
 INTEGERS = {"upsample_argmax", "upsample_confusion"}  # no value is close to another
 
