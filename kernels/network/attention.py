@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..common.device import on_device_of
 from ..common.switch import DEVICES, UP
-from ..reference import attention as definition
+from ..reference.network import attention as definition
 from .attention_kernels import (
     _reduced_attention_fwd_kernel,
     _reduced_attention_key_kernel,
@@ -63,7 +63,7 @@ def tiles(dtype: torch.dtype, d: int, precision: str = "ieee") -> dict[str, Tile
     return {
         "fwd": _tile(32 if d > 32 else 64, 32, 4, 2),
         "query": _tile(64, 32, 8 if d > 32 else 4, 2),
-        "key": _tile(32, 64 if d > 32 else 32, 4, 2),
+        "key": _tile(16 if d > 32 else 32, 32, 4, 2),
     }
 
 

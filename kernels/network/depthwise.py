@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import reference
 from ..common.device import on_device_of
 from ..common.switch import DEVICES, UP, runs_on
-from ..reference.depthwise import check_depthwise
+from ..reference.network.depthwise import check_depthwise
 from .depthwise_kernels import (
     _depthwise_conv_gelu_bwd_kernel,
     _depthwise_conv_gelu_fwd_kernel,

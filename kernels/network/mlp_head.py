@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import reference
 from ..common.switch import DEVICES
-from ..reference.mlp_head import check_head
+from ..reference.network.mlp_head import check_head
 from . import mlp_head_launch as launch
 from .upsampling import new_map, served, upsampled_sum_bwd
 
@@ -40,9 +40,14 @@ def _(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[Tensor, 
 def _setup_sum(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.sizes = [number for x in inputs[0] for number in x.shape[2:]]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _backward_sum(ctx: Any, grad: Tensor, _stats: Any) -> tuple[list[Tensor], None, None]:
+def _backward_sum(
+    ctx: Any, grad: Tensor | None, _stats: Any
+) -> tuple[Sequence[Tensor | None], None, None]:
+    if grad is None:
+        return [None] * (len(ctx.sizes) // 2), None, None
     # the gradients of the first level and its projection come from the logits, see below
     return upsampled_sum_bwd(grad, ctx.sizes), None, None
 

@@ -9,13 +9,13 @@ Symbols: M modalities, B samples, C channels, H W image, h w feature map of a le
 noise samples; p, x student and q, t teacher, after and before the softmax.
 """
 
-from .attention import reduced_attention
-from .depthwise import depthwise_conv_gelu
 from .divergence import logit_distillation, softmax_divergence
 from .entropy import functional_entropy, student_information, teacher_information
 from .fisher import channel_sigma, fisher_regulariser
-from .layer_norm import layer_norm, residual_layer_norm
-from .mlp_head import mlp_head, sum_of_upsampled
+from .network.attention import reduced_attention
+from .network.depthwise import depthwise_conv_gelu
+from .network.layer_norm import layer_norm, residual_layer_norm
+from .network.mlp_head import mlp_head, sum_of_upsampled
 from .noise import fold_key, keyed_noise
 from .pooling import level_labels, masked_prototype_pool
 from .profile import profile_regulariser

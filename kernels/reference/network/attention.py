@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .precision import upcast, without_autocast
+from ..precision import upcast, without_autocast
 
 
 @without_autocast
