@@ -52,6 +52,10 @@ def run(network, images):
     return *features, *torch.autograd.grad(features, [images, *network.parameters()], upstream)
 
 
+def strides(x):
+    return [stride for stride, length in zip(x.stride(), x.shape, strict=True) if length > 1]
+
+
 @pytest.mark.parametrize(
     ("dtype", "slack"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"]
 )
@@ -64,14 +68,16 @@ def test_features_and_all_gradients_are_as_accurate_as_the_definition(
         plain = run(encoder, images)
         exact = run(copy.deepcopy(encoder).double(), images.double())
     for result, eager, truth in zip(got, plain, exact, strict=True):
-        assert (result.dtype, result.stride()) == (eager.dtype, eager.stride())
+        assert result.dtype == eager.dtype
+        # the order in memory; the stride of an axis of length one says nothing
+        assert strides(result) == strides(eager)
         # rounding goes through ten layers: the slack is that of a few, of the largest element
         assert_as_accurate(result, eager, truth, slack * float(truth.detach().abs().max()))
 
 
 def test_every_norm_is_a_kernel(encoder, images, launched):
     encoder(images)
-    assert launched == ["_layer_norm_fwd_kernel"] * NORMS
+    assert launched.count("_layer_norm_fwd_kernel") == NORMS
 
 
 def test_under_autocast_the_stream_and_the_features_are_float32(encoder, images):
