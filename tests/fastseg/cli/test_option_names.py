@@ -69,6 +69,7 @@ An option may also be one of the command that the message names before it.
 """
 
 FOREIGN = {
+    "--dist": "pytest-xdist",
     "--init": "git submodule",
     "--index-url": "pip",
     "--no-build-isolation": "pip",
