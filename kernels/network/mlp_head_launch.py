@@ -51,7 +51,8 @@ def fused_sum(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[
     chunks = triton.cdiv(lines, rows)
     sums = out.new_empty((chunks, 2, e), dtype=torch.float32)
     stats = out.new_empty((3, e), dtype=torch.float32)
-    block_p, block_e = 16, _block(e, 128)
+    # large tiles of float32 do not fit into the registers
+    block_p, block_e = 16, _block(e, 64 if out.dtype == torch.float32 else 128)
     tiles, blocks = triton.cdiv(size[1], block_p), triton.cdiv(e, block_e)
     with on_device_of(out):
         _head_sum_kernel[(chunks * blocks,)](
@@ -171,6 +172,8 @@ def backward_maps(
     dx, d_first = new_map(b, size, e, x), new_map(b, size, c, x)
     block_k, block_c = _block(k), _block(c)
     block_p = 64 if max(block_k, block_c) <= 64 else 32
+    # large tiles of float32 do not fit into the registers
+    block_p = 16 if x.dtype == torch.float32 else block_p
     pixels = size[0] * size[1]
     tiles = triton.cdiv(pixels, block_p)
     with on_device_of(x):

@@ -294,7 +294,8 @@ def steps_alone(tmp_path, monkeypatch):
 
         monkeypatch.setattr(gpu_record.report, "machine", lambda: {"device": "some GPU"})
         monkeypatch.setattr(timing, "ON_GPU", True)
-        monkeypatch.setattr(gpu_record, "_time", time_job)
+        monkeypatch.setattr(gpu_record.timed_jobs, "time_rows", time_job)
+        monkeypatch.setattr(gpu_record.timed_jobs, "cost_methods", lambda *_: [])
         monkeypatch.setattr(gpu_record.gpu_tests, "no_launch", lambda: "")
         monkeypatch.setattr(gpu_record.Session, "test", test)
         arguments = ["gpu_record.py", "--only", "train_step", "--out", str(tmp_path)]

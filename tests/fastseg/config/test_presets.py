@@ -98,7 +98,7 @@ def test_a_preset_trains(roots, tmp_path, capsys, monkeypatch, name):
     if config.data.eval_size:
         options += ["--data.eval-size", str(size)]
     assert train.main(options) == 0
-    table = capsys.readouterr().out.splitlines()
+    table = capsys.readouterr().out.split("\n\n")[0].splitlines()
     trained = {n for stage in config.stages.values() for n in stage.learners}
     assert {line.split()[0] for line in table[1:]} - {"gain"} == trained
     with (tmp_path / name / "results.csv").open() as file:

@@ -41,7 +41,8 @@ def test_two_processes_train_what_one_trains(launch, scenes, tmp_path, fit, name
     codes, printed, said = launch(["-m", "fastseg.train", "--config", file]).finish(timeout=240)
     assert set(codes) == {0}, said
     trained = dict.fromkeys(n for stage in config.stages.values() for n in stage.learners)
-    assert {line.split()[0] for line in printed.splitlines()[1:]} - {"gain"} == set(trained)
+    table = printed.split("\n\n")[0].splitlines()
+    assert {line.split()[0] for line in table[1:]} - {"gain"} == set(trained)
     alone, _ = fit(replace(config, name="one", data=replace(config.data, batch_size=4)))
     found, wanted = rows_of(tmp_path / "two"), rows_of(alone)
     assert [row["stage"] for row in found] == [row["stage"] for row in wanted]
