@@ -54,7 +54,8 @@ ROOMS = {
         "console": "",
         "models": "errors choice kernels/. pipelines/tools",
         "distributed": "errors models",
-        "checkpoint": "errors console models distributed pipelines/tools",
+        "checkpoint": "errors console models distributed pipelines/. pipelines/datasets "
+        "pipelines/tools",
         "vision_language": "errors console distributed checkpoint pipelines/*",
         "methods": "errors models distributed vision_language kernels/. pipelines/. "
         "pipelines/tools",

@@ -72,6 +72,12 @@ class EvaluationConfig:
     """Validate during training every so many steps; 0: ten times per stage."""
     samples: Natural = 0
     """Samples of a validation during training; 0: all. The final table always uses all."""
+    best: Literal["none", "mean", "full"] = "none"
+    """Also keep the network with the best mean over subsets, or the best score with all modalities,
+    of the validations of a stage, as <network>-best.safetensors."""
+    patience: Natural = 0
+    """End a stage after so many validations without a better score, that of ``best`` or the mean;
+    0: never."""
     pictures: Natural = 5
     """Samples shown in the report."""
 
@@ -133,6 +139,9 @@ class OptimConfig:
     """Decay of the mean of their squares."""
     eps: Positive = 1e-8
     """Added to the root of the second moment."""
+    layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Learning rate of each layer of the encoder as a share of the layer behind it; that of the
+    head is whole. 1: all layers learn alike (as published)."""
     max_norm: NotNegative = 0.0
     """Clip the global gradient norm to this value; 0 does not clip (as published)."""
 

@@ -54,6 +54,10 @@ class RunFolder:
         """Path of the weights of a finished network."""
         return self.path / f"{network}.safetensors"
 
+    def best_file(self, network: str) -> Path:
+        """Path of the weights with the best validation, see ``--evaluation.best``."""
+        return self.path / f"{network}-best.safetensors"
+
     def network_file(self, network: str) -> Path:
         """The weights of a network: those named in the config, or those that the run trains."""
         own, given = self.weights_file(network), self.config.given.get(network)

@@ -158,7 +158,7 @@ class SkipWatch:
             "what": what,
             "stage": name,
             "step": done,
-            "lr": self.session.optimizer.param_groups[0]["lr"],
+            "lr": self.session.setup.rate(done - 1),
             "precision": self.config.precision,
             "skipped_steps": [asdict(skipped) for skipped in self._recent],
             "images_not_finite": inputs,

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from fastseg.config.run import TrainConfig
+from fastseg.engine.optim.learning_rate import learning_rate
 from fastseg.methods.base import Method
 from fastseg.methods.seeds import derive_seed
 from fastseg.methods.stage import Stage
@@ -37,6 +38,10 @@ class StageSetup:
     def steps(self) -> int:
         """Length of the stage in optimizer steps."""
         return self.stage.num_steps(self.steps_per_epoch)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, before the share of a network or a layer."""
+        return learning_rate(self.stage, step, self.steps_per_epoch)
 
     @cached_property
     def method(self) -> Method:

@@ -24,7 +24,6 @@ from fastseg.choice import Choice
 from fastseg.distributed.parallelize import Parallel
 from fastseg.distributed.sharded_tensors import whole
 from fastseg.engine.optim.hold_still import holding_still
-from fastseg.engine.optim.learning_rate import learning_rate
 from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.optimizer import Optimizer, guarded_step, set_learning_rate
 from fastseg.engine.speed.calls import calls_of
@@ -297,4 +296,4 @@ class TrainStep:
         return self._short.in_use() if self._short else nullcontext()
 
     def _rate(self, step: int) -> float:
-        return learning_rate(self.stage, step, self.setup.steps_per_epoch)
+        return self.setup.rate(step)

@@ -88,7 +88,7 @@ class StepLog:
         values = self._over_ranks(values)
         (values["peak_mib"],) = self.ranks.reduce([peak_mib(self.context.device)], "max")
         row: dict[str, Any] = {"kind": "train", "stage": session.name, "step": done}
-        row["lr"] = session.optimizer.param_groups[0]["lr"]
+        row["lr"] = session.setup.rate(done - 1)
         row |= values
         row["modality_steps"] = {m.name: self._seen[m.name] for m in self.context.modalities}
         self._seen.clear()

@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any
 
 from fastseg.checkpoint import weights
+from fastseg.checkpoint.data_facts import DataFacts, data_facts
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.config.compare import digest
 from fastseg.console import say
 from fastseg.engine.context import RunContext
-from fastseg.engine.data_change import DataFacts, data_facts
+from fastseg.engine.kept_weights import KeptWeights
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.run_folder import RunFolder
 from fastseg.engine.skipped_steps import SkipWatch
@@ -67,7 +68,9 @@ class Trainer:
         self.val_loader = build_loader(self.config.data, train=False, **place)
         # a fault that the first validation would meet ends the run before its first step
         self.val_loader.check()
-        for warning in filter(None, (self.loader.warning, self.val_loader.warning)):
+        self.kept = KeptWeights(context, run, self.metrics)
+        warnings = self.loader.warning, self.val_loader.warning, self.kept.warning
+        for warning in filter(None, warnings):
             self._say(f"warning: {warning}")
         # rank 0 looks at the files for all
         self._data = DataFacts(**self.ranks.share(lambda: asdict(data_facts(self.loader))))
@@ -135,7 +138,9 @@ class Trainer:
             if done and self.validation.missing(session, done):
                 shown |= self.validation.run(session, done)
                 self.log.meter.restart_clock()
-            for step in range(done, session.steps):
+            # one that a kill has kept from being written is written now
+            ended = done > 0 and self.kept.validated(session, done)
+            for step in range(done, done if ended else session.steps):
                 began = time.perf_counter()
                 batches = self._next_batches(session, stream, done, skips)
                 waited = time.perf_counter() - began
@@ -161,17 +166,20 @@ class Trainer:
                     self._save(session, done, skips)
                 if validates:
                     shown |= self.validation.run(session, done)
+                    ended = self.kept.validated(session, done)
                     self.log.meter.restart_clock()
                 if skips.total:
                     shown["skipped"] = str(skips.total)
                 progress.show(shown)
                 progress.advance()
+                if ended:
+                    break
                 self._stop_if_asked(session, done, None if is_saved else skips)
         finally:
             stream.close()
             progress.close()
             watch.close()
-        self._keep(session)
+        self.kept.finish(session, done, self.states)
 
     def _micro_batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of the optimizer steps ``start`` to ``stop``, on the device."""
@@ -208,21 +216,6 @@ class Trainer:
             "modalities of the step": sum(1 << position for position in present),
         }
         self.ranks.agree(facts, f"at step {step + 1} of {session.name}")
-
-    def _keep(self, session: Session) -> None:
-        """Write the weights of a finished stage; its training states are no longer needed."""
-        config = self.config
-        size = config.data.eval_size or config.data.size
-        facts = {"stage": session.name, "steps": session.steps, "seed": config.seed, "size": size}
-        networks = {name: session.scored(name) for name in session.networks.learning}
-
-        def write() -> None:
-            for name, network in networks.items():
-                path, identity = self.run.weights_file(name), self.context.identity(name)
-                weights.save_weights(path, network, identity, facts)
-            self.states.remove()
-
-        self.ranks.first(write)
 
     def open_session(self, setup: StageSetup, saved: Saved | None = None) -> Session:
         """A stage ready for its first step; ``saved`` is the state that it will continue."""

@@ -78,6 +78,9 @@ class Stage:
     """Linear warm-up from warmup_ratio * lr, in epochs."""
     warmup_ratio: Annotated[float, Range(0, 1)] = 0.1
     """First learning rate as a share of lr."""
+    schedule: Literal["poly", "cosine", "one_cycle"] = "poly"
+    """Decay after warm-up: polynomial (as published), half a cosine, or one cycle of a rise over 30
+    percent of the stage and a fall, which has its own warm-up."""
     power: Positive = 0.9
     """Exponent of the polynomial decay after warm-up."""
 

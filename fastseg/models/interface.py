@@ -195,6 +195,14 @@ class Segmenter(nn.Module):
         """
         return []
 
+    def layers(self) -> list[list[nn.Module]]:
+        """Modules of each depth, those next to the images first, the head last.
+
+        The learning rate can rise with the depth, see `--optim.layer-decay`. What is in none of
+        them counts as the last. By default the units, each as a layer of its own.
+        """
+        return [[unit] for unit in self.units()]
+
     def reduced_modules(self) -> list[nn.Module]:
         """Modules whose own parameters may have the short dtype of a step.
 

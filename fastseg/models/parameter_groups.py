@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from .interface import Segmenter
+
 
 class ParameterGroup(NamedTuple):
     """Parameters that are treated alike.
@@ -33,3 +35,24 @@ def parameter_groups(module: nn.Module) -> list[ParameterGroup]:
         groups.append(ParameterGroup(name, [p for p in params if p.ndim > 1], True))
         groups.append(ParameterGroup(name, [p for p in params if p.ndim <= 1], False))
     return groups
+
+
+def layer_rates(module: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Share of the learning rate of each parameter that has less than the whole.
+
+        rate of layer l = decay ^ (L - l),   l = 1 .. L from the images to the head
+
+    Layers are those of `Segmenter.layers`. Source: arXiv:2003.10555, section A (layer-wise decay).
+
+    Args:
+        module: a network, or several as an ``nn.ModuleDict``; any other module has no layers.
+        decay: above 0; 1 gives nothing.
+    """
+    networks = module.values() if isinstance(module, nn.ModuleDict) else [module]
+    rates = {}
+    for network in networks if decay < 1 else ():
+        layers = network.layers() if isinstance(network, Segmenter) else []
+        for behind, layer in enumerate(reversed(layers)):
+            for part in layer if behind else ():
+                rates |= dict.fromkeys(part.parameters(), decay**behind)
+    return rates

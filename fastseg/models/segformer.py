@@ -219,6 +219,12 @@ class SegFormer(SegmenterInParts):
         levels = (level for encoder in self._encoders() for level in encoder.levels())
         return [*(block for _, blocks, _ in levels for block in blocks), self.decoder]
 
+    def layers(self) -> list[list[nn.Module]]:
+        """The transformer blocks with what lies before them or behind the last of a level; head."""
+        of_encoders = [[*_depths(encoder)] for encoder in self._encoders()]
+        together = zip(*of_encoders, strict=True)
+        return [*([m for own in depth for m in own] for depth in together), [self.decoder]]
+
     def reduced_modules(self) -> list[nn.Module]:
         """The encoders and the classifier; the head multiplies weights, in full precision."""
         modules = (module for encoder in self._encoders() for module in encoder.modules())
@@ -253,3 +259,10 @@ class SegFormer(SegmenterInParts):
     def constants(self) -> list[Tensor]:
         """The folded weights of the head."""
         return self.decoder.constants()
+
+
+def _depths(encoder: MixTransformer) -> Iterator[list[nn.Module]]:
+    """A block each, with the patch embedding before it and the norm of the level behind it."""
+    for patch_embed, blocks, norm in encoder.levels():
+        for i, block in enumerate(blocks):
+            yield [patch_embed] * (i == 0) + [block] + [norm] * (i == len(blocks) - 1)

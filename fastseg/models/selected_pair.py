@@ -183,6 +183,10 @@ class SelectedPair(Segmenter):
         """The units of both candidates, then the selections."""
         return [*self.full.units(), *self.robust.units(), *self._selections()]
 
+    def layers(self) -> list[list[nn.Module]]:
+        """None: what learns has no depth, and the candidates are constant."""
+        return []
+
     def reduced_modules(self) -> list[nn.Module]:
         """Those of both candidates, and all of the selections; these compare in float32."""
         own = [module for selection in self._selections() for module in selection.modules()]

@@ -45,7 +45,7 @@ STAND_INS = {"NAME": "demo", "N": "1"}
 WORDS = (
     *("cpu", "bf16", "replicate", "zero", "skip", "torch", "crop", "planes", "low", "apex"),
     *("adamw", "on", "off", "drop", "code", "channel", "mit_b0", "teacher", "student", "other"),
-    *("per_modality", "sample", "mff"),
+    *("per_modality", "sample", "mff", "full"),
 )
 
 

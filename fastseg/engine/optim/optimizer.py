@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.nvidia_apex import ApexOptimizer
 from fastseg.engine.speed.clock import elapsed_ms
-from fastseg.models.parameter_groups import parameter_groups
+from fastseg.models.parameter_groups import layer_rates, parameter_groups
 
 Optimizer = torch.optim.AdamW | ApexOptimizer
 
@@ -36,7 +37,7 @@ def build_optimizer(
 
     Args:
         module: what learns, see `parameter_groups`.
-        config: moments and decay.
+        config: moments, decay, and share of the learning rate by layer.
         kind: ``adamw``, ``apex_adam`` or ``apex_lamb``.
         factors: what the learning rate is multiplied by, by the name of a network; 1 by default.
 
@@ -46,11 +47,15 @@ def build_optimizer(
         ConfigError: apex is asked for and cannot serve.
     """
     groups: list[dict[str, Any]] = []
+    rates = layer_rates(module, config.layer_decay)
     for group in parameter_groups(module):
         decay = config.weight_decay if group.decays else 0.0
-        groups.append({"params": group.parameters, "weight_decay": decay})
-        if (factor := (factors or {}).get(group.network, 1.0)) != 1.0:
-            groups[-1][_FACTOR] = factor
+        of_network = (factors or {}).get(group.network, 1.0)
+        # neighbours alone are put together: the order of the states stays that of the parameters
+        for rate, params in groupby(group.parameters, lambda p: rates.get(p, 1.0)):
+            groups.append({"params": list(params), "weight_decay": decay})
+            if (factor := of_network * rate) != 1.0:
+                groups[-1][_FACTOR] = factor
     options: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.eps}
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True, **options)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastseg.checkpoint.data_facts import DataFacts
 from fastseg.distributed.ranks import Ranks
-from fastseg.engine.data_change import DataFacts
 from fastseg.errors import ConfigError
 from fastseg.pipelines import DataError, get_dataset
 from fastseg.pipelines.cache.write import pack_split

@@ -6,6 +6,8 @@ from torch import nn
 
 from fastseg.config.sections import OptimConfig
 from fastseg.engine.optim.optimizer import build_optimizer, guarded_step, set_learning_rate
+from fastseg.models import SegFormer
+from fastseg.models.backbones.mit import Backbone
 
 
 def make(config=OptimConfig()):  # noqa: B008
@@ -71,3 +73,44 @@ def test_clipping_bounds_the_update():
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         OptimConfig(**change)
+
+
+@pytest.fixture(params=["shared", "own"])
+def segmenter(request):
+    names = ("rgb", "lidar") if request.param == "own" else ()
+    return SegFormer(Backbone((8, 8, 8, 8), (2, 1, 1, 1), (1, 1, 1, 1)), 3, 8, own_encoders=names)
+
+
+def test_the_rate_of_a_layer_falls_towards_the_images(segmenter):
+    optimizer = build_optimizer(segmenter, OptimConfig(layer_decay=0.5))
+    set_learning_rate(optimizer, 1.0)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(segmenter.parameters()))
+    # five blocks and the head
+    depths = {"patch_embed1": 5, "block1.0": 5, "block1.1": 4, "patch_embed2": 3, "block2": 3}
+    # blocks have norms of these names, too
+    depths |= {"block3": 2, "block4": 1, "norm1": 4, "norm2": 3, "norm4": 1, "decoder": 0}
+    for name, parameter in segmenter.named_parameters():
+        found = [depth for part, depth in depths.items() if f".{part}." in f".{name}"]
+        assert not found or rates[parameter] == 0.5 ** found[0], name
+
+
+def test_layers_leave_the_order_of_states_alone(segmenter):
+    plain, layered = (
+        build_optimizer(segmenter, OptimConfig(layer_decay=decay)) for decay in (1.0, 0.5)
+    )
+    orders = [
+        [id(p) for group in optimizer.param_groups for p in group["params"]]
+        for optimizer in (plain, layered)
+    ]
+    assert orders[0] == orders[1]
+    assert len(plain.param_groups) == 2 < len(layered.param_groups)
+
+
+def test_a_layer_multiplies_the_factor_of_its_network(segmenter):
+    networks = nn.ModuleDict({"student": segmenter})
+    optimizer = build_optimizer(networks, OptimConfig(layer_decay=0.5), factors={"student": 0.1})
+    set_learning_rate(optimizer, 1.0)
+    assert {round(group["lr"], 9) for group in optimizer.param_groups} == {
+        round(0.1 * 0.5**depth, 9) for depth in range(6)
+    }
