@@ -6,7 +6,7 @@
 Both ways train on the same images and draw the same subsets; steps are taken in turn, one of each
 case after the other, on one thread. Of a CPU it is the processor's time that counts, which other
 programs on the machine disturb less. A case's time is the mean over its steps, as their numbers of
-images differ; the table is written to ``bench/results/<device>/packing_costs_<backbone>_<side>.md``.
+images differ; the table goes to ``bench/results/<device>/packing_costs_<backbone>_<side>.md``.
 """
 
 from __future__ import annotations
