@@ -119,6 +119,9 @@ class SpeedConfig:
     attention: Literal["auto", "torch"] = "auto"
     """Kernel of the attention: auto times torch's and ours at the network's shapes on a GPU,
     torch leaves the choice to torch."""
+    packing: Literal["auto", "off"] = "auto"
+    """Where each sample has its own modalities, auto encodes these alone, as far as the loss terms
+    and the model allow; off encodes all."""
 
     def __post_init__(self) -> None:
         check_fields(self)

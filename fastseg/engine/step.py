@@ -11,7 +11,7 @@ far as the terms are means over samples: subset, modality permutations and Batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -88,6 +88,7 @@ class TrainStep:
             device=self.device,
             mode=self.parallel.mode,
             reads_present=any(network.reads_present for network in networks),
+            learning=networks.learning.values(),
         )
         self._prepare()
 
@@ -127,11 +128,7 @@ class TrainStep:
         before: list[Tensor] | None = None
         parts = []
         for micro, batch in enumerate(batches):
-            share = Share(parallel.rank, parallel.world, micro, count)
-            modalities, samples = batch.images.shape[:2]
-            draws = self.draw(step, modalities, samples, share, sample_ids=batch.sample_ids)
-            # dropout and stochastic depth draw from torch's generator: seed it by the step
-            torch.manual_seed(self.setup.seed(step, "dropout", share.part))
+            draws = self._draw_and_seed(step, batch, micro, count)
             if self._graphs is not None and count == 1:
                 return self._graphs(batch.images, batch.labels, draws)
             if count > 1:
@@ -149,9 +146,7 @@ class TrainStep:
         """The ways that steps have taken so far; of graphs, what became of them."""
         names = [name for name, way in vars(self.paths).items() if way.value and name != "graphs"]
         if self._graphs is not None:
-            numbers = " ".join(map(str, self._graphs.sizes)) or "no"
-            why = f" ({self._graphs.reason})" if self._graphs.reason else ""
-            names.append(f"graphs of {numbers} modalities{why}")
+            names.append(self._graphs.describe(bool(self.paths.packing.value)))
         return ", ".join(name.replace("_", " ") for name in names) or "none"
 
     def update(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
@@ -172,10 +167,7 @@ class TrainStep:
         count, parallel = len(batches), self.parallel
         with self._nothing_learnt():
             for micro, batch in enumerate(batches):
-                share = Share(parallel.rank, parallel.world, micro, count)
-                modalities, samples = batch.images.shape[:2]
-                draws = self.draw(step, modalities, samples, share, sample_ids=batch.sample_ids)
-                torch.manual_seed(self.setup.seed(step, "dropout", share.part))
+                draws = self._draw_and_seed(step, batch, micro, count)
                 if count > 1:
                     parallel.sync_gradients(micro == count - 1)
                 self._passes(batch.images, batch.labels, draws, count)
@@ -187,13 +179,21 @@ class TrainStep:
                 if grad is not None
             }
 
+    def _draw_and_seed(self, step: int, batch: Batch, micro: int, count: int) -> Draws:
+        """The draws of one of ``count`` micro-batches; dropout follows them."""
+        share = Share(self.parallel.rank, self.parallel.world, micro, count)
+        draws = self.draw(step, *batch.images.shape[:2], share, sample_ids=batch.sample_ids)
+        # dropout and stochastic depth draw from torch's generator: seed it by the step
+        torch.manual_seed(self.setup.seed(step, "dropout", share.part))
+        return draws
+
     def draw(
         self,
         step: int,
         modalities: int,
         batch: int,
         share: Share = Share(),  # noqa: B008
-        kept: list[int] | None = None,
+        kept: Sequence[int] | Tensor | None = None,
         sample_ids: tuple[str, ...] = (),
     ) -> Draws:
         """Subset, noise key, learning rate and the method's draws for one share of a step.
@@ -203,7 +203,7 @@ class TrainStep:
             modalities: M.
             batch: samples of the share.
             share: of the whole step.
-            kept: positions of the modalities that are left; drawn by default.
+            kept: positions of the modalities that are left, or marks ``[M, B]``; drawn by default.
             sample_ids: names of the samples; empty in a rehearsal.
         """
         return draw_step(
@@ -213,11 +213,13 @@ class TrainStep:
             modalities=modalities,
             batch=batch,
             share=share,
-            present=self.present(step, modalities) if kept is None else kept,
+            present=self.present(step, modalities),
             sample_ids=sample_ids,
             device=self.device,
             noise=self.setup.seed(step, "noise", share.part),
             rate=self._rate(step),
+            kept=kept,
+            packing=self.paths.packing.value,
         )
 
     def present(self, step: int, modalities: int) -> list[int]:
@@ -231,10 +233,8 @@ class TrainStep:
             present = self.present(step, modalities)
             return [float(m in present) for m in range(modalities)]
         samples = self.config.data.batch_size * self.config.accumulate * self.parallel.world
-        shares: list[float] = (
-            self.method.kept(stage, modalities, samples, seeds).double().mean(0).tolist()
-        )
-        return shares
+        kept = self.method.kept(stage, modalities, samples, seeds)
+        return [float(share) for share in kept.double().mean(0)]
 
     def losses(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
         """Forward passes of the networks, every active loss term, and their weighted sum."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
+from torch import Tensor
+
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine.memory_forecast import blank_batch
 from fastseg.engine.speed.attention import settle_attention
@@ -56,12 +59,25 @@ def warm_up(
 
 
 def _rehearse(train: TrainStep, blank: Batch) -> float:
-    """Meet every number of modalities that is compiled; seconds of both passes with all of them."""
+    """Meet every shape that is compiled; seconds of both passes with all modalities."""
     modalities, batch = blank.images.shape[:2]
-    drops = train.stage.modalities == "drop" and train.stage.modalities_per == "batch"
-    fewest = 1 if drops and train.paths.compile.value else modalities
     seconds = 0.0
-    for count in (*range(fewest, modalities + 1), modalities):
-        draws = train.draw(0, modalities, batch, kept=list(range(count)))
+    for kept in (*_shapes(train, modalities, batch), list(range(modalities))):
+        draws = train.draw(0, modalities, batch, kept=kept)
         seconds = elapsed_ms(partial(train.rehearse, blank, draws), train.device) / 1e3
     return seconds
+
+
+def _shapes(train: TrainStep, modalities: int, batch: int) -> list[list[int] | Tensor]:
+    """What may be left in a step, once for every shape; all modalities come last."""
+    everything = list(range(modalities))
+    if not train.paths.compile.value or train.stage.modalities != "drop":
+        return [everything]
+    if train.stage.modalities_per == "batch":
+        return [everything[:count] for count in range(1, modalities + 1)]
+    rule = train.paths.packing.value
+    if rule is None:
+        return [everything]
+    # the first images of [M, B]: one of each sample, then more
+    images = torch.arange(modalities * batch).view(modalities, batch)
+    return [(images < number).long() for number in rule.numbers(modalities, batch)]

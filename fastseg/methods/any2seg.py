@@ -212,6 +212,10 @@ class Any2Seg(Method):
             return {"rows": torch.zeros(plan.batch, dtype=torch.int64)}
         return {"rows": self._rows.find(plan.sample_ids)}
 
+    def reads_dropped(self, stage: Stage) -> bool:
+        """No: similarities are of what is left of a sample."""
+        return False
+
     def terms(self, step: StepInputs) -> dict[str, Tensor]:
         """OHEM, logit distillation and both similarities, as far as they are active.
 

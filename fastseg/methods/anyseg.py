@@ -77,6 +77,10 @@ class AnySeg(Method):
         if stage.losses.active().keys() & {"umd", "cmd"}:
             must_have_equal_widths(stage, models)
 
+    def reads_dropped(self, stage: Stage) -> bool:
+        """No: UMD and CMD compare what is left of a sample."""
+        return False
+
     def terms(self, step: StepInputs) -> dict[str, Tensor]:
         """OHEM, logit distillation, UMD and CMD, as far as they are active.
 

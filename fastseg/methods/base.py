@@ -97,7 +97,7 @@ class StepInputs:
     def output_of(self, learner: str, **keywords: Any) -> SegmenterOutput:
         """The output of a network that learns, of the modalities that are left in this step."""
         if self.stage.drops_per_sample:
-            keywords["fused"] = self.draws.kept[None]
+            keywords |= {"fused": self.draws.kept[None], **self.draws.packing_keyword}
         return self.networks[learner](self.seen(), self.draws.present, **keywords)
 
     def marks_of(self, encoded: Tensor) -> Tensor | None:
@@ -234,6 +234,10 @@ class Method:
     def kept(self, stage: Stage, modalities: int, samples: int, seeds: Seeds) -> Tensor:
         """``[samples, M]`` int64, 1 for the modalities that are left of each sample of a step."""
         return draw_modalities_of_samples(modalities, samples, seeds("modalities of samples"))
+
+    def reads_dropped(self, stage: Stage) -> bool:
+        """Whether terms read features of what a sample lacks; if not, they are left zero."""
+        return True
 
     def draw(self, plan: StepPlan) -> dict[str, Tensor]:
         """Draws of the method's own for one share of a step, int64 on the host, by name."""

@@ -111,6 +111,10 @@ class Baseline(Method):
         """One network learns, from one at most."""
         must_train_one(self.name, name, stage)
 
+    def reads_dropped(self, stage: Stage) -> bool:
+        """No: logits alone are compared."""
+        return False
+
     def terms(self, step: StepInputs) -> dict[str, Tensor]:
         """OHEM and logit distillation, as far as they are active."""
         active, target = step.stage.losses.active(), None

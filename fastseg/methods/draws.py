@@ -15,7 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastseg.models.packing import Packing
+
 _FIXED = 2  # noise seed and learning rate
+PLACES = "places of images"
+"""Name of a draw ``[2, M B]``: the places of a packing, padded with zeros."""
 
 Place = tuple[str, int, tuple[int, ...]]
 """Name of a method's own draw, where it begins in the packed tensor, and its shape."""
@@ -33,8 +37,10 @@ class Draws:
             every modality that is left, ``[M, 1]`` or ``[M, B]``, and the method's own draws.
         columns: 1, or B where each sample has its own modalities.
         own: places of the method's own draws in ``packed``.
+        groups: of the images that are encoded, see `fastseg.models.packing.Packing`; empty where
+            all of the present modalities are.
         replayed: true if this code will serve other draws as well, with as many modalities: then
-            nothing but ``packed`` may be read, and of ``present`` the length.
+            nothing but ``packed`` may be read, of ``present`` the length, and ``groups``.
     """
 
     present: tuple[int, ...]
@@ -43,12 +49,25 @@ class Draws:
     packed: Tensor
     columns: int = 1
     own: tuple[Place, ...] = ()
+    groups: tuple[int, ...] = ()
     replayed: bool = False
 
     def __getitem__(self, name: str) -> Tensor:
         """A draw of the method's own, in the shape in which it was drawn; int64 on the device."""
         start, shape = next((start, shape) for key, start, shape in self.own if key == name)
         return self.packed[start : start + math.prod(shape)].view(shape)
+
+    @property
+    def size(self) -> int:
+        """What the shapes of a step depend on: number of images, or of modalities."""
+        return sum(self.groups) or len(self.present)
+
+    @property
+    def packing_keyword(self) -> dict[str, Packing]:
+        """The keyword ``packing`` of a model; none where all present modalities are encoded."""
+        if not self.groups:
+            return {}
+        return {"packing": Packing(self[PLACES][:, : sum(self.groups)], self.groups)}
 
     @property
     def noise_seed(self) -> int | Tensor:
@@ -102,6 +121,7 @@ def pack(
     kept: Sequence[int] | Tensor | None = None,
     seed: int = 0,
     rate: float = 0.0,
+    packing: Packing | None = None,
 ) -> Draws:
     """Draws on the device; the host does not wait.
 
@@ -114,6 +134,7 @@ def pack(
             default.
         seed: 63-bit key of the noise.
         rate: learning rate.
+        packing: the images that are encoded, with marks on their own; all by default.
     """
     marks = kept
     if not isinstance(marks, Tensor):
@@ -122,6 +143,12 @@ def pack(
     values = torch.cat([torch.tensor([seed, 0, *rows]), marks.flatten()])
     _rate_in(values).fill_(rate)
     places: list[Place] = []
+    groups: tuple[int, ...] = ()
+    if packing is not None:
+        # as many entries in every step, for graphs
+        padded = torch.zeros((2, marks.numel()), dtype=torch.int64)
+        padded[:, : packing.places.shape[1]] = packing.places
+        own, groups = {**own, PLACES: padded}, packing.groups
     start = len(values)
     for name, tensor in own.items():
         places.append((name, start, tuple(tensor.shape)))
@@ -131,7 +158,7 @@ def pack(
     if device.type == "cuda" and type(packed) is Tensor:
         packed = packed.pin_memory()
     packed = packed.to(device, non_blocking=True)
-    return Draws(tuple(present), modalities, seed, packed, marks.shape[1], tuple(places))
+    return Draws(tuple(present), modalities, seed, packed, marks.shape[1], tuple(places), groups)
 
 
 def _rate_in(packed: Tensor) -> Tensor:

@@ -180,6 +180,10 @@ class Feedback(Method):
         """``feedback_rate`` for the feedback teacher."""
         return self.options.feedback_rate if network == TEACHER else 1.0
 
+    def reads_dropped(self, stage: Stage) -> bool:
+        """The student's ifv may; the feedback teacher always sees complete inputs."""
+        return "ifv" in stage.losses.active() and self.options.ifv_include_dropped
+
     def draw(self, plan: StepPlan) -> dict[str, Tensor]:
         """``pairing [B, M]``: the student row that each of the teacher's modalities teaches."""
         return {"pairing": pairing_of_step(plan)}

@@ -137,7 +137,7 @@ class RobustSeg(Method):
     """Teacher and student of RobustSeg; without HPDM and RRM it is training by modality dropout.
 
     Where each sample has its own modalities, HPDM pairs those that are left of it, and RRM
-    regularises all of them: every one is encoded.
+    regularises all of them: with RRM every one is encoded.
     """
 
     name: ClassVar[str] = "robustseg"
@@ -158,6 +158,10 @@ class RobustSeg(Method):
         super().check_models(stage, models)
         if stage.losses.active().keys() & {"hpdm", "rrm"}:
             must_have_equal_widths(stage, models)
+
+    def reads_dropped(self, stage: Stage) -> bool:
+        """RRM regularises all modalities; HPDM pairs those that are left."""
+        return "rrm" in stage.losses.active()
 
     def draw(self, plan: StepPlan) -> dict[str, Tensor]:
         """``pairing [B, M]``: the student row that each of the teacher's modalities teaches."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from .interface import Segmenter
+from .packing import Packing
 
 
 class SegmenterInParts(Segmenter):
@@ -22,7 +23,11 @@ class SegmenterInParts(Segmenter):
         raise NotImplementedError
 
     def encode(
-        self, images: Tensor, present: Sequence[int] | None = None, learning: Tensor | None = None
+        self,
+        images: Tensor,
+        present: Sequence[int] | None = None,
+        learning: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> list[Tensor]:
         """``[M', B, 3, H, W]`` to levels ``[M', B, C_i, h_i, w_i]``, see `Segmenter.forward`."""
         raise NotImplementedError

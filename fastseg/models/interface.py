@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .packing import Packing, PackingRule, checked_marks, subsets_of
 
 Learning = Tensor | Callable[[list[Tensor]], Tensor]
 """Rows ``[W, B]`` of the images that learn, or a function from the features to such rows."""
@@ -103,6 +104,8 @@ class Segmenter(nn.Module):
           it is called once within the pass, with the levels ``[M', B, C_i, h_i, w_i]`` of all
           images, which carry no gradients there.
         - ``head``: False leaves out everything behind the encoders; the logits are then empty.
+        - ``packing``: a `fastseg.models.packing.Packing` of the images that are encoded, at least
+          those that ``fused`` marks; the features of the others are zeros.
 
         Args:
             images: ``[M', B, 3, H, W]``, normalised floats; H and W multiples of 32.
@@ -178,6 +181,31 @@ class Segmenter(nn.Module):
                 yield self(kept).logits
             else:
                 yield self(images[rows], tuple(positions)).logits
+
+    def logits_of_marks(self, images: Tensor, marks: Tensor) -> Tensor:
+        """Logits ``[B, K, h_1, w_1]`` where each sample has modalities of its own.
+
+        What is not there is not encoded. Row b equals
+        ``self(images[present, b : b + 1], present).logits`` with the modalities of that sample.
+
+        Args:
+            images: ``[M, B, 3, H, W]`` of all modalities; what is not there may hold anything.
+            marks: ``[M, B]``, 1 for an image that is there, at least one for each sample; best on
+                the host, which waits for a device that has them.
+
+        Raises:
+            ValueError: the marks do not fit.
+        """
+        marks = checked_marks(images, marks)
+        if {"fused", "packing"} <= self.abilities:
+            places, groups = PackingRule(apart=self.reads_present).pack(marks)
+            places, fused = (x.to(images.device, non_blocking=True) for x in (places, marks[None]))
+            return cast(Tensor, self(images, fused=fused, packing=Packing(places, groups)).logits)
+        logits = {}
+        for present, samples in subsets_of(marks):
+            found = self(images[present][:, samples], present).logits
+            logits |= dict(zip(samples, found, strict=True))
+        return torch.stack([logits[b] for b in range(len(logits))])
 
     def take_shares(self) -> dict[tuple[int, ...], Tensor]:
         """Shares that :meth:`logits_of_subsets` has counted since the last call, by subset.

@@ -28,6 +28,7 @@ from .backbones.mit import Backbone, MixTransformer, get_backbone
 from .fusion import FUSIONS
 from .in_parts import SegmenterInParts
 from .interface import AttentionLevel, Learning, SegmenterOutput
+from .packing import Packing, encode_packed
 from .partial import encode_chosen, encode_in_part, learning_only
 from .weights import LoadReport, load_encoder_weights
 
@@ -55,7 +56,7 @@ class SegFormer(SegmenterInParts):
         ConfigError: the backbone or the fusion is unknown or a number is out of range.
     """
 
-    abilities = frozenset({"fused", "learning", "head"})
+    abilities = frozenset({"fused", "learning", "head", "packing"})
 
     def __init__(
         self,
@@ -105,7 +106,11 @@ class SegFormer(SegmenterInParts):
         return cast(list[MixTransformer], list(own))
 
     def encode(
-        self, images: Tensor, present: Sequence[int] | None = None, learning: Learning | None = None
+        self,
+        images: Tensor,
+        present: Sequence[int] | None = None,
+        learning: Learning | None = None,
+        packing: Packing | None = None,
     ) -> list[Tensor]:
         """Encode every image of every modality; in one call where all share the encoder.
 
@@ -115,6 +120,7 @@ class SegFormer(SegmenterInParts):
             present: positions of these modalities among those of the run; None: all. Read where
                 they have encoders of their own.
             learning: ``[W, B]`` or a function, see `Segmenter.forward`; None: all.
+            packing: the images that are encoded; None: all. Those of a packing all learn.
 
         Returns:
             Four levels ``[M, B, C_i, h_i, w_i]``; the channels are the fastest axis in memory.
@@ -127,6 +133,11 @@ class SegFormer(SegmenterInParts):
         m, b, _, h, w = images.shape
         if h % 32 or w % 32:
             raise ValueError(f"height and width must be multiples of 32, got {h} x {w}")
+        if packing is not None:
+            encoders = self._encoders()
+            if self.reads_present and present is not None:
+                encoders = [encoders[p] for p in present]
+            return encode_packed(encoders, images, packing)
         if self.reads_present:
             features = self._encode_apart(images, range(m) if present is None else present)
             if learning is None:
@@ -166,12 +177,13 @@ class SegFormer(SegmenterInParts):
         fused: Tensor | None = None,
         learning: Learning | None = None,
         head: bool = True,
+        packing: Packing | None = None,
     ) -> SegmenterOutput:
         """``[M', B, 3, H, W]`` to logits and per-modality features; see the methods above.
 
         Which modalities they are makes no difference where all share the encoder.
         """
-        features = self.encode(images, present, learning)
+        features = self.encode(images, present, learning, packing)
         if not head:
             return SegmenterOutput(features[0].new_empty(0), features)
         return SegmenterOutput(self.decode(self.fuse(features, fused)), features)

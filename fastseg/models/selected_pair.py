@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .in_parts import SegmenterInParts
 from .interface import AttentionLevel, Segmenter, SegmenterOutput
+from .packing import Packing
 
 
 class Selection(nn.Module):
@@ -86,7 +87,7 @@ class SelectedPair(Segmenter):
         ConfigError: a candidate is no `SegmenterInParts`, or their features differ in width.
     """
 
-    abilities = frozenset({"fused"})
+    abilities = frozenset({"fused", "packing"})
 
     def __init__(self, full: Segmenter, robust: Segmenter, temperature: float, name: str) -> None:
         super().__init__()
@@ -122,12 +123,13 @@ class SelectedPair(Segmenter):
         present: Sequence[int] | None = None,
         *,
         fused: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> SegmenterOutput:
         """Both encoders, the selections and both heads; see `Segmenter.forward`."""
         # short copies of weights that do not learn would record gradients, too
         with torch.no_grad():
-            features = self.robust.encode(images, present)
-            first = self.full.fuse(self.full.encode(images, present), fused)
+            features = self.robust.encode(images, present, packing=packing)
+            first = self.full.fuse(self.full.encode(images, present, packing=packing), fused)
             second = self.robust.fuse(features, fused)
         return SegmenterOutput(self._select(first, second)[0], features)
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import upsampled
 from .divergence import logit_distillation
 from .precision import upcast, without_autocast
-from .supervised import ohem_cross_entropy
+from .supervised import mean_of_hard, ohem_cross_entropy, valid_labels
 
 
 @without_autocast
@@ -51,6 +52,15 @@ def segmentation_loss(
     if logits.shape[0] == 0:
         return upcast(logits).sum(), upcast(logits).sum()
     size = labels.shape[-2:]
+    if _in_cache(logits):
+        small, target = upcast(logits), labels.long()
+        valid = valid_labels(target, logits.shape[1], ignore_index)
+        losses = upsampled.cross_entropy(small, target.where(valid, 0), valid)
+        ohem = mean_of_hard(losses, valid, threshold, min_kept)
+        if teacher_logits is None:
+            return ohem, ohem.new_zeros(())
+        taught = upcast(teacher_logits.detach()).to(small.dtype)
+        return ohem, upsampled.distillation(small, taught, size, temperature)
     full = _upsampled(logits, size)
     ohem = ohem_cross_entropy(full, labels, threshold, min_kept, ignore_index)
     if teacher_logits is None:
@@ -78,7 +88,10 @@ def upsample_argmax(logits: Tensor, size: Sequence[int]) -> Tensor:
     check_size(logits, size)
     if logits.shape[0] == 0:
         return logits.new_empty((0, *size), dtype=torch.uint8)
-    return _upsampled(logits.detach(), size).argmax(1).to(torch.uint8)
+    full = _upsampled(logits.detach(), size)
+    if _in_cache(logits):
+        return torch.stack([upsampled.first_largest(x) for x in full])
+    return full.argmax(1).to(torch.uint8)
 
 
 def upsample_confusion(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -162,6 +175,12 @@ def check_loss(
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _in_cache(logits: Tensor) -> bool:
+    """Whether to take one sample after the other: on a CPU; float64 is the definition itself."""
+    plain = logits.dtype == torch.float64 or torch.compiler.is_compiling()
+    return logits.device.type == "cpu" and not plain
 
 
 def _upsampled(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -86,10 +86,28 @@ def ohem_cross_entropy(
             f"threshold must be in (0, 1] and min_kept in [0, 1], got {threshold} and {min_kept}"
         )
     target = labels.long()
-    valid = (target != ignore_index) & (target >= 0) & (target < logits.shape[1])
+    valid = valid_labels(target, logits.shape[1], ignore_index)
     losses: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
         upcast(logits), target.where(valid, _IGNORED)
-    ).flatten()
+    )
+    return mean_of_hard(losses, valid, threshold, min_kept)
+
+
+def valid_labels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Bool: whether a label is a class that is not ignored."""
+    return (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
+
+
+def mean_of_hard(losses: Tensor, valid: Tensor, threshold: float, min_kept: float) -> Tensor:
+    """Mean of the hard pixels' losses, see `ohem_cross_entropy`; zero where none is kept.
+
+    Args:
+        losses: of each pixel, zero where it is not valid.
+        valid: bool, of the same shape.
+        threshold: probability of the true class below which a pixel is hard.
+        min_kept: smallest share of the valid pixels that is kept.
+    """
+    losses = losses.flatten()
     hard = ~(losses.detach() <= -math.log(threshold))  # NaN is hard, so that it shows
     least = (valid.sum().double() * min_kept).long()
     # on the CPU reading the counts costs nothing, sorting does; a compiled graph cannot branch, and

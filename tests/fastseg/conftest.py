@@ -92,11 +92,12 @@ def tiny_step():
         dropout=0.1,
         dtype=torch.float32,
         device="cpu",
+        per="batch",
         **changes,
     ):
         stage = Stage(
             trains="student", learns_from="teacher", start="random", modalities=modalities,
-            losses=losses, steps=40, lr=1e-3, warmup_epochs=2,
+            modalities_per=per, losses=losses, steps=40, lr=1e-3, warmup_epochs=2,
         )  # fmt: skip
         # every labelled pixel is hard: nothing jumps from one rounding to the next
         options = LossOptions(rrm_samples=2, ohem_threshold=1 - 1e-9)

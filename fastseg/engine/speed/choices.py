@@ -6,6 +6,7 @@ at hand; the log of a run says what was taken and for what reason (:meth:`FastPa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -14,9 +15,13 @@ from fastseg.choice import Choice
 from fastseg.config.sections import SpeedConfig, Switch
 from fastseg.engine.stage_setup import StageSetup
 from fastseg.kernels.common.switch import HAS_TRITON, runs_on, why_broken
+from fastseg.models import Segmenter
+from fastseg.models.packing import PackingRule
 from fastseg.models.precision import reduced_dtype
 
 _COMPILE_STEPS = 2000  # a minute or two of compilation should be a small part of a stage
+# numbers of images of a packed step, each of which is captured and compiled once
+_PACKED_LENGTHS = 8
 
 
 PLAIN = SpeedConfig(compile="off", graphs="off", attention="torch")
@@ -33,13 +38,14 @@ class FastPaths:
     compile: Choice[bool]
     graphs: Choice[bool]
     attention: Choice[bool]
+    packing: Choice[PackingRule | None]
     checkpointing: Choice[bool]
 
     def describe(self) -> str:
         """Everything that was decided, in one line."""
         parts = []
         for field in fields(self):
-            way: Choice[bool] = getattr(self, field.name)
+            way: Choice[object] = getattr(self, field.name)
             name = field.name.replace("_", " ")
             parts.append(f"{name} {'on' if way.value else 'off'} ({way.why})")
         return "; ".join(parts)
@@ -61,6 +67,7 @@ def choose_paths(
     device: torch.device,
     mode: str = "single",
     reads_present: bool = False,
+    learning: Iterable[Segmenter] = (),
 ) -> FastPaths:
     """Decide for a stage.
 
@@ -70,17 +77,21 @@ def choose_paths(
         device: device of the networks.
         mode: way of spreading the network over processes, see `fastseg.distributed.parallelize`.
         reads_present: true if the networks depend on which modalities are there.
+        learning: networks that learn.
     """
     config, kernels = setup.config, _kernels(device)
     speed, apex_norm = config.speed, config.model.norm == "apex"
+    compiled = _compile(speed.compile, device, mode, apex_norm, setup.steps)
+    graphs = _graphs(
+        speed.graphs, device, mode, config.accumulate, kernels, optimizer, reads_present
+    )
     return FastPaths(
         kernels=kernels,
         short_weights=_short_weights(reduced_dtype(config.precision), mode),
         channels_last=_only_on_gpu(device, "copies around convolutions are saved"),
-        compile=_compile(speed.compile, device, mode, apex_norm, setup.steps),
-        graphs=_graphs(
-            speed.graphs, device, mode, config.accumulate, kernels, optimizer, reads_present
-        ),
+        compile=compiled,
+        graphs=graphs,
+        packing=_packing(setup, list(learning), compiled.value, graphs.value),
         attention=_attention(speed.attention, device),
         checkpointing=Choice(config.model.checkpointing, "as configured"),
     )
@@ -161,6 +172,25 @@ def _graphs(
     if not fused:
         return Choice(False, f"{type(optimizer).__name__} cannot be captured")
     return Choice(True, "one per number of modalities, after three usual steps each")
+
+
+def _packing(
+    setup: StageSetup, learning: list[Segmenter], compiled: bool, graphs: bool
+) -> Choice[PackingRule | None]:
+    if setup.config.speed.packing == "off":
+        return Choice(None, "as configured")
+    if not setup.stage.drops_per_sample:
+        return Choice(None, "no subset per sample")
+    if setup.method.reads_dropped(setup.stage):
+        return Choice(None, "the loss terms read features of what is left out")
+    if not all("packing" in network.abilities for network in learning):
+        return Choice(None, "the model encodes all modalities")
+    apart = any(network.reads_present for network in learning)
+    if apart and compiled:
+        return Choice(None, "encoders of their own would be compiled for every number of images")
+    limited = compiled or graphs
+    why = f"at most {_PACKED_LENGTHS} numbers of images" if limited else "what is left is encoded"
+    return Choice(PackingRule(apart, _PACKED_LENGTHS if limited else 0), why)
 
 
 def _attention(choice: str, device: torch.device) -> Choice[bool]:

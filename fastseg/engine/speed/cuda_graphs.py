@@ -1,13 +1,13 @@
 """A step as a CUDA graph: one launch by the host instead of several hundred.
 
 A graph repeats the kernels that were captured, with the addresses and numbers they had. So one is
-captured for each number of modalities, inputs are copied into memory that stays where it is, and
-whatever changes from step to step (subset, permutations, noise key, learning rate) is read from
-:class:`fastseg.methods.draws.Draws` on the device; dropout follows torch's generator, whose seed a
-replay reads anew. Before a capture the same step runs a few times as usual: those are steps of the
-training like any other, in which libraries allocate and kernels are compiled and loaded. They read
-what a replay will read, so that a capture meets no kernel for the first time, and so that a step
-gives the same numbers whether it is replayed or not.
+captured for each number of modalities or packed images, inputs are copied into memory that stays
+where it is, and whatever changes from step to step (subset, permutations, noise key, learning rate)
+is read from :class:`fastseg.methods.draws.Draws` on the device; dropout follows torch's generator,
+whose seed a replay reads anew. Before a capture the same step runs a few times as usual: those are
+steps of the training like any other, in which libraries allocate and kernels are compiled and
+loaded. They read what a replay will read, so that a capture meets no kernel for the first time, and
+so that a step gives the same numbers whether it is replayed or not.
 
 What cannot be captured falls back to the usual step, and :attr:`StepGraphs.reason` says why.
 """
@@ -139,7 +139,7 @@ class StepGraphs:
         with _rate_of(self._optimizer, draws.learning_rate):
             if self.reason is not None or not self._fits(images, labels, draws):
                 return self._update(images, labels, draws)
-            count = len(draws.present)
+            count = draws.size
             self._usual[count] = self._usual.get(count, 0) + 1
             if self._usual[count] <= _USUAL_STEPS:
                 return self._recorder.warm(partial(self._update, images, labels, draws))
@@ -165,8 +165,14 @@ class StepGraphs:
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of modalities whose steps are replayed by now."""
+        """Numbers of modalities, or of images, whose steps are replayed by now."""
         return sorted(self._captured)
+
+    def describe(self, packed: bool) -> str:
+        """The sizes that are replayed, of images where they are packed, or why none is."""
+        numbers = " ".join(map(str, self.sizes)) or "no"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"graphs of {numbers} {'images' if packed else 'modalities'}{why}"
 
     def _fits(self, images: Tensor, labels: Tensor, draws: Draws) -> bool:
         """True if the inputs are like those before; another shape runs as usual."""

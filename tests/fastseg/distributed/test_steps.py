@@ -62,6 +62,20 @@ def test_two_ranks_train_as_one_process(seen, stage, mode):
     assert largest_difference(left, right) < 1e-10
 
 
+@pytest.mark.parametrize("mode", ["replicate", "fsdp_root", "fsdp_blocks"])
+@pytest.mark.parametrize("encoders", ["shared", "per_modality"])
+def test_ranks_that_encode_other_numbers_of_images_train_as_one(seen, encoders, mode):
+    """Where an encoder has no image on a process it takes part nevertheless."""
+    groups = [facts[f"packed-{encoders}"] for facts in seen.facts]
+    assert all(map(all, groups[0]))
+    assert any(sum(one) != sum(two) for one, two in zip(*groups, strict=True))
+    rows = zip(seen[f"packed-{encoders}-{mode}"], seen[f"packed-{encoders}-single"], strict=True)
+    for row, expected in rows:
+        assert row == pytest.approx(expected, rel=1e-12)
+    left, right = (seen.tensors(f"packed-{encoders}-{name}") for name in (mode, "single"))
+    assert largest_difference(left, right) < 1e-10
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_ranks_hold_the_same_state_to_the_last_bit(seen, mode):
     for stage in STAGES:

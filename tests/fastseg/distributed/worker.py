@@ -35,6 +35,7 @@ from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.trainer import Stopped, Trainer
 from fastseg.evaluation.validation import Validation
 from fastseg.methods.robustseg import LossOptions, RobustSegWeights
+from fastseg.methods.seeds import Share
 from fastseg.pipelines import Batch
 
 MODES = ("replicate", "fsdp_root", "fsdp_blocks", "hsdp")
@@ -148,6 +149,22 @@ def equality(record, ranks, alone):
                 record.facts[f"collectives-{mode}"] = collectives(session, ranks, STEPS)
         if ranks.is_first:
             record.run(f"{stage}-single", open_session(config, alone, stage), alone)
+
+
+def packed(record, ranks, alone):
+    """A subset per sample: each process encodes other numbers of images, in every mode."""
+    base = make_config()
+    stages = {k: replace(stage, modalities_per="sample") for k, stage in base.stages.items()}
+    for encoders in ("shared", "per_modality"):
+        model = replace(base.model, encoders=encoders)
+        config = replace(base, stages=stages, model=model)
+        for mode in ("replicate", "fsdp_root", "fsdp_blocks"):
+            session = open_session(config, ranks, "student", mode)
+            record.run(f"packed-{encoders}-{mode}", session, ranks)
+        draws = [session.step_fn.draw(s, 4, 2, share=Share(ranks.rank, 2)) for s in range(STEPS)]
+        record.facts[f"packed-{encoders}"] = [d.groups for d in draws]
+        if ranks.is_first:
+            record.run(f"packed-{encoders}-single", open_session(config, alone, "student"), alone)
 
 
 def accumulation(record, ranks, alone):
@@ -350,6 +367,7 @@ def main():
         alone = Ranks(ranks.device)
         record = Record(out, ranks)
         equality(record, ranks, alone)
+        packed(record, ranks, alone)
         accumulation(record, ranks, alone)
         non_finite(record, ranks)
         short_precision(record, ranks)

@@ -13,6 +13,8 @@ from fastseg.engine.speed.choices import FastPaths, choose_paths, not_taken
 from fastseg.engine.stage_setup import StageSetup
 from fastseg.methods.robustseg import RobustSegWeights
 from fastseg.methods.stage import Stage
+from fastseg.models import Segmenter
+from fastseg.models.packing import PackingRule
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARAMETERS = [torch.nn.Parameter(torch.zeros(2))]
@@ -47,11 +49,35 @@ def setup_of(speed, options):
         model=ModelConfig(norm=norm, checkpointing=options.pop("checkpointing", False)),
         speed=speed,
     )
-    stage = Stage(steps=options.pop("steps", 10_000), losses=RobustSegWeights())
+    stage = Stage(
+        steps=options.pop("steps", 10_000),
+        learns_from="other",
+        losses=options.pop("losses", RobustSegWeights()),
+        modalities=options.pop("modalities", "full"),
+        modalities_per="sample",
+    )
     return StageSetup(config, "stage", 0, stage, steps_per_epoch=1)
 
 
+class Simple(Segmenter):
+    """Takes no further keywords."""
+
+
+class Packs(Segmenter):
+    """Encodes what is left alone."""
+
+    abilities = frozenset({"fused", "packing"})
+
+
+class Own(Packs):
+    """By an encoder for each modality."""
+
+    reads_present = True
+
+
 AS_CONFIGURED = "as configured"
+PER_SAMPLE = {"modalities": "drop", "learning": [Packs()]}
+RRM = RobustSegWeights(rrm=1)
 CASES = [
     # path, changes, taken, why
     ("kernels", {}, True, "fused losses"),
@@ -98,6 +124,25 @@ CASES = [
     ("attention", {}, True, "the fastest kernel per level, measured"),
     ("attention", {"device": CPU}, False, "no GPU"),
     ("attention", {"speed": {"attention": "torch"}}, False, "left to torch"),
+    ("packing", PER_SAMPLE, PackingRule(lengths=8), "at most 8 numbers of images"),
+    ("packing", PER_SAMPLE | {"steps": 1}, PackingRule(lengths=8), "at most 8 numbers"),
+    ("packing", PER_SAMPLE | {"device": CPU}, PackingRule(), "what is left is encoded"),
+    ("packing", PER_SAMPLE | {"speed": {"packing": "off"}}, None, AS_CONFIGURED),
+    ("packing", {}, None, "no subset per sample"),
+    ("packing", PER_SAMPLE | {"losses": RRM}, None, "the loss terms read features of what is left"),
+    ("packing", PER_SAMPLE | {"learning": [Simple()]}, None, "the model encodes all modalities"),
+    (
+        "packing",
+        PER_SAMPLE | {"learning": [Own()]},
+        None,
+        "encoders of their own would be compiled",
+    ),
+    (
+        "packing",
+        PER_SAMPLE | {"learning": [Own()], "device": CPU},
+        PackingRule(apart=True),
+        "what is left is encoded",
+    ),
     ("checkpointing", {}, False, AS_CONFIGURED),
     ("checkpointing", {"checkpointing": True}, True, AS_CONFIGURED),
 ]

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from fastseg.choice import Choice
 from fastseg.cli import command
 from fastseg.config.sections import SpeedConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine import step as step_module
 from fastseg.engine.speed.compile import compile_regions
 from fastseg.engine.warm_up import warm_up
+from fastseg.models.packing import PackingRule
 
 CPU = torch.device("cpu")
 ON = SpeedConfig(compile="on")
@@ -97,6 +99,24 @@ def test_every_number_of_modalities_compiles_once(compiled_step, random_batch):
     for number in sorted(counts):
         step(counts[number][1], random_batch(1, 1, 32))
     assert counters["stats"]["unique_graphs"] == trained
+
+
+def test_packed_steps_compile_once_for_a_few_numbers_of_images(compiled_step, random_batch):
+    step = compiled_step("drop", per="sample", backend="eager")
+    assert step.paths.packing.value == PackingRule(lengths=8)
+    rule = PackingRule(lengths=2)
+    step.paths = replace(step.paths, packing=Choice(rule, "a short test"))
+    numbers = rule.numbers(4, 2)
+    assert numbers == [4, 8]
+    warm_up(step, 4, 2, 32, Ranks(CPU))
+    compiled = counters["stats"]["unique_graphs"]
+    # the student's four blocks for each number, its head and the teacher's five once
+    assert compiled <= 4 * len(numbers) + 6
+    assert {step.draw(s, 4, 2).size for s in range(6)} == set(numbers)
+    for s in range(6):
+        step(s, random_batch(s, 2, 32))
+    assert counters["stats"]["unique_graphs"] == compiled
+    assert not counters["graph_break"]
 
 
 def no_compiler(*_):

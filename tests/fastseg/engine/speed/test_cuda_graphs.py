@@ -6,6 +6,7 @@ number that was read too early, or a tensor that is made anew, gives other losse
 """
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fastseg.choice import Choice
 from fastseg.engine import step as step_module
 from fastseg.engine.speed import cuda_graphs as graphs_module
 from fastseg.engine.speed.cuda_graphs import StepGraphs
 from fastseg.methods import robustseg
+from fastseg.models.packing import PackingRule
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select"}
 # written to although their schemas do not say so: running mean and variance
@@ -177,6 +180,29 @@ def test_replayed_steps_are_the_usual_ones(tiny_step, random_batch, simple, moda
     assert len({tuple(graphed.draw(s, 4, 1).packed.tolist()) for s in steps}) == len(steps)
     rates = {float(graphed.draw(s, 4, 1).learning_rate) for s in steps}
     assert len(rates) > len(steps) // 2
+
+
+def test_packed_steps_are_replayed_by_their_number_of_images(tiny_step, random_batch, simple):
+    """A graph serves other images in other places, some of them blind."""
+    steps, runs = range(16), []
+    for graphs in (False, True):
+        train = tiny_step("drop", per="sample")
+        train.paths = replace(train.paths, packing=Choice(PackingRule(lengths=4), "a test"))
+        recorder = add_graphs(train) if graphs else None
+        rows = values_of(train, steps, lambda s: random_batch(s, batch=2, side=32))
+        runs.append((rows, train))
+    (usual, plain), (replayed, graphed) = runs
+    assert replayed == usual
+    assert same_state(plain, graphed) == []
+    assert graphed._graphs.reason is None
+    drawn = [graphed.draw(s, 4, 2) for s in steps]
+    numbers = [draws.size for draws in drawn]
+    captured = sorted({n for n in numbers if numbers.count(n) > 3})
+    assert len(recorder.tapes) == len(captured) >= 2
+    assert f"graphs of {' '.join(map(str, captured))} images" in graphed.ways
+    places = {(d.size, *d.kept.flatten().tolist()) for d in drawn if d.size in captured}
+    assert len(places) > 2 * len(captured)
+    assert any(d.size > int(d.kept.sum()) for d in drawn)
 
 
 def test_another_shape_runs_as_usual(tiny_step, random_batch, simple):
