@@ -6,6 +6,7 @@ both functions are what is written behind them, in plain torch.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fastseg import kernels
@@ -28,7 +29,7 @@ def add_and_normalise(
         norm: a LayerNorm.
         x: the residual stream.
         branch: what is added to it.
-        factor: of :meth:`DropPath.draw`; None for 1.
+        factor: a number per image, see :meth:`MixTransformer.draw`; None for 1.
     """
     if type(norm) is nn.LayerNorm:
         return kernels.residual_layer_norm(x, branch, factor, norm.weight, norm.bias, norm.eps)
@@ -38,4 +39,6 @@ def add_and_normalise(
 
 def add(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
     """``x + factor * branch``; a factor of None is 1."""
-    return x + branch if factor is None else x.addcmul(branch, factor)
+    if factor is None:
+        return x + branch
+    return x.addcmul(branch, factor.to(torch.promote_types(x.dtype, branch.dtype)))
