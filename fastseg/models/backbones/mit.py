@@ -25,7 +25,7 @@ from fastseg.kernels import depthwise_conv_gelu
 from fastseg.pipelines.tools.unknown import unknown
 
 from .attention import Attention
-from .norms import add, add_and_normalise, normalise
+from .norms import add_and_normalise, normalise
 
 # the released weights were trained with 1e-6 in blocks and after levels, and with torch's default
 # of 1e-5 in the patch embeddings and after the spatial reduction
@@ -124,7 +124,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: ``x += attn(norm1(x))``, then ``x += mlp(norm2(x))``."""
+    """Pre-norm transformer block: ``x += attn(norm1(x))``, then ``x += mlp(norm2(x))``.
+
+    It leaves its second sum to whoever normalises next, the block behind it or the level's norm,
+    for there it costs no pass over the tokens of its own.
+    """
 
     def __init__(self, width: int, heads: int, reduction: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -134,20 +138,24 @@ class Block(nn.Module):
         self.mlp = Mlp(width, mlp_ratio * width)
 
     def forward(
-        self, x: Tensor, factors: tuple[Tensor | None, Tensor | None] = (None, None)
-    ) -> Tensor:
-        """Tokens ``[N, h, w, C]`` to the same shape.
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        factors: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and the branch that is to be added to them, to the same of the next block.
 
         Nothing in here is random: it can be compiled, and computed again for its gradient.
 
         Args:
-            x: the tokens.
-            factors: of the two branches, see :meth:`MixTransformer.draw`; None for 1.
+            x: tokens ``[N, h, w, C]``.
+            branch: of the block before, the same shape; None where there is none.
+            factors: of that branch and of this block's attention, see
+                :meth:`MixTransformer.draw`; None for 1.
         """
-        first, second = factors
-        branch = self.attn(normalise(self.norm1, x))
-        x, normalised = add_and_normalise(self.norm2, x, branch, first)
-        return add(x, self.mlp(normalised), second)
+        x, normalised = add_and_normalise(self.norm1, x, branch, factors[0])
+        x, normalised = add_and_normalise(self.norm2, x, self.attn(normalised), factors[1])
+        return x, self.mlp(normalised)
 
 
 class MixTransformer(nn.Module):
@@ -161,8 +169,8 @@ class MixTransformer(nn.Module):
 
     Attributes:
         drop_path: likewise.
-        checkpointing: keep the input of every block alone and compute the rest again in the
-            backward pass: same numbers, a third more arithmetic, about a tenth of the memory.
+        checkpointing: keep the inputs of every block alone and compute the rest again in the
+            backward pass: same numbers, a third more arithmetic, about an eighth of the memory.
     """
 
     def __init__(self, config: Backbone, drop_path: float = 0.1) -> None:
@@ -175,8 +183,7 @@ class MixTransformer(nn.Module):
             width, heads, reduction = config.widths[i], config.heads[i], config.reductions[i]
             patch_embed = PatchEmbed(in_channels, width, *((7, 4) if i == 0 else (3, 2)))
             blocks = [
-                Block(width, heads, reduction, config.mlp_ratio)
-                for _ in range(config.depths[i])
+                Block(width, heads, reduction, config.mlp_ratio) for _ in range(config.depths[i])
             ]
             self.add_module(f"patch_embed{i + 1}", patch_embed)
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
@@ -236,16 +243,18 @@ class MixTransformer(nn.Module):
         factors = iter(self.draw(images))
         x = images
         for patch_embed, blocks, norm in self.levels():
-            tokens = patch_embed(x)
+            tokens, branch, factor = patch_embed(x), None, None
             for block in blocks:
-                pair = next(factors), next(factors)
+                inputs = tokens, branch, (factor, next(factors))
                 if self.checkpointing and torch.is_grad_enabled():
-                    tokens = checkpoint(
-                        block, tokens, pair, use_reentrant=False, preserve_rng_state=False
+                    tokens, branch = checkpoint(
+                        block, *inputs, use_reentrant=False, preserve_rng_state=False
                     )
                 else:
-                    tokens = block(tokens, pair)
-            x = normalise(norm, tokens).permute(0, 3, 1, 2)
+                    tokens, branch = block(*inputs)
+                factor = next(factors)
+            _, normalised = add_and_normalise(norm, tokens, branch, factor)
+            x = normalised.permute(0, 3, 1, 2)
             features.append(x)
         return features
 

@@ -21,16 +21,18 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def add_and_normalise(
-    norm: nn.Module, x: Tensor, branch: Tensor, factor: Tensor | None
+    norm: nn.Module, x: Tensor, branch: Tensor | None, factor: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The sum ``x + factor * branch`` of tokens ``[N, h, w, C]``, and ``norm`` of it.
 
     Args:
         norm: a LayerNorm.
         x: the residual stream.
-        branch: what is added to it.
+        branch: what is added to it; None for nothing.
         factor: a number per image, see :meth:`MixTransformer.draw`; None for 1.
     """
+    if branch is None:
+        return x, normalise(norm, x)
     if type(norm) is nn.LayerNorm:
         return kernels.residual_layer_norm(x, branch, factor, norm.weight, norm.bias, norm.eps)
     x = add(x, branch, factor)
