@@ -36,7 +36,7 @@ def launches_of(
     x, out = tokens(dtype), tokens(weights or dtype)
     weight = torch.empty(channels, dtype=weights or dtype, device="meta")
     other = None if branch is None else tokens(branch)
-    each = torch.empty((8, 1, 1, 1), dtype=dtype, device="meta") if factor else None
+    each = torch.empty((8, 1, 1, 1), device="meta") if factor else None
     above = None if other is None else tokens(dtype)
     of_branch = other if factor or branch != dtype else None
     with recorded(layer_norm_launch, *KERNELS) as launches:

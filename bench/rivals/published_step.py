@@ -28,11 +28,12 @@ from fastseg.models.heads.mlp import MLPHead
 def encode(encoder: Any, images: Tensor) -> list[Tensor]:
     """Features ``[N, C, h, w]`` of images ``[N, 3, H, W]``."""
     features = []
+    rates = iter(torch.linspace(0, encoder.drop_path, sum(encoder.config.depths)).tolist())
     x = images
     for patch_embed, blocks, norm in encoder.levels():
         tokens, h, w = _embed(patch_embed, x)
         for block in blocks:
-            tokens = _block(block, tokens, h, w)
+            tokens = _block(block, tokens, h, w, next(rates))
         tokens = norm(tokens)
         x = tokens.reshape(len(images), h, w, -1).permute(0, 3, 1, 2).contiguous()
         features.append(x)
@@ -45,9 +46,16 @@ def _embed(patch_embed: PatchEmbed, x: Tensor) -> tuple[Tensor, int, int]:
     return patch_embed.norm(x.flatten(2).transpose(1, 2)), h, w
 
 
-def _block(block: Block, x: Tensor, h: int, w: int) -> Tensor:
-    x = x + block.drop_path(_attention(block.attn, block.norm1(x), h, w))
-    return x + cast(Tensor, block.drop_path(_mlp(block.mlp, block.norm2(x), h, w)))
+def _block(block: Block, x: Tensor, h: int, w: int, rate: float) -> Tensor:
+    p = rate if block.training else 0.0
+    x = x + _drop_path(_attention(block.attn, block.norm1(x), h, w), p)
+    return x + _drop_path(_mlp(block.mlp, block.norm2(x), h, w), p)
+
+
+def _drop_path(branch: Tensor, p: float) -> Tensor:
+    if p == 0:
+        return branch
+    return branch * branch.new_empty((len(branch), 1, 1)).bernoulli_(1 - p).div_(1 - p)
 
 
 def _attention(attn: Attention, x: Tensor, h: int, w: int) -> Tensor:

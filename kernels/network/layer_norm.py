@@ -145,10 +145,17 @@ def _residual_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, branch, factor, weight, _, ctx.eps, _ = inputs
     ctx.save_for_backward(output[0], factor, weight)
     ctx.dtypes = x.dtype, branch.dtype
+    ctx.normalised_dtype = output[1].dtype
+    # the last sum of a level is only normalised: no zeros are written and read for it
+    ctx.set_materialize_grads(False)
 
 
-def _residual_backward(ctx: Any, above: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _residual_backward(
+    ctx: Any, above: Tensor | None, grad: Tensor | None
+) -> tuple[Tensor | None, ...]:
     total, factor, weight = ctx.saved_tensors
+    if grad is None:
+        grad = torch.zeros_like(total, dtype=ctx.normalised_dtype)
     of_x, of_branch = ctx.dtypes
     learns = any(ctx.needs_input_grad[3:5])
     # without factors and in one dtype both have the same gradient

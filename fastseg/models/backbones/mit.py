@@ -25,7 +25,7 @@ from fastseg.kernels import depthwise_conv_gelu
 from fastseg.pipelines.tools.unknown import unknown
 
 from .attention import Attention
-from .norms import add, add_and_normalise, normalise
+from .norms import add_and_normalise, normalise
 
 # the released weights were trained with 1e-6 in blocks and after levels, and with torch's default
 # of 1e-5 in the patch embeddings and after the spatial reduction
@@ -84,34 +84,6 @@ def get_backbone(name: str) -> Backbone:
     return BACKBONES[name]
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training, zero a residual branch per image with probability ``p``.
-
-    Kept branches are divided by ``1 - p``, so the expectation is the input. The draw comes from
-    torch's global generator. Source: arXiv:1603.09382.
-    """
-
-    def __init__(self, p: float = 0.0) -> None:
-        super().__init__()
-        self.p = p
-
-    def draw(self, x: Tensor) -> Tensor | None:
-        """A factor ``[N, 1, ...]`` for the branches of ``x``; None where nothing is dropped."""
-        if not self.training or self.p == 0.0:
-            return None
-        keep = 1.0 - self.p
-        return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, ...]`` to the same shape; the identity in evaluation and for ``p = 0``."""
-        factor = self.draw(x)
-        return x if factor is None else x * factor
-
-    def extra_repr(self) -> str:
-        """The probability, for ``print(model)``."""
-        return f"p={self.p:.3g}"
-
-
 class PatchEmbed(nn.Module):
     """Overlapping patches: a strided convolution and a LayerNorm."""
 
@@ -152,36 +124,38 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: ``x += attn(norm1(x))``, then ``x += mlp(norm2(x))``."""
+    """Pre-norm transformer block: ``x += attn(norm1(x))``, then ``x += mlp(norm2(x))``.
 
-    def __init__(
-        self, width: int, heads: int, reduction: int, mlp_ratio: int, drop_path: float
-    ) -> None:
+    It leaves its second sum to whoever normalises next, the block behind it or the level's norm,
+    for there it costs no pass over the tokens of its own.
+    """
+
+    def __init__(self, width: int, heads: int, reduction: int, mlp_ratio: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=_BLOCK_EPS)
         self.attn = Attention(width, heads, reduction)
-        self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(width, eps=_BLOCK_EPS)
         self.mlp = Mlp(width, mlp_ratio * width)
 
-    def draw(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The random factors of both branches, for :meth:`forward`."""
-        factors = self.drop_path.draw(x), self.drop_path.draw(x)
-        return None if factors[0] is None or factors[1] is None else (factors[0], factors[1])
-
-    def forward(self, x: Tensor, factors: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Tokens ``[N, h, w, C]`` to the same shape.
+    def forward(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        factors: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and the branch that is to be added to them, to the same of the next block.
 
         Nothing in here is random: it can be compiled, and computed again for its gradient.
 
         Args:
-            x: the tokens.
-            factors: of the two branches, as drawn by :meth:`draw`; none for 1.
+            x: tokens ``[N, h, w, C]``.
+            branch: of the block before, the same shape; None where there is none.
+            factors: of that branch and of this block's attention, see
+                :meth:`MixTransformer.draw`; None for 1.
         """
-        first, second = factors or (None, None)
-        branch = self.attn(normalise(self.norm1, x))
-        x, normalised = add_and_normalise(self.norm2, x, branch, first)
-        return add(x, self.mlp(normalised), second)
+        x, normalised = add_and_normalise(self.norm1, x, branch, factors[0])
+        x, normalised = add_and_normalise(self.norm2, x, self.attn(normalised), factors[1])
+        return x, self.mlp(normalised)
 
 
 class MixTransformer(nn.Module):
@@ -194,22 +168,22 @@ class MixTransformer(nn.Module):
         drop_path: stochastic depth of the last block; it rises linearly from 0 over all blocks.
 
     Attributes:
-        checkpointing: keep the input of every block alone and compute the rest again in the
-            backward pass: same numbers, a third more arithmetic, about a tenth of the memory.
+        drop_path: likewise.
+        checkpointing: keep the inputs of every block alone and compute the rest again in the
+            backward pass: same numbers, a third more arithmetic, about an eighth of the memory.
     """
 
     def __init__(self, config: Backbone, drop_path: float = 0.1) -> None:
         super().__init__()
         self.config = config
+        self.drop_path = drop_path
         self.checkpointing = False
-        rates = iter(torch.linspace(0, drop_path, sum(config.depths), device="cpu").tolist())
         in_channels = 3
         for i in range(4):
             width, heads, reduction = config.widths[i], config.heads[i], config.reductions[i]
             patch_embed = PatchEmbed(in_channels, width, *((7, 4) if i == 0 else (3, 2)))
             blocks = [
-                Block(width, heads, reduction, config.mlp_ratio, next(rates))
-                for _ in range(config.depths[i])
+                Block(width, heads, reduction, config.mlp_ratio) for _ in range(config.depths[i])
             ]
             self.add_module(f"patch_embed{i + 1}", patch_embed)
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
@@ -227,6 +201,33 @@ class MixTransformer(nn.Module):
                 cast(nn.LayerNorm, getattr(self, f"norm{i}")),
             )
 
+    def draw(self, images: Tensor) -> list[Tensor | None]:
+        """Stochastic depth: factors of all residual branches, two for each block in its order.
+
+        A branch of an image is dropped with probability ``p``, and divided by ``1 - p`` where it is
+        kept, so the expectation is the branch. All are drawn at once, from torch's global
+        generator. Source: arXiv:1603.09382.
+
+        Args:
+            images: ``[N, 3, H, W]``.
+
+        Returns:
+            ``[N, 1, 1, 1]`` float32 for each branch; None where nothing is dropped: in evaluation,
+            and for a probability of 0, as in the first block.
+        """
+        blocks = sum(self.config.depths)
+        if not self.training or self.drop_path == 0:
+            return [None] * (2 * blocks)
+        # computed where they are needed: a constant would be copied there, or be a buffer, of which
+        # every step keeps what it was
+        keep = torch.linspace(
+            1, 1 - self.drop_path, blocks, dtype=torch.float32, device=images.device
+        )[1:].view(-1, 1, 1, 1, 1, 1)
+        # each row begins at a multiple of 16 bytes, as a tensor of its own does
+        shape = (blocks - 1, 2, -(-len(images) // 4) * 4, 1, 1, 1)
+        drawn = images.new_empty(shape, dtype=torch.float32).bernoulli_(keep).div_(keep)
+        return [None, None, *drawn[:, :, : len(images)].flatten(0, 1).unbind()]
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode images.
 
@@ -239,18 +240,21 @@ class MixTransformer(nn.Module):
             ``h_1 = ceil(H / 4)``, then halved and rounded up per level.
         """
         features = []
+        factors = iter(self.draw(images))
         x = images
         for patch_embed, blocks, norm in self.levels():
-            tokens = patch_embed(x)
+            tokens, branch, factor = patch_embed(x), None, None
             for block in blocks:
-                factors = cast(Block, block).draw(tokens)
+                inputs = tokens, branch, (factor, next(factors))
                 if self.checkpointing and torch.is_grad_enabled():
-                    tokens = checkpoint(
-                        block, tokens, factors, use_reentrant=False, preserve_rng_state=False
+                    tokens, branch = checkpoint(
+                        block, *inputs, use_reentrant=False, preserve_rng_state=False
                     )
                 else:
-                    tokens = block(tokens, factors)
-            x = normalise(norm, tokens).permute(0, 3, 1, 2)
+                    tokens, branch = block(*inputs)
+                factor = next(factors)
+            _, normalised = add_and_normalise(norm, tokens, branch, factor)
+            x = normalised.permute(0, 3, 1, 2)
             features.append(x)
         return features
 

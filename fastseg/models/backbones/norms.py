@@ -6,6 +6,7 @@ both functions are what is written behind them, in plain torch.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fastseg import kernels
@@ -20,16 +21,18 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def add_and_normalise(
-    norm: nn.Module, x: Tensor, branch: Tensor, factor: Tensor | None
+    norm: nn.Module, x: Tensor, branch: Tensor | None, factor: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The sum ``x + factor * branch`` of tokens ``[N, h, w, C]``, and ``norm`` of it.
 
     Args:
         norm: a LayerNorm.
         x: the residual stream.
-        branch: what is added to it.
-        factor: of :meth:`DropPath.draw`; None for 1.
+        branch: what is added to it; None for nothing.
+        factor: a number per image, see :meth:`MixTransformer.draw`; None for 1.
     """
+    if branch is None:
+        return x, normalise(norm, x)
     if type(norm) is nn.LayerNorm:
         return kernels.residual_layer_norm(x, branch, factor, norm.weight, norm.bias, norm.eps)
     x = add(x, branch, factor)
@@ -38,4 +41,6 @@ def add_and_normalise(
 
 def add(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
     """``x + factor * branch``; a factor of None is 1."""
-    return x + branch if factor is None else x.addcmul(branch, factor)
+    if factor is None:
+        return x + branch
+    return x.addcmul(branch, factor.to(torch.promote_types(x.dtype, branch.dtype)))

@@ -69,6 +69,8 @@ def residual_layer_norm(
                 f"got {factor.dtype} {list(factor.shape)}"
             )
         each = factor.detach().reshape(-1, *[1] * (x.ndim - 1))
+        # a float32 factor does not widen the sum
+        each = each.to(torch.promote_types(x.dtype, branch.dtype))
         total = torch.addcmul(x, branch, each)
     return total, F.layer_norm(total, (x.shape[-1],), weight, bias, eps)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastseg.errors import ConfigError
 from fastseg.models.backbones.attention import attention
-from fastseg.models.backbones.mit import BACKBONES, Backbone, DropPath, MixTransformer, get_backbone
+from fastseg.models.backbones.mit import BACKBONES, Backbone, MixTransformer, get_backbone
 
 # encoder parameters and tensors in the state dict of the released weights
 PUBLISHED = {
@@ -91,22 +91,32 @@ def test_initialisation_follows_the_release():
             assert not module.bias.any(), name
 
 
-def test_drop_path_rises_linearly_over_all_blocks():
-    encoder = MixTransformer(BACKBONES["mit_b0"], drop_path=0.14)
-    rates = [m.p for m in encoder.modules() if isinstance(m, DropPath)]
-    assert rates == pytest.approx([0.02 * i for i in range(8)])
-
-
-def test_drop_path_drops_whole_images_and_keeps_the_mean():
+def test_drop_path_rises_linearly_over_all_blocks_and_keeps_the_mean():
     torch.manual_seed(0)
-    drop = DropPath(0.25)
-    x = torch.ones(4000, 2, 3)
-    y = drop(x)
-    assert torch.equal(y, y[:, :1, :1].expand_as(y))
-    torch.testing.assert_close(y.unique(), torch.tensor([0.0, 4 / 3]))
-    # the mean of 4000 draws has a standard error of 0.009
-    assert y.mean().item() == pytest.approx(1.0, abs=0.05)
-    assert drop.eval()(x) is x
+    encoder = MixTransformer(BACKBONES["mit_b0"], drop_path=0.35)
+    factors = encoder.draw(torch.empty(4001, 3, 1, 1, dtype=torch.bfloat16))
+    assert len(factors) == 2 * 8
+    assert factors[:2] == [None, None]
+    for i, factor in enumerate(factors[2:], start=2):
+        p = 0.05 * (i // 2)
+        assert factor.shape == (4001, 1, 1, 1)
+        torch.testing.assert_close(factor.unique(), torch.tensor([0.0, 1 / (1 - p)]))
+        # four standard errors
+        assert factor.mean().item() == pytest.approx(1.0, abs=4 * (p / (1 - p) / 4001) ** 0.5)
+        # compilers and kernels take it for a tensor of its own
+        assert factor.is_contiguous()
+        assert factor.data_ptr() % 16 == 0
+    drawn = torch.stack(factors[2:]).bool()
+    assert len(drawn.flatten(1).unique(dim=0)) == len(drawn)  # each for itself
+
+
+@pytest.mark.parametrize("case", ["evaluation", "probability of 0"])
+def test_nothing_is_dropped(case):
+    encoder = MixTransformer(BACKBONES["mit_nano"], drop_path=0.5 * (case == "evaluation"))
+    encoder.train(case != "evaluation")
+    state = torch.get_rng_state()
+    assert encoder.draw(torch.empty(2, 3, 1, 1)) == [None] * 8
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_drop_path_follows_the_global_seed():

@@ -37,3 +37,13 @@ def test_the_sum_and_its_norm_are_what_the_layers_give(kind, factor, tokens):
         add_and_normalise(norm, x, branch, factor), (total, norm(total)), strict=True
     ):
         assert torch.equal(found, wanted)
+
+
+def test_a_float32_factor_does_not_widen_a_short_stream(tokens):
+    x, branch = (y.bfloat16() for y in tokens)
+    factor = torch.tensor([0.0, 1.25]).view(2, 1, 1, 1)
+    norm = nn.LayerNorm(8, dtype=torch.bfloat16)
+    wanted = torch.addcmul(x, branch, factor.bfloat16())
+    for total in (add(x, branch, factor), add_and_normalise(norm, x, branch, factor)[0]):
+        assert total.dtype == torch.bfloat16
+        assert torch.equal(total, wanted)

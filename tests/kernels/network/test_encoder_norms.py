@@ -8,7 +8,7 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.kernels.testing import assert_as_accurate
-from fastseg.models.backbones.mit import Backbone, DropPath, MixTransformer
+from fastseg.models.backbones.mit import Backbone, MixTransformer
 
 pytest.importorskip("triton")
 
@@ -23,8 +23,10 @@ NORMS = 4 + 2 * 5 + 3 + 4
 @pytest.fixture(autouse=True)
 def same_factors(monkeypatch):
     """The second image loses its branches, in every dtype and on every call."""
-    factors = torch.tensor([1.25, 0.0])
-    monkeypatch.setattr(DropPath, "draw", lambda self, x: factors.to(x).view(2, 1, 1, 1))
+    factor = torch.tensor([1.25, 0.0]).view(2, 1, 1, 1)
+    monkeypatch.setattr(
+        MixTransformer, "draw", lambda self, x: [None, None, *[factor.to(x.device)] * 8]
+    )
 
 
 @pytest.fixture
@@ -94,13 +96,16 @@ def test_checkpointing_gives_the_same_bits(encoder, images):
     assert all(map(torch.equal, run(encoder, images), whole))
 
 
-def test_a_compiled_block_is_one_graph_and_gives_the_same_bits(encoder, images):
+@pytest.mark.parametrize("first", [True, False], ids=["first", "behind-another"])
+def test_a_compiled_block_is_one_graph_and_gives_the_same_bits(first, encoder, images):
     block = encoder.block1[0]
     tokens = encoder.patch_embed1(images).detach().requires_grad_()
-    factors = block.draw(tokens)
+    branch = None if first else tokens.detach().cos().requires_grad_()
+    factors = (None if first else encoder.draw(images)[2], encoder.draw(images)[3])
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=False)
+    leaves = [tokens, *block.parameters()] + ([] if first else [branch])
     results = [
-        (y, *torch.autograd.grad(y.square().sum(), [tokens, *block.parameters()]))
-        for y in (block(tokens, factors), compiled(tokens, factors))
+        (x, y, *torch.autograd.grad((x * y).square().sum(), leaves))
+        for x, y in (block(tokens, branch, factors), compiled(tokens, branch, factors))
     ]
     assert all(map(torch.equal, *results))

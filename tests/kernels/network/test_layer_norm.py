@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastseg import kernels
 from fastseg.kernels import reference
@@ -62,6 +63,18 @@ def run(functions, x, branch, factor, weight, bias, above, upstream):
     wanted = [y for y in leaves if y is not None]
     grads = [g.to(y.dtype) for g, y in zip(grads, results, strict=True)]
     return *results, *torch.autograd.grad(results, wanted, grads)
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name.removeprefix("aten::"))
+        return func(*args, **kwargs or {})
 
 
 def double(inputs):
@@ -215,6 +228,22 @@ def test_without_factors_the_gradient_is_written_once(device):
     inputs = make_inputs((2, 3, 3, 32), device, branch=torch.float32)
     _, _, dx, dbranch, *_ = run(kernels, *inputs)
     assert dx.data_ptr() == dbranch.data_ptr()
+
+
+@pytest.mark.parametrize("used", [0, 1], ids=["sum", "normalised"])
+def test_one_result_alone_may_be_used(used, device):
+    inputs = make_inputs((3, 2, 2, 32), device, branch=torch.float32, factor=True)
+    upstream = [torch.zeros_like(y) for y in inputs[-2:]]
+    upstream[used] = inputs[-2:][used]
+    wanted = run(kernels, *inputs[:5], *upstream)[2:]
+    x, branch, factor, weight, bias = inputs[:5]
+    leaves = [y.detach().requires_grad_() for y in (x, branch, weight, bias)]
+    results = kernels.residual_layer_norm(*leaves[:2], factor, *leaves[2:], EPS)
+    with Operators() as made:
+        grads = torch.autograd.grad(results[used], leaves, upstream[used])
+    assert all(map(torch.equal, grads, wanted))
+    # what follows a sum is in most cases a norm: nothing is filled for the gradient of the sum
+    assert ("zeros_like" in made.names) == (used == 0)
 
 
 def test_they_are_operators(device):
