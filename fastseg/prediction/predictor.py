@@ -161,13 +161,17 @@ class Predictor:
         return self.predict(self.prepare(pixels), probabilities=probabilities)
 
     def prepare(
-        self, pixels: Mapping[str, Array], names: Mapping[str, str] | None = None
+        self,
+        pixels: Mapping[str, Array],
+        names: Mapping[str, str] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Prepared:
         """A sample as the network takes it; no work of the device, so that a thread may do it.
 
         Args:
             pixels: ``[H, W, C]`` of each sensor that is there, see `read_pixels`.
             names: what messages call a sensor, such as the path of its file.
+            size: height and width of the sample, if its sensors do not say.
 
         Raises:
             DataError: as for a call.
@@ -179,15 +183,19 @@ class Predictor:
         there = {m: i for i, m in enumerate(self.context.modalities) if m.name in pixels}
         codes = {m: to_codes(pixels[m.name], spec, m, names[m.name]) for m in there}
         first = reference(codes, self.resize_to, names)
-        codes = of_one_size(codes, first)
+        height, width = codes[first].shape[1:]
+        if size is not None and spec.resize is None:
+            height, width = size[0], size[1] - spec.skip_columns
         # images that a data set stretches have sides that fit
         fit = self.fit if spec.resize is None else "resize"
-        geometry = geometry_of(*codes[first].shape[1:], fit, self.short_side)
+        geometry = geometry_of(height, width, fit, self.short_side)
         return Prepared(
             positions=tuple(there.values()),
-            codes=tuple(fitted(code, m, geometry) for m, code in codes.items()),
+            codes=tuple(
+                fitted(code, m, geometry) for m, code in of_one_size(codes, height, width).items()
+            ),
             geometry=geometry,
-            size=pixels[first.name].shape[:2],
+            size=size or pixels[first.name].shape[:2],
         )
 
     def predict(self, sample: Prepared, *, probabilities: bool = False) -> Prediction:

@@ -20,6 +20,7 @@ from fastseg.prediction.output import UNREADABLE, Output
 from fastseg.prediction.pictures import Picture, grey_png, overlay_png, palette_png, seen_by
 from fastseg.prediction.predictor import Prediction, Predictor, Prepared
 from fastseg.prediction.samples import Sample
+from fastseg.prediction.sizes import size_by_others
 from fastseg.report.progress import Progress
 
 _SAID = 10
@@ -92,7 +93,8 @@ class Work:
                 "missing",
             )
         names = {m.name: str(sample.files[m.name][0]) for m in pixels}
-        prepared = self.predictor.prepare({m.name: p for m, p in pixels.items()}, names)
+        size = size_by_others(pixels, sample.unused, context.modalities)
+        prepared = self.predictor.prepare({m.name: p for m, p in pixels.items()}, names, size)
         wanted = "overlay" in self.options.write
         seen = seen_by(pixels, context.spec, prepared.size) if wanted else None
         return _Read(sample.name, prepared, seen, faults)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastseg.errors import ConfigError, listed
@@ -20,10 +20,12 @@ class Sample:
     Attributes:
         name: path of its predictions below their folder, without suffix.
         files: files of each sensor that is there, by its name, in the order of the run.
+        unused: files of sensors that are there, too, but are to be left out.
     """
 
     name: str
     files: Mapping[str, tuple[Path, ...]]
+    unused: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 def of_split(
@@ -62,10 +64,11 @@ def without(
     for name in names:
         if name not in sensors:
             raise ConfigError(f"--without: {unknown('sensor', name, sensors)}")
-    left = [
-        Sample(sample.name, {n: f for n, f in sample.files.items() if n not in names})
-        for sample in samples
-    ]
+    left = []
+    for sample in samples:
+        files = {name: f for name, f in sample.files.items() if name not in names}
+        unused = {name: f for name, f in sample.files.items() if name in names}
+        left.append(Sample(sample.name, files, unused))
     empty = [readable(sample.name) for sample in left if not sample.files]
     if empty:
         rest = " ".join(name for name in sensors if name not in names)

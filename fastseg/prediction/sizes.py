@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from fastseg.pipelines import DataError, ModalitySpec
 from fastseg.pipelines.decode.by_spec import Array, resampled
+from fastseg.pipelines.decode.headers import image_size
 from fastseg.pipelines.transform.geometry import Geometry, eval_geometry, padded_geometry
 from fastseg.pipelines.transform.resample import Resampler, compiled, resize
 
@@ -50,9 +52,8 @@ def reference(images: Images, resize_to: str | None, names: Mapping[str, str]) -
     return first
 
 
-def of_one_size(images: Images, to: ModalitySpec) -> dict[ModalitySpec, Array]:
-    """The images at the size of one of them, by the rule of each sensor."""
-    height, width = images[to].shape[1:]
+def of_one_size(images: Images, height: int, width: int) -> dict[ModalitySpec, Array]:
+    """The images at one size, by the rule of each sensor."""
     result = {}
     for modality, image in images.items():
         if image.shape[1:] != (height, width):
@@ -62,6 +63,34 @@ def of_one_size(images: Images, to: ModalitySpec) -> dict[ModalitySpec, Array]:
             image = resize(image, whole, rule)
         result[modality] = image
     return result
+
+
+def size_by_others(
+    there: Collection[ModalitySpec],
+    unused: Mapping[str, tuple[Path, ...]],
+    modalities: Sequence[ModalitySpec],
+) -> tuple[int, int] | None:
+    """Height and width of a sample whose sensors may have any, by those that are left out.
+
+    So DELIVER's events alone give a label map of the size of the other images and the labels.
+
+    Args:
+        there: sensors that are used.
+        unused: files of those that are left out.
+        modalities: sensors of the network.
+
+    Returns:
+        None where the sensors that are used have a size of their own, or no header says one.
+    """
+    if not all(modality.any_size for modality in there):
+        return None
+    for modality in modalities:
+        if modality.name in unused and modality.decoder == "image" and not modality.any_size:
+            try:
+                return image_size(unused[modality.name][0], bits=modality.bits)
+            except DataError:
+                continue
+    return None
 
 
 def geometry_of(height: int, width: int, fit: Fit, short: int) -> Geometry:

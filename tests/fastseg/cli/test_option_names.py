@@ -28,18 +28,19 @@ PREPARE = {"fastseg.data prepare"}
 WRITE = {f"fastseg.data {name}" for name in data.COMMANDS}
 
 PRINTED_BY = {
-    "fastseg/cli/command.py": TRAIN | SCORE | WRITE,
+    "fastseg/cli/command.py": TRAIN | SCORE | PREDICT | WRITE,
     # scoring compiles nothing, and the data commands use no network
     "fastseg/cli/command.py --speed.compile": TRAIN,
-    "fastseg/cli/command.py --precision": TRAIN | SCORE,
+    "fastseg/cli/command.py --precision": TRAIN | SCORE | PREDICT,
     "fastseg/cli/command.py --data.eval-batch-size": TRAIN | SCORE,
-    "fastseg/cli/command.py --data.eval-size": TRAIN | SCORE,
-    "fastseg/checkpoint/weights.py": TRAIN | SCORE,
+    "fastseg/cli/command.py --data.eval-size": TRAIN | SCORE | PREDICT,
+    "fastseg/checkpoint/weights.py": TRAIN | SCORE | PREDICT,
     # of writing weights and of stages, which scoring does not
     "fastseg/checkpoint/weights.py --fresh": TRAIN,
     "fastseg/checkpoint/weights.py --name": TRAIN,
     "fastseg/evaluate.py": SCORE,
-    "fastseg/evaluation/from_weights.py": SCORE | PREDICT,
+    "fastseg/evaluation/from_weights.py": SCORE,
+    "fastseg/evaluation/from_weights.py --data.root": SCORE | PREDICT,
     "fastseg/prediction/": PREDICT,
     "fastseg/models/precision.py": TRAIN | SCORE | PREDICT,
     "fastseg/distributed/launch.py": TRAIN | SCORE | PREDICT,
