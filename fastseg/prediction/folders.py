@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastseg.console import say
 from fastseg.errors import listed
 from fastseg.pipelines import DataError, ModalitySpec
 from fastseg.pipelines.tools.folders import closed, refuse_closed
@@ -16,11 +15,18 @@ from fastseg.prediction.samples import Sample
 _SUFFIXES = {"image": (".png", ".jpg", ".jpeg"), "array": (".npy", ".npz")}
 
 
-def of_folder(folder: Path, modalities: Sequence[ModalitySpec]) -> list[Sample]:
+def of_folder(
+    folder: Path, modalities: Sequence[ModalitySpec], note: Callable[[str], None]
+) -> list[Sample]:
     """The samples of ``folder/<sensor>/<name>.png``; names may have folders of their own.
 
     The arrays of a sensor that has several lie in folders that are called as in its data set, such
     as ``polL_aolp_sin`` and ``polL_aolp_cos``. Files whose names start with a dot are no samples.
+
+    Args:
+        folder: holds the sub-folders.
+        modalities: sensors of the network.
+        note: takes a line about folders that are not read.
 
     Raises:
         DataError: there is no such folder, no sensor or no file in it, or two files have one name.
@@ -43,11 +49,6 @@ def of_folder(folder: Path, modalities: Sequence[ModalitySpec]) -> list[Sample]:
             "them, give the folder above or below, or use --root for the layout of the data set",
             "missing",
         )
-    if others := [name for name in there if name not in known and not name.startswith(".")]:
-        say(
-            f"note: {listed(others)} in {folder} belong to no sensor and are not read; sensors "
-            f"are {_wanted(modalities)}"
-        )
     files = {
         m.name: [_files(folder / place, _SUFFIXES[m.decoder]) for place in places[m.name]]
         for m in modalities
@@ -60,7 +61,7 @@ def of_folder(folder: Path, modalities: Sequence[ModalitySpec]) -> list[Sample]:
             f"; expected files that end in {' '.join(suffixes)}",
             "missing",
         )
-    return [
+    samples = [
         Sample(
             name,
             {
@@ -71,6 +72,13 @@ def of_folder(folder: Path, modalities: Sequence[ModalitySpec]) -> list[Sample]:
         )
         for name in sorted(names, key=name_bytes)
     ]
+    _refuse_apart(folder, samples)
+    if others := [name for name in there if name not in known and not name.startswith(".")]:
+        note(
+            f"note: {listed(others)} in {folder} belong to no sensor and are not read; sensors "
+            f"are {_wanted(modalities)}"
+        )
+    return samples
 
 
 def sub_folders(modality: ModalitySpec) -> tuple[str, ...]:
@@ -78,6 +86,21 @@ def sub_folders(modality: ModalitySpec) -> tuple[str, ...]:
     if len(modality.files) == 1:
         return (modality.name,)
     return tuple(file.folder.rpartition("/")[2] for file in modality.files)
+
+
+def _refuse_apart(folder: Path, samples: Sequence[Sample]) -> None:
+    """Refuse files of several sensors of which no two belong together."""
+    if any(len(sample.files) != 1 for sample in samples):
+        return
+    first = {sensor: files[0] for sample in samples for sensor, files in sample.files.items()}
+    if len(first) > 1:
+        raise DataError(
+            f"no two sensors in {folder} have a file of one name, such as "
+            f"{listed(map(str, first.values()), 2)}; files of one sample have one name, behind the "
+            "folder of their sensor. Rename them, name them in a --list, or use --root if this is "
+            "the layout of the data set",
+            "name",
+        )
 
 
 def _wanted(modalities: Sequence[ModalitySpec]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastseg.checkpoint.weights import weights_digest
+from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.pipelines.tools.names import readable
 from fastseg.prediction.folders import of_folder
@@ -26,7 +27,7 @@ def find_samples(options: PredictConfig, context: RunContext) -> list[Sample]:
     if options.listed is not None:
         found = of_list(options.listed, modalities, strict=options.unreadable == "error")
     elif options.folder is not None:
-        found = of_folder(options.folder, modalities)
+        found = of_folder(options.folder, modalities, say if context.ranks.is_first else _silent)
     else:
         found = of_split(context.spec, data.root, data.eval_split, modalities)
     return without(found, options.without, [modality.name for modality in modalities])
@@ -52,3 +53,7 @@ def settings(
         "precision": options.precision,
         "overlay_alpha": options.overlay_alpha,
     }
+
+
+def _silent(text: str) -> None:
+    """Of several processes one speaks."""

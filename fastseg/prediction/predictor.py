@@ -18,6 +18,7 @@ from fastseg import kernels
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.models import Segmenter
+from fastseg.models.interface import SegmenterOutput
 from fastseg.models.precision import Precision
 from fastseg.pipelines import DataError
 from fastseg.pipelines.build import refuse_raw
@@ -227,10 +228,12 @@ class Predictor:
         images: Tensor = self._normaliser(positions)(codes)
         count = len(self.sensors)
         if len(positions) == count or self.context.config.evaluation.missing == "drop":
-            return self.network(images, positions).logits
+            output: SegmenterOutput = self.network(images, positions)
+            return output.logits
         everything = images.new_zeros(count, *images.shape[1:])
         everything[list(positions)] = images
-        return self.network(everything).logits
+        output = self.network(everything)
+        return output.logits
 
     def _new_normaliser(self, positions: tuple[int, ...]) -> Normaliser:
         modalities = [self.context.modalities[i] for i in positions]

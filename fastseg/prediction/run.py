@@ -117,6 +117,7 @@ class Work:
                 assert read.seen is not None
                 data = overlay_png(labels, read.seen, spec, self.options.overlay_alpha)
             else:
+                assert prediction.probabilities is not None
                 array = io.BytesIO()
                 np.save(array, prediction.probabilities)
                 data = array.getvalue()
@@ -169,7 +170,7 @@ def predict_samples(
     files = sum(map(len, unreadable.values()))
     if files:
         where = output.folder / UNREADABLE
-        lines.append(f"{files} files could not be read and count as missing: {where}")
+        lines.append(f"files that cannot be read and count as missing: {files}, listed in {where}")
     before = f", {kept} of them finished before" if kept else ""
     lines.append(f"{output.folder}: {' '.join(options.write)} of {len(samples)} samples{before}")
     return "\n".join(lines)

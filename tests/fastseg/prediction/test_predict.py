@@ -211,7 +211,7 @@ def test_an_unreadable_file_stops_or_counts_as_missing(folder, predict, labels, 
     assert code == 0
     assert "b goes without depth" in noted
     assert [line.split()[0] for line in said.splitlines()[1:3]] == ["RDEL", "RE"]
-    assert "1 files could not be read and count as missing" in said
+    assert "files that cannot be read and count as missing: 1, listed in" in said
     (row,) = csv.reader((tmp_path / "out" / "unreadable.csv").open())
     assert row[:2] == ["b", "depth"]
     # all is finished now, and what was missing still counts as such
@@ -271,7 +271,7 @@ def test_bad_lists_are_refused_by_one_message(predict, tmp_path, text):
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_folders_and_options_are_refused_by_one_message(predict, run, tmp_path, folder):
+def test_bad_folders_and_options_are_refused_by_one_message(predict, scenes, tmp_path, folder):
     empty, strange = tmp_path / "empty", tmp_path / "strange"
     (empty / "img").mkdir(parents=True)
     (strange / "thermal").mkdir(parents=True)
@@ -281,6 +281,7 @@ def test_bad_folders_and_options_are_refused_by_one_message(predict, run, tmp_pa
         (["--folder", empty], "there is no file to predict in"),
         (["--folder", strange], "has no folder of a sensor: expected img, depth, event, lidar"),
         (["--folder", tmp_path / "nowhere"], "does not exist"),
+        (["--folder", scenes], "no two sensors in"),
         (["--list", tmp_path / "nowhere.csv"], "cannot read"),
         (["--root", tmp_path / "nowhere"], "no data set at"),
         (["--split", "vall"], "did you mean 'val'?"),
