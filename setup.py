@@ -65,6 +65,7 @@ setup(
         "console_scripts": [
             "fastseg-train = fastseg.train:main",
             "fastseg-evaluate = fastseg.evaluate:main",
+            "fastseg-predict = fastseg.predict:main",
             "fastseg-data = fastseg.data:main",
             "fastseg-doctor = fastseg.doctor:main",
         ]

@@ -65,9 +65,12 @@ ROOMS = {
         "kernels/common kernels/network pipelines/*",
         "evaluation": ". errors models methods distributed report checkpoint config engine "
         "kernels/. pipelines/*",
+        "prediction": ". errors console models checkpoint config engine evaluation report "
+        "kernels/. pipelines/*",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
         "train": "console report config engine evaluation cli pipelines/synthetic",
         "evaluate": "errors console report engine evaluation cli pipelines/faults",
+        "predict": "engine prediction cli",
         "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",
     },

@@ -89,6 +89,15 @@ def read_identity(path: Path) -> tuple[Identity, dict[str, Any]]:
         raise CheckpointError(_foreign(path, error)) from None
 
 
+def weights_digest(path: Path) -> str:
+    """The `tensors_digest` of a weights file: its checksum, or computed where it has none.
+
+    Raises:
+        CheckpointError: there is no such file, or it is none of safetensors.
+    """
+    return _metadata(path).get("sha256") or tensors_digest(load_file(path))
+
+
 def fact(path: Path, facts: dict[str, Any], name: str, kind: type) -> Any:
     """The value of one of the facts of a weights file.
 

@@ -30,19 +30,40 @@ def decode_modality(paths: Sequence[Path], spec: DatasetSpec, modality: Modality
     Raises:
         DataError: a file is missing, damaged, or of a format, shape or value that is not declared.
     """
-    pixels: Array
+    return to_codes(read_pixels(paths, spec, modality), spec, modality, paths[0])
+
+
+def read_pixels(paths: Sequence[Path], spec: DatasetSpec, modality: ModalitySpec) -> Array:
+    """A modality's files as pixels ``[H, W, C]``: 8- or 16-bit RGB, or the channels of arrays.
+
+    Raises:
+        DataError: a file is missing, damaged, or of a format or depth that is not declared.
+    """
     if modality.decoder == "image":
-        pixels = decode_image(read_bytes(paths[0]), paths[0], bits=modality.bits)
-        if modality.high_byte:
-            pixels = (pixels >> 8).astype(np.uint8)
-    elif modality.decoder == "array":
-        pixels = _stacked(paths, modality)
-    else:
-        raise DataError(
-            f"{modality.name} of {spec.name} is raw sensor data ({paths[0]}), which cannot be "
-            "loaded as an image; run python -m fastseg.data prepare, then load the prepared set"
-        )
-    check_width(paths[0], pixels.shape[1], spec)
+        return decode_image(read_bytes(paths[0]), paths[0], bits=modality.bits)
+    if modality.decoder == "array":
+        return _stacked(paths, modality)
+    raise DataError(
+        f"{modality.name} of {spec.name} is raw sensor data ({paths[0]}), which cannot be "
+        "loaded as an image; run python -m fastseg.data prepare, then load the prepared set"
+    )
+
+
+def to_codes(pixels: Array, spec: DatasetSpec, modality: ModalitySpec, where: Path | str) -> Array:
+    """Pixels of ``read_pixels`` as ``[3, h, w]`` of ``modality.dtype``, cut and resized.
+
+    Args:
+        pixels: ``[H, W, C]``.
+        spec: says which columns are cut off, and whether the rest is resized.
+        modality: says which channels are used, and how.
+        where: their file, or another name for messages.
+
+    Raises:
+        DataError: nothing is left of them.
+    """
+    if modality.high_byte:
+        pixels = (pixels >> 8).astype(np.uint8)
+    check_width(where, pixels.shape[1], spec)
     pixels = pixels[:, spec.skip_columns :]
     if spec.resize is not None:
         height, width = spec.resize
@@ -90,7 +111,7 @@ def resampled(source: int, target: int) -> Axis:
     return Axis(source, scaled=target, offset=0, length=target, out=target)
 
 
-def check_width(path: Path, width: int, spec: DatasetSpec) -> None:
+def check_width(path: Path | str, width: int, spec: DatasetSpec) -> None:
     """Refuse an image of which nothing is left after ``spec.skip_columns``.
 
     Raises:

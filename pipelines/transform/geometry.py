@@ -133,3 +133,12 @@ def eval_geometry(height: int, width: int, size: int) -> Geometry:
         return Axis(source, scaled=out, offset=0, length=out, out=out)
 
     return Geometry(axis(height), axis(width))
+
+
+def padded_geometry(height: int, width: int) -> Geometry:
+    """The whole image as it is, padded at the right and bottom to multiples of 32."""
+
+    def axis(source: int) -> Axis:
+        return Axis(source, source, 0, source, out=-(-source // _STRIDE) * _STRIDE)
+
+    return Geometry(axis(height), axis(width))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastseg import data, doctor, evaluate, train
+from fastseg import data, doctor, evaluate, predict, train
 from fastseg.config.presets.methods import RECIPES
 
 ROOT = Path(__file__).parents[3]
@@ -22,25 +22,28 @@ COMMAND = re.compile(r"-m (fastseg\.data \w+|fastseg\.\w+)(?![.\w])")
 
 TRAIN = {"fastseg.train"}
 SCORE = {"fastseg.evaluate"}
+PREDICT = {"fastseg.predict"}
 LOOK = {f"fastseg.data {name}" for name in ("check", "stats", "show", "pack")}
 PREPARE = {"fastseg.data prepare"}
 WRITE = {f"fastseg.data {name}" for name in data.COMMANDS}
 
 PRINTED_BY = {
-    "fastseg/cli/command.py": TRAIN | SCORE | WRITE,
+    "fastseg/cli/command.py": TRAIN | SCORE | PREDICT | WRITE,
     # scoring compiles nothing, and the data commands use no network
     "fastseg/cli/command.py --speed.compile": TRAIN,
-    "fastseg/cli/command.py --precision": TRAIN | SCORE,
+    "fastseg/cli/command.py --precision": TRAIN | SCORE | PREDICT,
     "fastseg/cli/command.py --data.eval-batch-size": TRAIN | SCORE,
-    "fastseg/cli/command.py --data.eval-size": TRAIN | SCORE,
-    "fastseg/checkpoint/weights.py": TRAIN | SCORE,
+    "fastseg/cli/command.py --data.eval-size": TRAIN | SCORE | PREDICT,
+    "fastseg/checkpoint/weights.py": TRAIN | SCORE | PREDICT,
     # of writing weights and of stages, which scoring does not
     "fastseg/checkpoint/weights.py --fresh": TRAIN,
     "fastseg/checkpoint/weights.py --name": TRAIN,
     "fastseg/evaluate.py": SCORE,
     "fastseg/evaluation/from_weights.py": SCORE,
-    "fastseg/models/precision.py": TRAIN | SCORE,
-    "fastseg/distributed/launch.py": TRAIN | SCORE,
+    "fastseg/evaluation/from_weights.py --data.root": SCORE | PREDICT,
+    "fastseg/prediction/": PREDICT,
+    "fastseg/models/precision.py": TRAIN | SCORE | PREDICT,
+    "fastseg/distributed/launch.py": TRAIN | SCORE | PREDICT,
     "pipelines/build.py": TRAIN | SCORE,
     "pipelines/build.py --data.dataset": TRAIN | LOOK,
     # evaluate takes the cache from the config of its run, which has refused this
@@ -95,6 +98,7 @@ def accepted():
     calls = {
         "fastseg.train": (train.main, ["--help"]),
         "fastseg.evaluate": (evaluate.main, ["--help"]),
+        "fastseg.predict": (predict.main, ["--help"]),
         "fastseg.doctor": (doctor.main, ["--help"]),
         **{f"fastseg.data {name}": (data.main, [name, "--help"]) for name in data.COMMANDS},
     }
