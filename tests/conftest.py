@@ -66,7 +66,7 @@ def untrained(scenes, tmp_path_factory):
 def exported(untrained, tmp_path_factory):
     """What ``fastseg.export`` makes of the student: as .pt2, and as ONNX where that is installed.
 
-    Exporting takes longer than all that is tested on it, so that processes of one test run share it.
+    Exporting takes longer than all that is tested on it: processes of one test run share it.
     """
     from filelock import FileLock
 

@@ -64,9 +64,12 @@ ROOMS = {
         "kernels/common kernels/network pipelines/*",
         "evaluation": ". errors models methods distributed report checkpoint config engine "
         "kernels/. pipelines/*",
+        "exporting": ". errors console models report checkpoint config engine evaluation "
+        "kernels/common kernels/reference pipelines/.",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
         "train": "console report config engine evaluation cli pipelines/synthetic",
         "evaluate": "errors console report engine evaluation cli pipelines/faults",
+        "export": "engine evaluation exporting cli",
         "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",
     },

@@ -38,9 +38,8 @@ def traced(deployed: Deployed) -> ExportedProgram:
         ConfigError: the network does something that no graph can hold.
     """
     images = random_images(deployed.modalities, 2, 70, 105)
-    batch = Dim("batch", min=1)
-    sides = {1: Dim("height", min=LEAST_SIDE), 2: Dim("width", min=LEAST_SIDE)}
-    shapes = ({name: {0: batch, **sides} for name in images}, {0: batch})
+    least = {"batch": 1, "height": LEAST_SIDE, "width": LEAST_SIDE}
+    shapes = _axes(deployed, {name: Dim(name, min=side) for name, side in least.items()})
     present = torch.ones(2, len(images), dtype=torch.bool)
     present[0, 0] = len(images) == 1
     example = ({name: torch.from_numpy(image) for name, image in images.items()}, present)
@@ -56,13 +55,34 @@ def traced(deployed: Deployed) -> ExportedProgram:
             )
     except Exception as error:
         raise _unsupported(deployed, "torch.export", error) from error
-    own = {str(node.target) for node in program.graph.nodes if "fastseg" in str(node.target)}
-    if own := {name for name in own if name.startswith("fastseg")}:
+    _without_size_questions(program)
+    named = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    if own := sorted(name for name in named if name.startswith("fastseg")):
         raise ConfigError(
-            f"{type(deployed.network).__name__} calls {listed(sorted(own))}, which no other "
-            "program has: export it on a machine where the definitions serve"
+            f"{type(deployed.network).__name__} calls {listed(own)}, which no other program has: "
+            "export it with FASTSEG_KERNELS=reference"
         )
     return program
+
+
+def _axes(deployed: Deployed, of: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What stands for the axes of any length, per input of `Deployed`."""
+    image = {0: of["batch"], 1: of["height"], 2: of["width"]}
+    return {modality.name: image for modality in deployed.modalities}, {0: of["batch"]}
+
+
+def _without_size_questions(program: ExportedProgram) -> None:
+    """Leave out the assertions on sizes, which hold for all that the inputs may have.
+
+    They are questions that torch has asked while it traced, such as whether a tensor has elements;
+    each is a chain of nodes that the next pass would trace again. Those on inputs are elsewhere.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target == torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
 
 
 def save_pt2(program: ExportedProgram, path: Path, about: str) -> None:
@@ -84,6 +104,8 @@ def save_onnx(program: ExportedProgram, path: Path, deployed: Deployed, about: s
                 input_names=[*names, PRESENT],
                 output_names=list(deployed.outputs),
                 opset_version=OPSET,
+                # their names; the program has the axes already
+                dynamic_shapes=_axes(deployed, {n: n for n in ("batch", "height", "width")}),
                 dynamo=True,
                 verbose=False,
             )

@@ -18,6 +18,7 @@ from fastseg.config.presets.registry import get_preset
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import from_dict, to_dict
 from fastseg.evaluation.from_weights import EvaluateConfig
+from fastseg.exporting.options import ExportConfig
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -120,6 +121,8 @@ def read(module, arguments, monkeypatch):
         parse_config(module, "", arguments)
     elif module == "fastseg.evaluate":
         parse(EvaluateConfig, prog=module, args=arguments or ["--help"])
+    elif module == "fastseg.export":
+        parse(ExportConfig, prog=module, args=arguments or ["--help"])
     elif module == "fastseg.data":
         for kind in data.COMMANDS.values():
             monkeypatch.setattr(kind, "run", lambda self: 0)

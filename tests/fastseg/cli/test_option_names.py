@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastseg import data, doctor, evaluate, train
+from fastseg import data, doctor, evaluate, export, train
 from fastseg.config.presets.methods import RECIPES
 
 ROOT = Path(__file__).parents[3]
@@ -22,6 +22,7 @@ COMMAND = re.compile(r"-m (fastseg\.data \w+|fastseg\.\w+)(?![.\w])")
 
 TRAIN = {"fastseg.train"}
 SCORE = {"fastseg.evaluate"}
+SHIP = {"fastseg.export"}
 LOOK = {f"fastseg.data {name}" for name in ("check", "stats", "show", "pack")}
 PREPARE = {"fastseg.data prepare"}
 WRITE = {f"fastseg.data {name}" for name in data.COMMANDS}
@@ -39,6 +40,8 @@ PRINTED_BY = {
     "fastseg/checkpoint/weights.py --name": TRAIN,
     "fastseg/evaluate.py": SCORE,
     "fastseg/evaluation/from_weights.py": SCORE,
+    "fastseg/evaluation/from_weights.py --network": SHIP,
+    "fastseg/exporting/": SHIP,
     "fastseg/models/precision.py": TRAIN | SCORE,
     "fastseg/distributed/launch.py": TRAIN | SCORE,
     "pipelines/build.py": TRAIN | SCORE,
@@ -95,6 +98,7 @@ def accepted():
     calls = {
         "fastseg.train": (train.main, ["--help"]),
         "fastseg.evaluate": (evaluate.main, ["--help"]),
+        "fastseg.export": (export.main, ["--help"]),
         "fastseg.doctor": (doctor.main, ["--help"]),
         **{f"fastseg.data {name}": (data.main, [name, "--help"]) for name in data.COMMANDS},
     }
