@@ -122,10 +122,10 @@ class Deployed(nn.Module):
 
     def _logits(self, images: Tensor, present: Tensor) -> Tensor:
         if not self.drop:
-            return self.network(images).logits.float()
+            return cast(Tensor, self.network(images).logits).float()
         # a fusion needs one sensor at least; without any, the result is not used
         fused = present | ~present.any(1, keepdim=True)
-        return self.network(images, fused=fused.t()[None]).logits.float()
+        return cast(Tensor, self.network(images, fused=fused.t()[None]).logits).float()
 
 
 def _up(side: int) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import fastseg
 from fastseg.checkpoint.weights import read_identity
 from fastseg.engine.context import RunContext
@@ -38,7 +40,6 @@ def model_card(
         real: note on the real images of the checks.
     """
     network, config = about["network"], context.config
-    facts = read_identity(weights)[1]
     parts = [
         f"# {about['network']} of {config.name}",
         f"Semantic segmentation by any of {len(about['sensors'])} sensors: "
@@ -72,23 +73,26 @@ def model_card(
         "\n".join(f"- {check}" for check in checks),
         f"Every subset of the sensors, one sample alone and batches of several; {real}.",
         "## Origin",
-        "\n".join(
-            f"- {name}: {value}"
-            for name, value in {
-                "exported by": f"`{command}`, fastseg {fastseg.__version__}",
-                "trained by": f"`python -m fastseg.train --config {weights.parent / 'config.json'}`",
-                "stage": f"{facts.get('stage', 'not known')}, {facts.get('steps', '?')} steps, "
-                f"seed {facts.get('seed', '?')}",
-                "commit of fastseg": commit_of(Path(fastseg.__file__).parent),
-                "faults of sensors in training": describe_faults(config.data.corruption),
-            }.items()
-        ),
+        "\n".join(f"- {name}: {value}" for name, value in _origin(context, weights, command)),
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(about)),
         "## Licence of the weights",
         _licence(context),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _origin(context: RunContext, weights: Path, command: str) -> list[tuple[str, str]]:
+    facts, run = read_identity(weights)[1], weights.parent / "config.json"
+    trained = f"`python -m fastseg.train --config {run}`" if run.is_file() else "not known"
+    stage, steps, seed = (facts.get(name, "not known") for name in ("stage", "steps", "seed"))
+    return [
+        ("exported by", f"`{command}`, fastseg {fastseg.__version__}, torch {torch.__version__}"),
+        ("trained by", trained),
+        ("stage", f"{stage}, steps {steps}, seed {seed}"),
+        ("commit of fastseg", commit_of(Path(fastseg.__file__).parent)),
+        ("faults of sensors in training", describe_faults(context.config.data.corruption)),
+    ]
 
 
 def _files(about: dict[str, Any]) -> list[str]:

@@ -58,10 +58,8 @@ def random_images(
     for modality in modalities:
         shape = (batch, height, width, stored_channels(modality))
         if modality.dtype.kind == "u":
-            highest = np.iinfo(modality.dtype).max
-            images[modality.name] = generator.integers(
-                0, highest, shape, modality.dtype, endpoint=True
-            )
+            beyond = 256**modality.dtype.itemsize
+            images[modality.name] = generator.integers(0, beyond, shape).astype(modality.dtype)
         else:
             values = generator.normal(np.mean(modality.mean), np.mean(modality.std), shape)
             codes = (values - modality.offset) / modality.scale
