@@ -15,6 +15,7 @@ TRITON = 'triton>=3.6; sys_platform == "linux"'
 PLOT = "matplotlib>=3.8"
 EVENTS = "h5py>=3.10"
 TRANSFORMERS = "transformers>=5"
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 
 setup(
     name="fastseg",
@@ -48,9 +49,12 @@ setup(
         "muses": [EVENTS, "hdf5plugin>=4.4"],
         # frozen CLIP models, whose embeddings a method may learn from
         "vision-language": [TRANSFORMERS],
+        # ONNX files of python -m fastseg.export
+        "export": ONNX,
         "test": [
             DALI,
             EVENTS,
+            *ONNX,
             TRANSFORMERS,
             TRITON,
             "pytest>=8",
@@ -66,6 +70,7 @@ setup(
             "fastseg-train = fastseg.train:main",
             "fastseg-evaluate = fastseg.evaluate:main",
             "fastseg-predict = fastseg.predict:main",
+            "fastseg-export = fastseg.export:main",
             "fastseg-data = fastseg.data:main",
             "fastseg-doctor = fastseg.doctor:main",
         ]

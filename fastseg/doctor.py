@@ -66,6 +66,11 @@ def examine() -> list[Finding]:
         _native(),
         _module("matplotlib", "figures of the report", "pip install matplotlib"),
         _module(
+            "onnxruntime",
+            "ONNX files of python -m fastseg.export are checked with it",
+            "needed for ONNX files: pip install '.[export]' in the clone",
+        ),
+        _module(
             "h5py", "event files of MUSES", "needed for MUSES: pip install '.[muses]' in the clone"
         ),
     ]

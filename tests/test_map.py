@@ -71,6 +71,9 @@ ROOMS = {
         "train": "console report config engine evaluation cli pipelines/synthetic",
         "evaluate": "errors console report engine evaluation cli pipelines/faults",
         "predict": "engine prediction cli",
+        "exporting": ". errors console models report checkpoint config engine evaluation "
+        "kernels/common kernels/reference pipelines/.",
+        "export": "engine evaluation exporting cli",
         "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",
     },

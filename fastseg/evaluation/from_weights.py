@@ -20,6 +20,7 @@ from fastseg.methods.robustseg import RobustSeg
 from fastseg.models.precision import Precision
 from fastseg.pipelines import CorruptionConfig, DataConfig
 from fastseg.pipelines.tools.settings import Count, Side, Workers, check_fields
+from fastseg.pipelines.tools.unknown import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,22 @@ def weights_files(path: Path) -> dict[str, Path]:
             "give the folder of a run that has finished a stage, such as runs/demo"
         )
     return found
+
+
+def chosen_weights(checkpoint: Path, network: str | None) -> tuple[str, Path]:
+    """Name and file of one network of a run; by default the last one of its method.
+
+    Raises:
+        CheckpointError: there are no weights, or none of that network.
+    """
+    files = weights_files(checkpoint)
+    name = list(files)[-1] if network is None else network
+    if name not in files:
+        hint = did_you_mean(name, files)
+        raise CheckpointError(
+            f"no network {name!r} at {checkpoint}: {hint}--network is one of {', '.join(files)}"
+        )
+    return name, files[name]
 
 
 def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:

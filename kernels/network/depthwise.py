@@ -146,7 +146,7 @@ def depthwise_conv_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Source: SegFormer, arXiv:2105.15203, section 3.1 (Mix-FFN).
     """
     check_depthwise(x, weight, bias)
-    if x.is_meta or len(x) == 0 or not (runs_on(x) and runs_on(weight) and runs_on(bias)):
+    if x.is_meta or x.shape[0] == 0 or not (runs_on(x) and runs_on(weight) and runs_on(bias)):
         return reference.depthwise_conv_gelu(x, weight, bias)
     out: Tensor = _depthwise_conv_gelu(x.contiguous(), weight.contiguous(), bias.contiguous())
     return out

@@ -147,11 +147,12 @@ def served(levels: Sequence[Tensor], size: Sequence[int]) -> bool:
     """True if the kernels take these levels, which the definition accepts, and this size."""
     first = levels[0]
     return (
-        all(x.shape[2] <= size[0] and x.shape[3] <= size[1] for x in levels)
+        # first, so that the definition works for sizes that a compiler leaves open
+        runs_on(first)
+        and all(x.shape[2] <= size[0] and x.shape[3] <= size[1] for x in levels)
         and 0 < first.shape[0] * size[0] < _MOST
         and first.shape[1] * size[0] * size[1] < _MOST
         and first.dtype in DTYPES
-        and runs_on(first)
     )
 
 

@@ -29,6 +29,11 @@ class Normaliser:
         self._shift = ((code[:, 1:] - mean) / std).float().reshape(shape)
         self._layout = layout
 
+    @property
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """Factor and summand of every code, ``[M, 3, 1, 1]`` float32."""
+        return self._scale, self._shift
+
     def __call__(self, images: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
         """Normalise a batch.
 

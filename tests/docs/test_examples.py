@@ -16,6 +16,7 @@ PRINTED = {
         *("teacher, 2 steps: loss ", "student, 2 steps: loss ", "hpdm ", "step 2, RDEL: mIoU "),
     ],
     "score_all_subsets": ["   R  mIoU", "RDEL  mIoU .* pixels"],
+    "onnx_segment": [r"\d %  \w", "without event, lidar: labels.png"],
     "sensor_faults": [r"img \(camera\): \d+ %", r"depth \(other\): 0 %", "below with faults"],
 }
 """What the output of each must match, in the order in which they run."""
@@ -27,11 +28,23 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("examples")
 
 
+def exported_and_images(request):
+    """A folder with an ONNX file, two of four sensors of a scene, and where the picture goes."""
+    pytest.importorskip("onnxruntime", reason="the example runs an ONNX file")
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name, reason="the ONNX file is written with it")
+    made, scenes = request.getfixturevalue("exported"), request.getfixturevalue("scenes")
+    rgb, hha = (sorted((scenes / kind).rglob("*.png"))[0] for kind in ("img", "hha"))
+    return [str(made), f"img={rgb}", f"depth={hha}", "labels.png"]
+
+
 @pytest.mark.parametrize("name", PRINTED)
-def test_an_example_runs(name, folder, monkeypatch, capsys):
+def test_an_example_runs(name, folder, monkeypatch, capsys, request):
     monkeypatch.chdir(folder)
     path = EXAMPLES / f"{name}.py"
     arguments = ["runs/example"] if name == "read_metrics" else []
+    if name == "onnx_segment":
+        arguments = exported_and_images(request)
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])
     if name == "read_metrics" and not (folder / "runs" / "example").is_dir():
         pytest.skip("reads the run that train_from_python makes")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -35,7 +36,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None = None
     """
     # the fused CPU kernel does not pay for few keys: with 16 (128 x 128 images) it is no faster in
     # fp32, and in bf16 forward and backward take two to nine times as long as the plain form
-    if q.device.type == "cpu" and k.shape[2] <= 64:
+    # an exported network has one form for any number of keys
+    few = not torch.compiler.is_exporting() and k.shape[2] <= 64
+    if q.device.type == "cpu" and few:
         # the keys are scaled because they are few
         return (q @ (k / math.sqrt(q.shape[3])).transpose(2, 3)).softmax(dim=-1) @ v
     if backend is None:

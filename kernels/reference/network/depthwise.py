@@ -12,7 +12,7 @@ def check_depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     Raises:
         ValueError: a shape or dtype does not fit, or the tensors are on several devices.
     """
-    if x.ndim != 4 or x.shape[1:].numel() == 0:
+    if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"expected tokens [N, h, w, C] with a pixel, got {tuple(x.shape)}")
     c = x.shape[3]
     if weight.shape != (c, 1, 3, 3) or bias.shape != (c,):

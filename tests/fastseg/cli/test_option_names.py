@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastseg import data, doctor, evaluate, predict, train
+from fastseg import data, doctor, evaluate, export, predict, train
 from fastseg.config.presets.methods import RECIPES
 
 ROOT = Path(__file__).parents[3]
@@ -23,6 +23,7 @@ COMMAND = re.compile(r"-m (fastseg\.data \w+|fastseg\.\w+)(?![.\w])")
 TRAIN = {"fastseg.train"}
 SCORE = {"fastseg.evaluate"}
 PREDICT = {"fastseg.predict"}
+SHIP = {"fastseg.export"}
 LOOK = {f"fastseg.data {name}" for name in ("check", "stats", "show", "pack")}
 PREPARE = {"fastseg.data prepare"}
 WRITE = {f"fastseg.data {name}" for name in data.COMMANDS}
@@ -44,6 +45,8 @@ PRINTED_BY = {
     "fastseg/prediction/": PREDICT,
     "fastseg/models/precision.py": TRAIN | SCORE | PREDICT,
     "fastseg/distributed/launch.py": TRAIN | SCORE | PREDICT,
+    "fastseg/evaluation/from_weights.py --network": SHIP,
+    "fastseg/exporting/": SHIP,
     "pipelines/build.py": TRAIN | SCORE,
     "pipelines/build.py --data.dataset": TRAIN | LOOK,
     # evaluate takes the cache from the config of its run, which has refused this
@@ -99,6 +102,7 @@ def accepted():
         "fastseg.train": (train.main, ["--help"]),
         "fastseg.evaluate": (evaluate.main, ["--help"]),
         "fastseg.predict": (predict.main, ["--help"]),
+        "fastseg.export": (export.main, ["--help"]),
         "fastseg.doctor": (doctor.main, ["--help"]),
         **{f"fastseg.data {name}": (data.main, [name, "--help"]) for name in data.COMMANDS},
     }
