@@ -9,8 +9,9 @@ from fastseg.cli.command import command, processes
 from fastseg.cli.parse import parse
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import keep_freed_memory
+from fastseg.evaluation.from_weights import chosen_weights
 from fastseg.prediction.inputs import find_samples, settings
-from fastseg.prediction.options import PredictConfig, chosen_weights, predicting_config
+from fastseg.prediction.options import PredictConfig, predicting_config
 from fastseg.prediction.output import Output
 from fastseg.prediction.predictor import Predictor
 from fastseg.prediction.run import predict_samples

@@ -9,11 +9,10 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from fastseg.config.run import TrainConfig
-from fastseg.errors import CheckpointError, ConfigError
-from fastseg.evaluation.from_weights import EvaluateConfig, run_config, weights_files
+from fastseg.errors import ConfigError
+from fastseg.evaluation.from_weights import EvaluateConfig, run_config
 from fastseg.models.precision import Precision
 from fastseg.pipelines.tools.settings import Probability, Side, Workers, check_fields
-from fastseg.pipelines.tools.unknown import did_you_mean
 from fastseg.prediction.sizes import Fit
 
 Kind = Literal["labels", "palette", "overlay", "probabilities"]
@@ -83,22 +82,6 @@ class PredictConfig:
             )
         if not self.write:
             raise ConfigError("--write needs at least one of labels palette overlay probabilities")
-
-
-def chosen_weights(checkpoint: Path, network: str | None) -> tuple[str, Path]:
-    """Name and file of the network to predict with.
-
-    Raises:
-        CheckpointError: there are no weights, or none of that network.
-    """
-    files = weights_files(checkpoint)
-    name = list(files)[-1] if network is None else network
-    if name not in files:
-        hint = did_you_mean(name, files)
-        raise CheckpointError(
-            f"no network {name!r} at {checkpoint}: {hint}--network is one of {', '.join(files)}"
-        )
-    return name, files[name]
 
 
 def predicting_config(options: PredictConfig, weights: Path) -> TrainConfig:

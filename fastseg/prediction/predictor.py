@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from fastseg import kernels
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
+from fastseg.evaluation.from_weights import chosen_weights
 from fastseg.models import Segmenter
 from fastseg.models.interface import SegmenterOutput
 from fastseg.models.precision import Precision
@@ -28,7 +29,7 @@ from fastseg.pipelines.tools.unknown import unknown
 from fastseg.pipelines.transform.geometry import Geometry
 from fastseg.pipelines.transform.normalise import Normaliser
 from fastseg.prediction.arrays import as_pixels
-from fastseg.prediction.options import PredictConfig, chosen_weights, predicting_config
+from fastseg.prediction.options import PredictConfig, predicting_config
 from fastseg.prediction.sizes import Fit, fitted, geometry_of, of_one_size, reference
 
 

@@ -45,7 +45,7 @@ PRINTED_BY = {
     "fastseg/prediction/": PREDICT,
     "fastseg/models/precision.py": TRAIN | SCORE | PREDICT,
     "fastseg/distributed/launch.py": TRAIN | SCORE | PREDICT,
-    "fastseg/evaluation/from_weights.py --network": SHIP,
+    "fastseg/evaluation/from_weights.py --network": SHIP | PREDICT,
     "fastseg/exporting/": SHIP,
     "pipelines/build.py": TRAIN | SCORE,
     "pipelines/build.py --data.dataset": TRAIN | LOOK,
