@@ -13,7 +13,16 @@ from torch import Tensor
 from ..common.feature_maps import starts_of
 from ..common.rounding import rounded_to
 from ..common.switch import UP
-from .rows import describe_rows, pick_planes, sections_of, steps_of, tile_of_plane, view_rows
+from .rows import (
+    Planes,
+    Rows,
+    describe_rows,
+    pick_planes,
+    sections_of,
+    steps_of,
+    tile_of_plane,
+    view_rows,
+)
 
 
 class Gradients(NamedTuple):
@@ -113,6 +122,20 @@ def _gradient_kernel(
             )  # fmt: skip
 
 
+def _row_steps(row: Rows, planes: Planes) -> tuple[int, int, int]:
+    """Strides of contiguous rows: image, plane, rows of a plane."""
+    _, _, _, inner, length = row.shape
+    steps = {2: inner * length, 3: length}
+    return row.elements, steps[planes.grid_axis], steps[planes.plane_axis]
+
+
+def _mean_steps(row: Rows, planes: Planes) -> tuple[int, int, int]:
+    """Strides of a number for each position, the same for all of the outer axis, likewise."""
+    _, _, _, inner, length = row.shape
+    steps = {2: 0, 3: length}
+    return inner * length, steps[planes.grid_axis], steps[planes.plane_axis]
+
+
 def gradients_of(
     student: Sequence[Tensor],
     dim: int,
@@ -139,20 +162,14 @@ def gradients_of(
     rows = [describe_rows(x, dim) for x in student]
     planes = [pick_planes(out) for out in outs]
     start = sections_of([plane.programs for plane in planes])
-    row_step, mean_step = [], []
-    for (_, _, _, inner, length), at in zip((row.shape for row in rows), planes, strict=True):
-        strides = (inner * length, length)
-        axes = (at.grid_axis, at.plane_axis)
-        elements = views[len(row_step)].shape[2] * strides[0]
-        row_step.append((elements, *(strides[axis - 2] for axis in axes)))
-        mean_step.append((strides[0], *(0 if axis == 2 else length for axis in axes)))
     mean, slope = through_sigma or (weights, weights)
     images = rows[0].images
     _gradient_kernel[(start[-1], images)](
         Gradients(
             start=start, x_ptr=tuple(views), x_step=tuple(map(steps_of, views, planes)),
             out_ptr=tuple(outs), out_step=tuple(map(steps_of, outs, planes)),
-            row_step=tuple(row_step), mean_step=tuple(mean_step),
+            row_step=tuple(map(_row_steps, rows, planes)),
+            mean_step=tuple(map(_mean_steps, rows, planes)),
             F=tuple(x.shape[at.plane_axis] for x, at in zip(views, planes, strict=True)),
             D=tuple(x.shape[4] for x in views),
             elements_before=starts_of([row.elements for row in rows]),
