@@ -130,7 +130,7 @@ def _channel_scales(
     spread: Tensor, modalities: int, channels: Sequence[int], dim: int
 ) -> tuple[Scales, Scales]:
     """The scales of both sides of each level and their strides as rows."""
-    sides = spread.split([modalities * c for c in channels for _ in range(2)])
+    sides = spread.split_with_sizes([modalities * c for c in channels for _ in range(2)])
     steps = [(c, 0, 0, 0, 1) if dim == 2 else (c, 0, 1, 0, 0) for c in channels]
     return (
         list(zip(sides[::2], steps, strict=True)),
