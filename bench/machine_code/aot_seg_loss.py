@@ -35,13 +35,25 @@ def cases() -> list[tuple[Any, ...]]:
         found += _loss(small, "fp32", factor=factor)
     found += _loss(small, "fp32", labels="i64") + _loss(small, "fp32", wide=True)
     found += _loss(small, "fp32", tempered=True)
+    for dtype in FLOATS:
+        found += _loss(SHAPES[0], dtype, last=(True, True))
+        found += _loss(SHAPES[0], dtype, last=(True, False), has_teacher=False)
+    found += _loss(SHAPES[0], "bf16", last=(True, False))
+    found += _loss(SHAPES[0], "bf16", last=(False, True))
+    found += _loss(small, "fp32", last=(True, True), tempered=True)
     return [*found, *_fold(), *_selection(), *_predictions()]
+
+
+def _logits(shape: tuple[int, int, int, int], dtype: str, last: bool) -> torch.Tensor:
+    x = _meta(*shape, dtype=FLOATS[dtype])
+    return x.to(memory_format=torch.channels_last) if last else x
 
 
 def _loss(
     shape: tuple[int, int, int, int],
     dtype: str,
     *,
+    last: tuple[bool, bool] = (False, False),
     labels: str = "u8",
     factor: int = 4,
     has_teacher: bool = True,
@@ -49,19 +61,21 @@ def _loss(
     wide: bool = False,
 ) -> list[tuple[Any, ...]]:
     b, k, h, w = shape
-    x = _meta(*shape, dtype=FLOATS[dtype])
-    teacher = x if has_teacher else None
+    x, teacher = (_logits(shape, dtype, channels_last) for channels_last in last)
+    teacher = teacher if has_teacher else None
+    layout = host.layout(x, teacher, 2.0 if tempered else 1.0)
     target = _meta(b, h * factor, w * factor, dtype=LABELS[labels])
     blocks, groups = bilinear.launch_grid(x, factor)
     cells = blocks * bilinear.LANES
     maps = _meta(4, factor, factor, cells)
     sums, counts = _meta(2, SLOTS), _meta(2, SLOTS, dtype=torch.int32)
     flags = {
-        "HAS_TEACHER": has_teacher, "TEMPERED": tempered, "FACTOR": factor,
+        "HAS_TEACHER": has_teacher, "TEMPERED": tempered, **layout, "FACTOR": factor,
         "ROWS": bilinear.ROWS[factor], "BLOCK": bilinear.LANES, "WIDE": wide,
     }  # fmt: skip
     words = [f"K{k}-{h}x{w}-f{factor}-{dtype}", "" if labels == "u8" else labels]
     words += ["" if has_teacher else "no-teacher"]
+    words += [{(0, 0): "", (1, 1): "nhwc", (1, 0): "nhwc-nchw", (0, 1): "nchw-nhwc"}[last]]
     words += ["tempered" if tempered else "", "wide" if wide else ""]
     name = "-".join(word for word in words if word)
     more = 20 * tempered + 16 * wide

@@ -49,6 +49,26 @@ def _empty_maps(
     return logits.new_empty(shape, dtype=torch.float32)
 
 
+def _readable(x: Tensor | None) -> Tensor | None:
+    """Contiguous or channels-last; a copy of what is neither."""
+    return x if x is None or is_last(x) else x.contiguous()
+
+
+def is_last(x: Tensor) -> bool:
+    """True if the classes of ``[B, K, h, w]`` are side by side in memory, without a gap."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def layout(logits: Tensor, teacher: Tensor | None, temperature: float) -> dict[str, Any]:
+    """How the kernels read the logits: as they are, a few classes at a time where side by side."""
+    networks = [logits] if teacher is None else [logits, teacher]
+    last = [is_last(x) for x in networks]
+    # four classes of two networks in float32 would need more registers than there are
+    narrow = teacher is None or (temperature == 1 and all(x.dtype.itemsize < 4 for x in networks))
+    chunk = (4 if narrow else 2) if any(last) else 1
+    return {"LAST": last[0], "TEACHER_LAST": teacher is not None and last[1], "CHUNK": chunk}
+
+
 @torch.library.custom_op("fastseg::segmentation_loss", mutates_args=(), device_types=DEVICES)
 def _segmentation_loss(
     logits: Tensor,
@@ -62,8 +82,7 @@ def _segmentation_loss(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both losses, the selection and, for a backward, the maps that it needs."""
-    # channels-last would cost a cache line per lane and class
-    logits, labels = logits.contiguous(), labels.contiguous()
+    logits, labels, teacher = _readable(logits), labels.contiguous(), _readable(teacher)
     b, k, h, w = logits.shape
     maps = _empty_maps(logits, factor, teacher, temperature, save)
     grid = launch_grid(logits, factor)
@@ -71,10 +90,10 @@ def _segmentation_loss(
     counts = logits.new_empty((2, grid[0] * grid[1]), dtype=torch.int32)
     with on_device_of(logits):
         _segmentation_loss_fwd_kernel[grid](
-            logits, None if teacher is None else teacher.contiguous(), labels, maps, sums, counts,
+            logits, teacher, labels, maps, sums, counts,
             b, k, h, w, maps.shape[3], hard_loss(threshold), 1 / temperature, ignore_index,
             HAS_TEACHER=teacher is not None, TEMPERED=teacher is not None and temperature != 1,
-            SAVE=save, FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
+            SAVE=save, **layout(logits, teacher, temperature), FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
             WIDE=max(logits.numel(), maps.numel()) >= 2**31, num_warps=1, maxnreg=REGISTERS,
         )  # fmt: skip
     ohem, kl, selection = ohem_select(
@@ -120,7 +139,7 @@ def _segmentation_loss_bwd(
 ) -> Tensor:
     """Gradient of both losses, in the dtype and the strides of the logits."""
     grad = torch.empty_like(logits)
-    logits, labels = logits.contiguous(), labels.contiguous()
+    logits, labels, teacher = _readable(logits), labels.contiguous(), _readable(teacher)
     b, k, h, w = logits.shape
     factor, cells = maps.shape[2:]
     grid = launch_grid(logits, factor)
@@ -128,11 +147,12 @@ def _segmentation_loss_bwd(
     wide = max(corners.numel(), maps.numel(), logits.numel()) >= 2**31
     with on_device_of(logits):
         _segmentation_loss_bwd_kernel[grid](
-            logits, None if teacher is None else teacher.contiguous(), labels, maps, selection,
+            logits, teacher, labels, maps, selection,
             d_ohem, d_kl, corners, b, k, h, w, cells, 1 / temperature,
             temperature / (k * labels.numel()), ignore_index,
             HAS_TEACHER=teacher is not None, TEMPERED=teacher is not None and temperature != 1,
-            FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES, WIDE=wide, num_warps=1,
+            **layout(logits, teacher, temperature), FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
+            WIDE=wide, num_warps=1,
         )  # fmt: skip
         blocks = (triton.cdiv(h * w, _FOLD["BLOCK_P"]), triton.cdiv(k, _FOLD["BLOCK_K"]), b)
         _segmentation_loss_fold_kernel[blocks](
