@@ -17,6 +17,7 @@ FACTORS = (1, 2, 8)  # besides 4
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LABELS = {"u8": torch.uint8, "i64": torch.int64}
 REGISTERS = {"fwd": 240, "bwd": 184}
+ALL = 255  # of channels-last logits, whose classes come several at a time
 SLOTS = 8192
 
 
@@ -27,20 +28,17 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def cases() -> list[tuple[Any, ...]]:
     """Losses with and without a teacher, selection, argmax and confusion matrix."""
     found = []
-    for shape in SHAPES:
-        for dtype in FLOATS:
-            found += _loss(shape, dtype) + _loss(shape, dtype, has_teacher=False)
-    small = SHAPES[1]
+    # K, h and w are numbers of the launch: other shapes are the same machine code
+    first, small = SHAPES[:2]
+    for dtype in FLOATS:
+        found += _loss(first, dtype) + _loss(first, dtype, has_teacher=False)
+        found += _loss(first, dtype, last=(True, True))
     for factor in FACTORS:
         found += _loss(small, "fp32", factor=factor)
     found += _loss(small, "fp32", labels="i64") + _loss(small, "fp32", wide=True)
     found += _loss(small, "fp32", tempered=True)
-    for dtype in FLOATS:
-        found += _loss(SHAPES[0], dtype, last=(True, True))
-        found += _loss(SHAPES[0], dtype, last=(True, False), has_teacher=False)
-    found += _loss(SHAPES[0], "bf16", last=(True, False))
-    found += _loss(SHAPES[0], "bf16", last=(False, True))
-    found += _loss(small, "fp32", last=(True, True), tempered=True)
+    found += _loss(first, "bf16", last=(True, False))
+    found += _loss(first, "bf16", last=(True, True), has_teacher=False)
     return [*found, *_fold(), *_selection(), *_predictions()]
 
 
@@ -79,17 +77,18 @@ def _loss(
     words += ["tempered" if tempered else "", "wide" if wide else ""]
     name = "-".join(word for word in words if word)
     more = 20 * tempered + 16 * wide
+    registers = {way: ALL if any(last) else number + more for way, number in REGISTERS.items()}
     forward = (
         name, loss._segmentation_loss_fwd_kernel,
         (x, teacher, target, maps, sums, counts, b, k, h, w, cells, 0.35, 1.0, 255),
-        {**flags, "SAVE": True, "maxnreg": host.REGISTERS}, 1, 3, REGISTERS["fwd"] + more, 8192,
+        {**flags, "SAVE": True, "maxnreg": host.REGISTERS}, 1, 3, registers["fwd"], 8192,
     )  # fmt: skip
     corners = _meta(4, groups, k, cells)
     backward = (
         name, loss._segmentation_loss_bwd_kernel,
         (x, teacher, target, maps, _meta(3), _meta(), _meta(), corners,
          b, k, h, w, cells, 1.0, 1e-8, 255),
-        flags, 1, 3, REGISTERS["bwd"] + more, 8192,
+        flags, 1, 3, registers["bwd"], 8192,
     )  # fmt: skip
     return [forward, backward]
 
@@ -109,7 +108,7 @@ def _fold() -> list[tuple[Any, ...]]:
                 flags = {
                     "FACTOR": factor,
                     "GROUPS": groups,
-                    **host._FOLD,
+                    **host.fold_tile(grad),
                     "WIDE": False,
                     "UP": False,
                 }

@@ -51,6 +51,7 @@ from fastseg.engine.speed.host_memory import keep_freed_memory
 
 TESTS = [
     "test_segmentation_loss.py",
+    "test_logit_layouts.py",
     "test_ohem_select.py",
     "test_functional_entropy.py",
     "test_hybrid_distillation.py",

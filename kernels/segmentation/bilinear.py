@@ -42,21 +42,17 @@ def dual_cells(cell, group, batch, h, w, FACTOR: tl.constexpr, ROWS: tl.constexp
 
 
 @triton.jit
-def corner_offsets(sample, i, j, batch, K, h, w, LAST: tl.constexpr, WIDE: tl.constexpr):
-    """Offsets of the four corners in class 0 of ``[B, K, h, w]``, always inside the tensor.
-
-    ``LAST``: of a tensor whose classes are side by side in memory.
-    """
+def corner_offsets(sample, i, j, batch, K, h, w, WIDE: tl.constexpr):
+    """Offsets of the four corners in class 0 of ``[B, K, h, w]``, always inside the tensor."""
     sample = tl.minimum(sample, batch - 1)
     if WIDE:
         sample = sample.to(tl.int64)
-    first = sample * h if LAST else sample * K * h
+    first = sample * K * h
     upper = (first + tl.maximum(i, 0)) * w
     lower = (first + tl.minimum(i + 1, h - 1)) * w
     left = tl.maximum(j, 0)
     right = tl.minimum(j + 1, w - 1)
-    step = K if LAST else 1
-    return (upper + left) * step, (upper + right) * step, (lower + left) * step, (lower + right) * step
+    return upper + left, upper + right, lower + left, lower + right
 
 
 @triton.jit
@@ -98,11 +94,12 @@ def load_labels(
 
 @triton.jit
 def load_corners(x_ptr, o00, o01, o10, o11):
-    """The four corners of a class, upper left, upper right, lower left, lower right.
-
-    As they are: converted where they are used, they may be loaded long before.
-    """
-    return tl.load(x_ptr + o00), tl.load(x_ptr + o01), tl.load(x_ptr + o10), tl.load(x_ptr + o11)
+    """The four corners of a class, upper left, upper right, lower left, lower right."""
+    x00 = tl.load(x_ptr + o00).to(tl.float32)
+    x01 = tl.load(x_ptr + o01).to(tl.float32)
+    x10 = tl.load(x_ptr + o10).to(tl.float32)
+    x11 = tl.load(x_ptr + o11).to(tl.float32)
+    return x00, x01, x10, x11
 
 
 @triton.jit
@@ -111,8 +108,7 @@ def interpolate(x00, x01, x10, x11, scale, lower, right):
 
     The scale is applied to the corners: four products instead of one per pixel.
     """
-    x00, x01 = x00.to(tl.float32) * scale, x01.to(tl.float32) * scale
-    x10, x11 = x10.to(tl.float32) * scale, x11.to(tl.float32) * scale
+    x00, x01, x10, x11 = x00 * scale, x01 * scale, x10 * scale, x11 * scale
     above = x00 + right * (x01 - x00)
     below = x10 + right * (x11 - x10)
     return above + lower * (below - above)

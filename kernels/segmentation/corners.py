@@ -1,13 +1,13 @@
-"""The corners of the dual cells (see :mod:`.bilinear`), class by class, as the loss kernels read them.
+"""The corners of the dual cells (see :mod:`.bilinear`) by class, as the loss kernels read them.
 
 **Classes apart in memory** (``[B, K, h, w]`` contiguous): neighbouring lanes read neighbouring
 logits of a class, and the next class is loaded while the current one is computed with.
 
-**Classes side by side** (channels-last): a lane that went along the classes of its own corner would
-touch as many cache lines as there are lanes, for a class each. So lanes read CHUNK classes of each
-corner side by side, which are brought to the lanes of the cells through shared memory. A sector of
-32 bytes holds the classes of several chunks: it comes with the first of them, and the others find it
-in the cache. That takes the place of loading ahead.
+**Classes side by side** (channels-last): lanes that went along the classes of their own corners
+would touch a cache line each for one class. So they read CHUNK classes of each corner side by side,
+which are then brought to the lanes of the cells through shared memory or by shuffles. A sector of
+32 bytes holds the classes of several chunks: it comes with the first of them, the others find it in
+the cache. That takes the place of loading ahead.
 """
 
 from __future__ import annotations
@@ -15,9 +15,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .bilinear import load_corners
+from .bilinear import corner_offsets
 
 NO_CLASS = tl.constexpr(-1e20)  # a logit whose exponential is zero at any temperature in use
+
+
+@triton.jit
+def corners_of(sample, i, j, batch, K, h, w, LAST: tl.constexpr, WIDE: tl.constexpr):
+    """Offsets of the four corners in class 0, always inside, and elements from class to class."""
+    if LAST:
+        o00, o01, o10, o11 = corner_offsets(sample, i, j, batch, 1, h, w, WIDE)
+        corners = (o00 * K, o01 * K, o10 * K, o11 * K)
+        plane = 1
+    else:
+        corners = corner_offsets(sample, i, j, batch, K, h, w, WIDE)
+        plane = tl.cast(h, tl.int64) * w if WIDE else h * w
+    return corners, plane
+
+
+@triton.jit
+def load_class(x_ptr, corners):
+    """The four corners of a class as they are: what converts them waits until they are there."""
+    o00, o01, o10, o11 = corners
+    return tl.load(x_ptr + o00), tl.load(x_ptr + o01), tl.load(x_ptr + o10), tl.load(x_ptr + o11)
 
 
 @triton.jit
@@ -38,23 +58,23 @@ def next_classes(ahead, x_ptr, corners, k, K, plane, LAST: tl.constexpr, CHUNK: 
         For each class its four corners, of the last classes of a chunk possibly those of no class,
         and what the next call needs.
     """
-    o00, o01, o10, o11 = corners
     if CHUNK == 1:
-        following = load_corners(x_ptr + tl.minimum(k + 1, K - 1) * plane, o00, o01, o10, o11)
-        return (ahead,), following
-    if LAST:
+        found = (ahead,)
+        ahead = load_class(x_ptr + tl.minimum(k + 1, K - 1) * plane, corners)
+    elif LAST:
+        o00, o01, o10, o11 = corners
         x00 = _side_by_side(x_ptr, o00, k, K, CHUNK)
         x01 = _side_by_side(x_ptr, o01, k, K, CHUNK)
         x10 = _side_by_side(x_ptr, o10, k, K, CHUNK)
         x11 = _side_by_side(x_ptr, o11, k, K, CHUNK)
         found = ()
         for c in tl.static_range(CHUNK):
-            found = found + ((x00[c], x01[c], x10[c], x11[c]),)
-        return found, ahead
-    found = ()
-    for c in tl.static_range(CHUNK):
-        x = load_corners(x_ptr + tl.minimum(k + c, K - 1) * plane, o00, o01, o10, o11)
-        found = found + (x,)
+            found = found + ((x00[c], x01[c], x10[c], x11[c]),)  # noqa: RUF005
+    else:
+        found = ()
+        for c in tl.static_range(CHUNK):
+            x = load_class(x_ptr + tl.minimum(k + c, K - 1) * plane, corners)
+            found = found + (x,)  # noqa: RUF005
     return found, ahead
 
 
@@ -64,11 +84,14 @@ def _side_by_side(x_ptr, offsets, k, K, CHUNK: tl.constexpr):
     offs_k = k + tl.arange(0, CHUNK)[None, None, None, :]
     x = tl.load(x_ptr + (offsets[:, :, :, None] + offs_k), mask=offs_k < K, other=0.0)
     if CHUNK == 2:
-        return tl.split(x)
-    even, odd = tl.split(tl.reshape(x, (1, 1, x.shape[2], 2, 2)))
-    x0, x2 = tl.split(even)
-    x1, x3 = tl.split(odd)
-    return x0, x1, x2, x3
+        x0, x1 = tl.split(x)
+        found = (x0, x1)
+    else:
+        even, odd = tl.split(tl.reshape(x, (1, 1, x.shape[2], 2, 2)))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+        found = (x0, x1, x2, x3)
+    return found
 
 
 @triton.jit
@@ -85,7 +108,7 @@ def of_class(x, k, K, CHUNK: tl.constexpr):
 
 @triton.jit
 def widest(x_ptr, corners, K, plane, LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """The maxima of the corners over the classes, and the largest of a cell less its smallest value."""
+    """The maxima of the corners over the classes, and the largest less the smallest of a cell."""
     o00, o01, o10, o11 = corners
     WIDTH: tl.constexpr = 8 if LAST else 1
     m00 = tl.full((1, 1, BLOCK, WIDTH), float("-inf"), tl.float32)
@@ -100,9 +123,9 @@ def widest(x_ptr, corners, K, plane, LAST: tl.constexpr, BLOCK: tl.constexpr):
             least = tl.minimum(tl.minimum(x00, x01), tl.minimum(x10, x11))
             lowest = tl.where(offs_k < K, tl.minimum(lowest, least), lowest)
         else:
-            x00, x01, x10, x11 = load_corners(x_ptr, o00, o01, o10, o11)
-            x00, x01 = x00.to(tl.float32)[:, :, :, None], x01.to(tl.float32)[:, :, :, None]
-            x10, x11 = x10.to(tl.float32)[:, :, :, None], x11.to(tl.float32)[:, :, :, None]
+            x00, x01, x10, x11 = of_class(load_class(x_ptr, corners), k, K, 1)
+            x00, x01 = x00[:, :, :, None], x01[:, :, :, None]
+            x10, x11 = x10[:, :, :, None], x11[:, :, :, None]
             least = tl.minimum(tl.minimum(x00, x01), tl.minimum(x10, x11))
             lowest = tl.minimum(lowest, least)
             x_ptr += plane

@@ -10,7 +10,8 @@ Forward is one kernel over the pixels and the selection of :mod:`.ohem_select`, 
 over the pixels, which combines both gradients, and one that folds them; 9 launches in all, none of
 which waits for the host. Between them live 8 bytes per pixel, 12 with a teacher, 16 with a teacher
 and a temperature; backward needs ``16 B K (h + 1) (w + 1)`` bytes for a moment (four times that for
-f = 8). Full-size logits of 25 classes in float32 are 100 bytes per pixel and tensor.
+f = 8). Full-size logits of 25 classes in float32 are 100 bytes per pixel and tensor. Student and
+teacher are read as they lie in memory, each contiguous or channels-last (:mod:`.corners`).
 
 Source: ``OhemCrossEntropy`` and L_KL of RobustSeg, arXiv:2505.12861, where the logits are upsampled
 first and the host waits for the number of hard pixels.
@@ -37,7 +38,6 @@ from .loss_kernels import (
 from .ohem_select import hard_loss, ohem_select
 
 REGISTERS = 255  # left to itself the assembler stops at 128 for sm_100, and spills
-_FOLD = {"BLOCK_K": 16, "BLOCK_P": 64}
 
 
 def _empty_maps(
@@ -69,6 +69,12 @@ def layout(logits: Tensor, teacher: Tensor | None, temperature: float) -> dict[s
     return {"LAST": last[0], "TEACHER_LAST": teacher is not None and last[1], "CHUNK": chunk}
 
 
+def fold_tile(grad: Tensor) -> dict[str, int]:
+    """Tile of the last kernel: of channels-last gradients whole pixels, which are contiguous."""
+    classes = 32 if is_last(grad) else 16
+    return {"BLOCK_K": classes, "BLOCK_P": 1024 // classes}
+
+
 @torch.library.custom_op("fastseg::segmentation_loss", mutates_args=(), device_types=DEVICES)
 def _segmentation_loss(
     logits: Tensor,
@@ -93,8 +99,9 @@ def _segmentation_loss(
             logits, teacher, labels, maps, sums, counts,
             b, k, h, w, maps.shape[3], hard_loss(threshold), 1 / temperature, ignore_index,
             HAS_TEACHER=teacher is not None, TEMPERED=teacher is not None and temperature != 1,
-            SAVE=save, **layout(logits, teacher, temperature), FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
-            WIDE=max(logits.numel(), maps.numel()) >= 2**31, num_warps=1, maxnreg=REGISTERS,
+            SAVE=save, **layout(logits, teacher, temperature), FACTOR=factor, ROWS=ROWS[factor],
+            BLOCK=LANES, WIDE=max(logits.numel(), maps.numel()) >= 2**31, num_warps=1,
+            maxnreg=REGISTERS,
         )  # fmt: skip
     ohem, kl, selection = ohem_select(
         maps[0],
@@ -154,10 +161,11 @@ def _segmentation_loss_bwd(
             **layout(logits, teacher, temperature), FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
             WIDE=wide, num_warps=1,
         )  # fmt: skip
-        blocks = (triton.cdiv(h * w, _FOLD["BLOCK_P"]), triton.cdiv(k, _FOLD["BLOCK_K"]), b)
+        fold = fold_tile(grad)
+        blocks = (triton.cdiv(h * w, fold["BLOCK_P"]), triton.cdiv(k, fold["BLOCK_K"]), b)
         _segmentation_loss_fold_kernel[blocks](
             corners, grad, k, h, w, cells, *grad.stride(),
-            FACTOR=factor, GROUPS=grid[1], WIDE=wide, UP=UP, **_FOLD, num_warps=4,
+            FACTOR=factor, GROUPS=grid[1], WIDE=wide, UP=UP, **fold, num_warps=4,
         )  # fmt: skip
     return grad
 
@@ -219,7 +227,8 @@ def segmentation_loss(
     many pixels reduces; its gradient does not depend on that.
 
     Args:
-        logits: ``[B, K, h, w]``, any float dtype and strides; the gradient has the same.
+        logits: ``[B, K, h, w]``, any float dtype and strides; the gradient has the same. What is
+            neither contiguous nor channels-last is copied, in each pass.
         labels: ``[B, H, W]`` integers; ``ignore_index`` and everything outside ``[0, K)`` is
             ignored by the cross-entropy. The divergence runs over all pixels. The kernel serves
             1, 2, 4 and 8 times ``(h, w)``, the reference other sizes.

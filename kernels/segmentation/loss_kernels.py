@@ -1,6 +1,7 @@
 """The kernels of :mod:`.loss`, which says what they compute.
 
-A lane owns a dual cell (see :mod:`.bilinear`) and loops over the classes.
+A lane owns a dual cell (see :mod:`.bilinear`) and loops over the classes, as :mod:`.corners` reads
+them.
 
 **Forward.** One pass adds up the exponentials of each pixel. They are shifted by the interpolated
 maxima of the corners, which are at least the pixel's maximum; in the rare programs where they may
@@ -31,8 +32,8 @@ import triton.language as tl
 
 from ..common.rounding import rounded_to
 from ..common.series import exp_terms, log1p_near
-from .bilinear import corner_offsets, dual_cells, interpolate, load_corners, load_labels
-from .corners import next_classes, of_class, widest
+from .bilinear import dual_cells, interpolate, load_labels
+from .corners import corners_of, load_class, next_classes, of_class, widest
 
 _LOG2E = tl.constexpr(math.log2(math.e))
 _LN2 = tl.constexpr(math.log(2))
@@ -55,24 +56,15 @@ def _map_offsets(cell, group, num_cells,
 
 
 @triton.jit
-def _plane(h, w, LAST: tl.constexpr, WIDE: tl.constexpr):
-    """Elements from class to class."""
-    if LAST:
-        return 1
-    return tl.cast(h, tl.int64) * w if WIDE else h * w
-
-
-@triton.jit
 def _shift(x_ptr, corners, K, plane, scale, magnify, lower, right, LAST: tl.constexpr,
            ROWS: tl.constexpr, FACTOR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Numbers that are subtracted from the pixels before the exponential."""
     m00, m01, m10, m11, spread = widest(x_ptr, corners, K, plane, LAST, BLOCK)
     shift = interpolate(m00, m01, m10, m11, scale, lower, right)
     rounds = tl.where(tl.max(spread) * scale * magnify > _FARTHEST, K, 0)
-    o00, o01, o10, o11 = corners
     exact = tl.full((ROWS, FACTOR, BLOCK), float("-inf"), tl.float32)
     for _ in range(rounds):
-        x00, x01, x10, x11 = load_corners(x_ptr, o00, o01, o10, o11)
+        x00, x01, x10, x11 = of_class(load_class(x_ptr, corners), 0, K, 1)
         exact = tl.maximum(exact, interpolate(x00, x01, x10, x11, scale, lower, right))
         x_ptr += plane
     return tl.where(rounds > 0, exact, shift)
@@ -119,16 +111,14 @@ def _segmentation_loss_fwd_kernel(
     pid, group = tl.program_id(0), tl.program_id(1)
     cell = pid * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     sample, i, j, _, _, inside, lower, right = dual_cells(cell, group, batch, h, w, FACTOR, ROWS)
-    corners = corner_offsets(sample, i, j, batch, K, h, w, LAST, WIDE)
-    plane = _plane(h, w, LAST, WIDE)
+    corners, plane = corners_of(sample, i, j, batch, K, h, w, LAST, WIDE)
     scale_t = _LOG2E * inverse_t
     magnify = tl.maximum(inverse_t, 1.0)
     shift = _shift(
         logits_ptr, corners, K, plane, _LOG2E, magnify, lower, right, LAST, ROWS, FACTOR, BLOCK
     )
     if HAS_TEACHER:
-        corners_t = corner_offsets(sample, i, j, batch, K, h, w, TEACHER_LAST, WIDE)
-        plane_t = _plane(h, w, TEACHER_LAST, WIDE)
+        corners_t, plane_t = corners_of(sample, i, j, batch, K, h, w, TEACHER_LAST, WIDE)
         shift_t = _shift(
             teacher_ptr, corners_t, K, plane_t, scale_t, 1.0, lower, right, TEACHER_LAST,
             ROWS, FACTOR, BLOCK,
@@ -141,9 +131,9 @@ def _segmentation_loss_fwd_kernel(
     sum_u, sum_t, cross = others, others, others
     # the mark of the true class, above every shifted logit, until the logit of that class is there
     own = (label + 2.0) * _MARK
-    x = load_corners(logits_ptr, *corners)
+    x = load_class(logits_ptr, corners)
     if HAS_TEACHER:
-        y = load_corners(teacher_ptr, *corners_t)
+        y = load_class(teacher_ptr, corners_t)
     for first in range(0, K, CHUNK):
         xs, x = next_classes(x, logits_ptr, corners, first, K, plane, LAST, CHUNK)
         if HAS_TEACHER:
@@ -239,7 +229,6 @@ def _segmentation_loss_bwd_kernel(
     group, groups = tl.program_id(1), tl.num_programs(1)
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     sample, i, j, _, _, _, lower, right = dual_cells(cell, group, batch, h, w, FACTOR, ROWS)
-    corners = corner_offsets(sample, i, j, batch, K, h, w, LAST, WIDE)
     label = load_labels(
         labels_ptr, sample, i, j, group, batch, K, h, w, ignore_index, FACTOR, ROWS, BLOCK, WIDE
     )
@@ -263,12 +252,11 @@ def _segmentation_loss_bwd_kernel(
         cells = tl.cast(num_cells, tl.int64)
     corners_ptr += group * K * cells
     step = groups * K * cells
-    plane = _plane(h, w, LAST, WIDE)
-    x = load_corners(logits_ptr, *corners)
+    corners, plane = corners_of(sample, i, j, batch, K, h, w, LAST, WIDE)
+    x = load_class(logits_ptr, corners)
     if HAS_TEACHER:
-        corners_t = corner_offsets(sample, i, j, batch, K, h, w, TEACHER_LAST, WIDE)
-        plane_t = _plane(h, w, TEACHER_LAST, WIDE)
-        y = load_corners(teacher_ptr, *corners_t)
+        corners_t, plane_t = corners_of(sample, i, j, batch, K, h, w, TEACHER_LAST, WIDE)
+        y = load_class(teacher_ptr, corners_t)
     for first in range(0, K, CHUNK):
         xs, x = next_classes(x, logits_ptr, corners, first, K, plane, LAST, CHUNK)
         if HAS_TEACHER:
@@ -286,7 +274,7 @@ def _segmentation_loss_bwd_kernel(
                     p = tl.exp2(z * inverse_t - log_u)
                 grad += weight_kl * (p - q)
             ptrs = corners_ptr + cell
-            mask = (cell >= 0) & (k < K)
+            mask = tl.full(cell.shape, True, tl.int1) & (k < K)
             if FACTOR == 1:
                 tl.store(ptrs, grad, mask=mask)
             else:

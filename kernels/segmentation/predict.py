@@ -61,7 +61,7 @@ def _upsample_argmax_kernel(
     sample, i, j, y, x, inside, lower, right = dual_cells(
         cell, tl.program_id(1), batch, h, w, FACTOR, ROWS
     )
-    o00, o01, o10, o11 = corner_offsets(sample, i, j, batch, K, h, w, False, WIDE)
+    o00, o01, o10, o11 = corner_offsets(sample, i, j, batch, K, h, w, WIDE)
     best = tl.full((ROWS, FACTOR, BLOCK), float("-inf"), tl.float32)
     choice = tl.zeros((ROWS, FACTOR, BLOCK), tl.int32)
     for k in range(K):
