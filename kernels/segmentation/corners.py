@@ -63,10 +63,10 @@ def next_classes(ahead, x_ptr, corners, k, K, plane, LAST: tl.constexpr, CHUNK: 
         ahead = load_class(x_ptr + tl.minimum(k + 1, K - 1) * plane, corners)
     elif LAST:
         o00, o01, o10, o11 = corners
-        x00 = _side_by_side(x_ptr, o00, k, K, CHUNK)
-        x01 = _side_by_side(x_ptr, o01, k, K, CHUNK)
-        x10 = _side_by_side(x_ptr, o10, k, K, CHUNK)
-        x11 = _side_by_side(x_ptr, o11, k, K, CHUNK)
+        # all loads before the first exchange, which waits for what it moves
+        x00, x01 = _side_by_side(x_ptr, o00, k, K, CHUNK), _side_by_side(x_ptr, o01, k, K, CHUNK)
+        x10, x11 = _side_by_side(x_ptr, o10, k, K, CHUNK), _side_by_side(x_ptr, o11, k, K, CHUNK)
+        x00, x01, x10, x11 = _apart(x00), _apart(x01), _apart(x10), _apart(x11)
         found = ()
         for c in tl.static_range(CHUNK):
             found = found + ((x00[c], x01[c], x10[c], x11[c]),)  # noqa: RUF005
@@ -80,10 +80,15 @@ def next_classes(ahead, x_ptr, corners, k, K, plane, LAST: tl.constexpr, CHUNK: 
 
 @triton.jit
 def _side_by_side(x_ptr, offsets, k, K, CHUNK: tl.constexpr):
-    """The CHUNK classes from ``k`` at a corner, one after the other."""
+    """The CHUNK classes from ``k`` at a corner, zero beyond the last one."""
     offs_k = k + tl.arange(0, CHUNK)[None, None, None, :]
-    x = tl.load(x_ptr + (offsets[:, :, :, None] + offs_k), mask=offs_k < K, other=0.0)
-    if CHUNK == 2:
+    return tl.load(x_ptr + (offsets[:, :, :, None] + offs_k), mask=offs_k < K, other=0.0)
+
+
+@triton.jit
+def _apart(x):
+    """Two or four classes side by side, one after the other."""
+    if x.shape[3] == 2:
         x0, x1 = tl.split(x)
         found = (x0, x1)
     else:
