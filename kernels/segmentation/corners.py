@@ -67,14 +67,14 @@ def next_classes(ahead, x_ptr, corners, k, K, plane, LAST: tl.constexpr, CHUNK: 
         x00, x01 = _side_by_side(x_ptr, o00, k, K, CHUNK), _side_by_side(x_ptr, o01, k, K, CHUNK)
         x10, x11 = _side_by_side(x_ptr, o10, k, K, CHUNK), _side_by_side(x_ptr, o11, k, K, CHUNK)
         x00, x01, x10, x11 = _apart(x00), _apart(x01), _apart(x10), _apart(x11)
-        found = ()
+        found = ()  # type: ignore[assignment]
         for c in tl.static_range(CHUNK):
-            found = found + ((x00[c], x01[c], x10[c], x11[c]),)  # noqa: RUF005
+            found = found + ((x00[c], x01[c], x10[c], x11[c]),)  # type: ignore[assignment]  # noqa: RUF005
     else:
-        found = ()
+        found = ()  # type: ignore[assignment]
         for c in tl.static_range(CHUNK):
             x = load_class(x_ptr + tl.minimum(k + c, K - 1) * plane, corners)
-            found = found + (x,)  # noqa: RUF005
+            found = found + (x,)  # type: ignore[assignment]  # noqa: RUF005
     return found, ahead
 
 
@@ -95,7 +95,7 @@ def _apart(x):
         even, odd = tl.split(tl.reshape(x, (1, 1, x.shape[2], 2, 2)))
         x0, x2 = tl.split(even)
         x1, x3 = tl.split(odd)
-        found = (x0, x1, x2, x3)
+        found = (x0, x1, x2, x3)  # type: ignore[assignment]
     return found
 
 

@@ -49,9 +49,9 @@ def _empty_maps(
     return logits.new_empty(shape, dtype=torch.float32)
 
 
-def _readable(x: Tensor | None) -> Tensor | None:
+def _readable(x: Tensor) -> Tensor:
     """Contiguous or channels-last; a copy of what is neither."""
-    return x if x is None or is_last(x) else x.contiguous()
+    return x if is_last(x) else x.contiguous()
 
 
 def is_last(x: Tensor) -> bool:
@@ -88,7 +88,8 @@ def _segmentation_loss(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both losses, the selection and, for a backward, the maps that it needs."""
-    logits, labels, teacher = _readable(logits), labels.contiguous(), _readable(teacher)
+    logits, labels = _readable(logits), labels.contiguous()
+    teacher = None if teacher is None else _readable(teacher)
     b, k, h, w = logits.shape
     maps = _empty_maps(logits, factor, teacher, temperature, save)
     grid = launch_grid(logits, factor)
@@ -146,7 +147,8 @@ def _segmentation_loss_bwd(
 ) -> Tensor:
     """Gradient of both losses, in the dtype and the strides of the logits."""
     grad = torch.empty_like(logits)
-    logits, labels, teacher = _readable(logits), labels.contiguous(), _readable(teacher)
+    logits, labels = _readable(logits), labels.contiguous()
+    teacher = None if teacher is None else _readable(teacher)
     b, k, h, w = logits.shape
     factor, cells = maps.shape[2:]
     grid = launch_grid(logits, factor)
