@@ -25,7 +25,7 @@ from ..common.feature_maps import starts_of
 from ..common.switch import DEVICES
 from .fisher_kernels import Levels, Sums, _fisher_finish_kernel, _fisher_fwd_kernel
 from .gradient import gradients_of
-from .kernel_math import FAST, pick_tiles
+from .kernel_math import FAST, WARP_TILE, pick_tiles
 from .rows import Rows, describe_rows, fresh, group_step, sections_of, to_rows, view_rows
 from .sigma import channel_sigma
 
@@ -67,7 +67,10 @@ def _fisher_regulariser(
             spread = channel_sigma(x, t, dim, sizes)
             spreads = [x.shape[2] for x in student]
             own, other = _channel_scales(spread, m, spreads, dim)
-        tiles, warps = pick_tiles([(size.groups, size.shape[4]) for size in sizes], like.dtype)
+        # what float32 takes more registers for spills where a tile is full
+        most = WARP_TILE // 2 if like.dtype == torch.float32 else WARP_TILE
+        lengths = [(size.groups, size.shape[4]) for size in sizes]
+        tiles, warps = pick_tiles(lengths, like.dtype, most)
         programs = [
             triton.cdiv(size.groups, tile.BLOCK_R * TILES_PER_PROGRAM)
             for size, tile in zip(sizes, tiles, strict=True)

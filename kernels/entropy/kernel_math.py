@@ -27,7 +27,7 @@ LONGEST = 4096
 """Longest softmax axis that a tile holds."""
 FAST = not UP  # the interpreter has none of the instructions of the special function unit
 
-_WARP_TILE = 256
+WARP_TILE = 256
 _LEAST_LOG = tl.constexpr(-40.0)  # as in the reference: keeps the ratio and its exponential finite
 _LEAST_Q = tl.constexpr(math.exp(-40.0))
 _NEAR = tl.constexpr(0.35)
@@ -129,19 +129,22 @@ class Tile(NamedTuple):
     """Whether the softmax axis is shorter than the tile."""
 
 
-def pick_tiles(sizes: Sequence[tuple[int, int]], dtype: torch.dtype) -> tuple[list[Tile], int]:
+def pick_tiles(
+    sizes: Sequence[tuple[int, int]], dtype: torch.dtype, elements: int = WARP_TILE
+) -> tuple[list[Tile], int]:
     """The pinned tiles of a launch, and its warps.
 
     Args:
         sizes: ``(rows, length)``, softmax groups and members of a group, of every level.
         dtype: of the features.
+        elements: of a warp, where a softmax group is not longer.
     """
     lane = 4 if dtype == torch.float32 else 8  # 16 bytes
     blocks = [max(16, triton.next_power_of_2(length)) for _, length in sizes]
-    warps = max(1, max(blocks) // _WARP_TILE)
+    warps = max(1, max(blocks) // WARP_TILE)
     tiles = [
         Tile(
-            min(max(1, warps * _WARP_TILE // block), triton.next_power_of_2(rows)), block, lane,
+            min(max(1, warps * elements // block), triton.next_power_of_2(rows)), block, lane,
             length != block,
         )
         for (rows, length), block in zip(sizes, blocks, strict=True)
