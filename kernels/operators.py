@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
+    from .fusion.mean import mean_fusion
     from .network.attention import reduced_attention
     from .network.depthwise import depthwise_conv_gelu
     from .network.layer_norm import layer_norm, residual_layer_norm
@@ -27,6 +28,7 @@ else:
         ifv_distillation,
         layer_norm,
         masked_prototype_pool,
+        mean_fusion,
         mlp_head,
         prototype_divergence,
         prototype_similarity,
@@ -45,6 +47,7 @@ __all__ = [
     "ifv_distillation",
     "layer_norm",
     "masked_prototype_pool",
+    "mean_fusion",
     "mlp_head",
     "prototype_divergence",
     "prototype_similarity",

@@ -109,7 +109,7 @@ def loss_terms(
         if "rrm" in active:
             assert isinstance(options, LossOptions)
             terms["rrm"] = kernels.representation_regularisation(
-                output.features,
+                output.features if output.again is None else output.again,
                 matched,
                 seed=draws.noise_seed,
                 samples=options.rrm_samples,

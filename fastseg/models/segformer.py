@@ -152,7 +152,7 @@ class SegFormer(SegmenterInParts):
 
         With ``fused [P, M, B]`` those that are marked: ``[P B, C_i, h_i, w_i]``.
         """
-        return [FUSIONS[self.fusion](x, fused) for x in features]
+        return FUSIONS[self.fusion](features, fused, 0)[0]
 
     def decode(self, fused: Sequence[Tensor]) -> Tensor:
         """Fused levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]`` at stride 4."""
@@ -174,7 +174,8 @@ class SegFormer(SegmenterInParts):
         features = self.encode(images, present, learning)
         if not head:
             return SegmenterOutput(features[0].new_empty(0), features)
-        return SegmenterOutput(self.decode(self.fuse(features, fused)), features)
+        levels, (first, second) = FUSIONS[self.fusion](features, fused, 2)
+        return SegmenterOutput(self.decode(levels), first, second)
 
     def fusion_and_head(self) -> list[nn.Module]:
         """The head; the fusions have no parameters."""

@@ -14,6 +14,7 @@ from .entropy import functional_entropy, student_information, teacher_informatio
 from .fisher import channel_sigma, fisher_regulariser
 from .network.attention import reduced_attention
 from .network.depthwise import depthwise_conv_gelu
+from .network.fusion import mean_fusion
 from .network.layer_norm import layer_norm, residual_layer_norm
 from .network.mlp_head import mlp_head, sum_of_upsampled
 from .noise import fold_key, keyed_noise
@@ -38,6 +39,7 @@ __all__ = [
     "level_labels",
     "logit_distillation",
     "masked_prototype_pool",
+    "mean_fusion",
     "mlp_head",
     "ohem_cross_entropy",
     "profile_regulariser",
