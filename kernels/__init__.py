@@ -37,6 +37,7 @@ else:
     )
     from .operators import (
         depthwise_conv_gelu,
+        fan_out,
         hybrid_prototype_distillation,
         ifv_distillation,
         layer_norm,
@@ -68,6 +69,7 @@ else:
         "UpsampleArgmax",
         "UpsampleConfusion",
         "depthwise_conv_gelu",
+        "fan_out",
         "fisher_regulariser",
         "force_kernels",
         "force_reference",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
-    from .fusion.mean import mean_fusion
+    from .fusion.mean import fan_out, mean_fusion
     from .network.attention import reduced_attention
     from .network.depthwise import depthwise_conv_gelu
     from .network.layer_norm import layer_norm, residual_layer_norm
@@ -24,6 +24,7 @@ if TYPE_CHECKING or HAS_TRITON:
 else:
     from .reference import (
         depthwise_conv_gelu,
+        fan_out,
         hybrid_prototype_distillation,
         ifv_distillation,
         layer_norm,
@@ -43,6 +44,7 @@ else:
 
 __all__ = [
     "depthwise_conv_gelu",
+    "fan_out",
     "hybrid_prototype_distillation",
     "ifv_distillation",
     "layer_norm",

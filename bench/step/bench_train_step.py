@@ -57,6 +57,7 @@ TESTS = [
     "test_hybrid_distillation.py",
     "test_prototype_pool.py",
     "test_gpu_step.py",
+    "kernels/fusion/test_*.py",
     "kernels/network/test_*.py",
 ]
 SECONDS = 4.0  # timed per provider and number of modalities, for each second of --seconds

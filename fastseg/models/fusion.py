@@ -15,16 +15,14 @@ from torch import Tensor
 
 from fastseg import kernels
 
-Fusion = Callable[
-    [Sequence[Tensor], Tensor | None, int], tuple[list[Tensor], list[list[Tensor]]]
-]
+Fusion = Callable[[Sequence[Tensor], Tensor | None, int], tuple[list[Tensor], list[list[Tensor]]]]
 
 _SMALLEST = 1e-16
 """Squared norms below this count as this: the cosine with a vector of zeros is 0."""
 
 
 def mff(x: Tensor, fused: Tensor | None = None) -> Tensor:
-    """Features of a level reweighted by their agreement with the mean; then maximum and mean together.
+    """Features of a level reweighted by their agreement with the mean; then maximum and mean.
 
         mean = 1/M sum_m F_m,   rho_m(pixel) = cos(F_m(pixel), mean(pixel))
         G_m  = (1 + rho_m) F_m

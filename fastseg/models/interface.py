@@ -28,13 +28,10 @@ class SegmenterOutput(NamedTuple):
         logits: ``[B, K, h_1, w_1]``, before the softmax.
         features: levels ``[M', B, C_i, h_i, w_i]`` of each modality before fusion, which
             distillation reads; the channels are best the fastest axis in memory.
-        again: the same features for a second loss, if the model can add the gradients of both by
-            itself faster than autograd.
     """
 
     logits: Tensor
     features: list[Tensor]
-    again: list[Tensor] | None = None
 
 
 class OutputWithExtras(NamedTuple):
@@ -44,13 +41,11 @@ class OutputWithExtras(NamedTuple):
         logits: as in `SegmenterOutput`.
         features: as in `SegmenterOutput`.
         extras: results of the companions by name, see `Segmenter.add_companion`.
-        again: as in `SegmenterOutput`.
     """
 
     logits: Tensor
     features: list[Tensor]
     extras: dict[str, Tensor]
-    again: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -269,4 +264,4 @@ def _call_companions(network: nn.Module, inputs: object, output: SegmenterOutput
         return output
     companions = cast(nn.ModuleDict, network.companions)
     extras = {name: module(output) for name, module in companions.items()}
-    return OutputWithExtras(output.logits, output.features, extras, output.again)
+    return OutputWithExtras(output.logits, output.features, extras)

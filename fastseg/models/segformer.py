@@ -174,8 +174,8 @@ class SegFormer(SegmenterInParts):
         features = self.encode(images, present, learning)
         if not head:
             return SegmenterOutput(features[0].new_empty(0), features)
-        levels, (first, second) = FUSIONS[self.fusion](features, fused, 2)
-        return SegmenterOutput(self.decode(levels), first, second)
+        levels, (features,) = FUSIONS[self.fusion](features, fused, 1)
+        return SegmenterOutput(self.decode(levels), features)
 
     def fusion_and_head(self) -> list[nn.Module]:
         """The head; the fusions have no parameters."""

@@ -15,115 +15,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import reference
-from ..common.device import on_device_of
-from ..common.feature_maps import DTYPES, starts_of
-from ..common.switch import DEVICES, UP, runs_on
+from ..common.feature_maps import DTYPES
+from ..common.switch import DEVICES, runs_on
 from ..reference.network.fusion import check_fusion
-from .mean_kernels import Gradients, Levels, _mean_fusion_bwd_kernel, _mean_fusion_fwd_kernel
+from .mean_launch import add_gradients, fuse_levels, new_levels, sizes_of
 
-_WARPS = 4
-_BYTES = 16  # of a thread
 _MOST = 2**31 - 2**16  # elements of an image are counted in 32 bits
 _MOST_ROWS = 65_535  # of the second axis of a grid
-
-
-def _block(x: Tensor) -> int:
-    """Elements of a tile: the widest accesses of all threads."""
-    return _WARPS * 32 * _BYTES // x.element_size()
-
-
-def _in_order(x: Tensor) -> Tensor:
-    """``[.., C, h, w]`` itself where the memory is ``[.., h, w, C]``, else a copy that is."""
-    return x.movedim(-3, -1).contiguous().movedim(-1, -3)
-
-
-def _new_levels(like: Sequence[Tensor], sizes: Sequence[int], *rows: int) -> list[Tensor]:
-    """Uninitialised ``[*rows, C, h, w]`` of every level, the channels last in memory."""
-    shapes = zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True)
-    return [
-        x.new_empty((*rows, h, w, c)).movedim(-1, -3)
-        for x, (c, h, w) in zip(like, shapes, strict=True)
-    ]
-
-
-def _sizes_of(levels: Sequence[Tensor]) -> list[int]:
-    """C, h and w of one level after the other."""
-    return [number for x in levels for number in x.shape[-3:]]
-
-
-def _programs_of(levels: Sequence[Tensor]) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
-    """First programs and sizes of the levels of an image, and their tiles."""
-    sizes, blocks = tuple(x.shape[-3:].numel() for x in levels), tuple(map(_block, levels))
-    programs = [triton.cdiv(size, block) for size, block in zip(sizes, blocks, strict=True)]
-    return {"start": (*starts_of(programs), sum(programs)), "size": sizes}, blocks
-
-
-def fuse_levels(features: Sequence[Tensor], fused: Tensor | None) -> list[Tensor]:
-    """The forward launch."""
-    features = [_in_order(x) for x in features]
-    m, b = features[0].shape[:2]
-    rows = b if fused is None else len(fused) * b
-    means = _new_levels(features, _sizes_of(features), rows)
-    geometry, blocks = _programs_of(features)
-    with on_device_of(means[0]):
-        _mean_fusion_fwd_kernel[(geometry["start"][-1], rows)](
-            Levels(x_ptr=tuple(features), out_ptr=tuple(means), **geometry),
-            means[0] if fused is None else fused.contiguous(), b,
-            M=m, MARKED=fused is not None, UP=UP, BLOCKS=blocks, num_warps=_WARPS,
-        )  # fmt: skip
-    return means
-
-
-def add_gradients(
-    means: Sequence[Tensor],
-    branches: Sequence[Tensor],
-    has_mean: Sequence[int],
-    number: Sequence[int],
-    fused: Tensor | None,
-    size: Sequence[int],
-    sizes: Sequence[int],
-) -> list[Tensor]:
-    """The backward launch.
-
-    Args:
-        means: gradients of the means of those levels that have one.
-        branches: gradients of the branches, one level after the other.
-        has_mean: for each level, 1 if it has one of the means.
-        number: for each level, how many it has of the branches; at least one of both.
-        fused: marks, or None.
-        size: M and B.
-        sizes: C, h and w of one level after the other.
-    """
-    own, others = map(_in_order, means), map(_in_order, branches)
-    of_mean = [next(own) if there else None for there in has_mean]
-    of_branches = [tuple(next(others) for _ in range(n)) for n in number]
-    like = [x if y is None else y for x, y in zip(map(_first, of_branches), of_mean, strict=True)]
-    found = _new_levels([x for x in like if x is not None], sizes, *size)
-    geometry, blocks = _programs_of(found)
-    with on_device_of(found[0]):
-        _mean_fusion_bwd_kernel[(geometry["start"][-1], size[1])](
-            # another tensor stands in for what is not there and not read
-            Gradients(
-                mean_ptr=tuple(
-                    x if y is None else y for x, y in zip(found, of_mean, strict=True)
-                ),
-                branch_ptr=tuple(y or (x,) for x, y in zip(found, of_branches, strict=True)),
-                out_ptr=tuple(found), **geometry,
-            ),
-            found[0] if fused is None else fused.contiguous(),
-            1 if fused is None else len(fused), size[1], M=size[0], MARKED=fused is not None,
-            MEANS=tuple(map(bool, has_mean)), BRANCHES=tuple(number), UP=UP, BLOCKS=blocks,
-            num_warps=_WARPS,
-        )  # fmt: skip
-    return found
-
-
-def _first(tensors: Sequence[Tensor]) -> Tensor | None:
-    return tensors[0] if tensors else None
 
 
 @torch.library.custom_op("fastseg::mean_fusion", mutates_args=(), device_types=DEVICES)
@@ -134,7 +35,7 @@ def _mean_fusion(features: Sequence[Tensor], fused: Tensor | None) -> list[Tenso
 @_mean_fusion.register_fake
 def _(features: Sequence[Tensor], fused: Tensor | None) -> list[Tensor]:
     rows = features[0].shape[1] * (1 if fused is None else len(fused))
-    return _new_levels(features, _sizes_of(features), rows)
+    return new_levels(features, sizes_of(features), rows)
 
 
 @torch.library.custom_op("fastseg::mean_fusion_bwd", mutates_args=(), device_types=DEVICES)
@@ -165,7 +66,7 @@ def _(
     for there, count in zip(has_mean, number, strict=True):
         found = [next(own) for _ in range(there)] + [next(others) for _ in range(count)]
         like.append(found[0])
-    return _new_levels(like, sizes, *size)
+    return new_levels(like, sizes, *size)
 
 
 def _gradients(
@@ -196,7 +97,7 @@ def _gradients(
 
 def _keep(ctx: Any, features: Sequence[Tensor], fused: Tensor | None) -> None:
     ctx.set_materialize_grads(False)
-    ctx.size, ctx.sizes = list(features[0].shape[:2]), _sizes_of(features)
+    ctx.size, ctx.sizes = list(features[0].shape[:2]), sizes_of(features)
     if fused is not None:
         ctx.save_for_backward(fused)
 
@@ -217,17 +118,19 @@ class _Branched(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, branches: int, fused: Tensor | None, *features: Tensor
+        ctx: Any, fuses: bool, branches: int, fused: Tensor | None, *features: Tensor
     ) -> tuple[Tensor, ...]:
         _keep(ctx, features, fused)
+        ctx.fuses = fuses
         same = [x.detach() for _ in range(branches) for x in features]
-        return (*_means(features, fused), *same)
+        return (*(_means(features, fused) if fuses else ()), *same)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         levels = len(ctx.sizes) // 3
-        means, *branches = (grads[i : i + levels] for i in range(0, len(grads), levels))
-        return (None, None, *_gradients(ctx, means, branches))
+        groups = [grads[i : i + levels] for i in range(0, len(grads), levels)]
+        means = groups.pop(0) if ctx.fuses else [None] * levels
+        return (None, None, None, *_gradients(ctx, means, groups))
 
 
 def _means(features: Sequence[Tensor], fused: Tensor | None) -> list[Tensor]:
@@ -252,8 +155,9 @@ def mean_fusion(
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Means over the modalities of all levels, and the features for their other users.
 
-        out_i[p, b] = sum_m fused[p, m, b] x_i[m, b] / sum_m fused[p, m, b]
-        dx_i[m, b] = sum_p fused[p, m, b] dout_i[p, b] / sum_m fused[p, m, b] + sum_n dbranch_n,i[m, b]
+        w[p, m, b] = fused[p, m, b] / sum_m fused[p, m, b]
+        out_i[p, b] = sum_m w[p, m, b] x_i[m, b]
+        dx_i[m, b] = sum_p w[p, m, b] dout_i[p, b] + sum_n dbranch_n,i[m, b]
 
     On a GPU each pass is one launch for all levels, sums are made in float32 and rounded once, and
     features that are not marked are not read. Float64 and empty features take the definition.
@@ -278,10 +182,45 @@ def mean_fusion(
     check_fusion(features, fused, branches)
     if not _served(features, fused):
         return reference.mean_fusion(features, fused, branches)
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in features)
-    if not (learns and branches) or torch.compiler.is_compiling():
+    if not (branches and _learns(features)):
         return _means(features, fused), [list(features) for _ in range(branches)]
-    out: tuple[Tensor, ...] = _Branched.apply(branches, fused, *features)  # type: ignore[no-untyped-call]
-    levels = len(features)
-    means, *same = (list(out[i : i + levels]) for i in range(0, len(out), levels))
+    means, *same = _branched(True, branches, fused, features)
     return means, same
+
+
+def fan_out(features: Sequence[Tensor], users: int) -> list[list[Tensor]]:
+    """The same features for several users, whose gradients are added at once.
+
+        dx_i = sum_n duser_n,i
+
+    On a GPU they are added by one launch for all levels, in float32 with one rounding. What is
+    served, and where the results are the features themselves, is as for :func:`mean_fusion`.
+
+    Args:
+        features: ``[M, B, C_i, h_i, w_i]`` of one M and B, any float dtypes.
+        users: how many.
+
+    Returns:
+        For each user the features, not to be changed in place.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or the number of users do not fit.
+    """
+    check_fusion(features, None, users)
+    if users < 2 or not _served(features, None) or not _learns(features):
+        return reference.fan_out(features, users)
+    return _branched(False, users, None, features)
+
+
+def _learns(features: Sequence[Tensor]) -> bool:
+    """True if branches are worth it: eager autograd adds gradients one by one."""
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in features)
+    return learns and not torch.compiler.is_compiling()
+
+
+def _branched(
+    fuses: bool, branches: int, fused: Tensor | None, features: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """Groups of the levels: the means, if they are wanted, and the branches."""
+    out: tuple[Tensor, ...] = _Branched.apply(fuses, branches, fused, *features)  # type: ignore[no-untyped-call]
+    return [list(out[i : i + len(features)]) for i in range(0, len(out), len(features))]

@@ -142,7 +142,7 @@ def _mean_fusion_bwd_kernel(
     M: tl.constexpr, MARKED: tl.constexpr, MEANS: tl.constexpr, BRANCHES: tl.constexpr,
     UP: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the features at some elements of a sample: those of the mean and of all branches.
+    """Gradients of the features at some elements of a sample, of the means and all branches.
 
     Args:
         levels: :class:`Gradients`.

@@ -13,8 +13,9 @@ def mean_fusion(
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Means over the modalities of all levels, and the features for their other users.
 
-        out_i[p, b] = sum_m fused[p, m, b] x_i[m, b] / sum_m fused[p, m, b]
-        dx_i[m, b] = sum_p fused[p, m, b] dout_i[p, b] / sum_m fused[p, m, b] + sum_n dbranch_n,i[m, b]
+        w[p, m, b] = fused[p, m, b] / sum_m fused[p, m, b]
+        out_i[p, b] = sum_m w[p, m, b] x_i[m, b]
+        dx_i[m, b] = sum_p w[p, m, b] dout_i[p, b] + sum_n dbranch_n,i[m, b]
 
     Args:
         features: ``[M, B, C_i, h_i, w_i]`` of one M and B, at least one level; best with the
@@ -32,7 +33,26 @@ def mean_fusion(
     """
     check_fusion(features, fused, branches)
     means = [_mean(x) if fused is None else _mean_of_marked(x, fused) for x in features]
-    return means, [list(features) for _ in range(branches)]
+    return means, fan_out(features, branches)
+
+
+def fan_out(features: Sequence[Tensor], users: int) -> list[list[Tensor]]:
+    """The same features for several users, whose gradients are added.
+
+        dx_i = sum_n duser_n,i
+
+    Args:
+        features: ``[M, B, C_i, h_i, w_i]`` of one M and B, any float dtypes.
+        users: how many.
+
+    Returns:
+        For each user the features themselves.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or the number of users do not fit.
+    """
+    check_fusion(features, None, users)
+    return [list(features) for _ in range(users)]
 
 
 def check_fusion(features: Sequence[Tensor], fused: Tensor | None, branches: int) -> None:

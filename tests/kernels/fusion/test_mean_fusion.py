@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastseg.kernels import mean_fusion, reference
+from fastseg.kernels import fan_out, mean_fusion, reference
 from fastseg.kernels.common import switch
 from fastseg.kernels.testing import assert_as_accurate
 
@@ -67,8 +67,7 @@ def assert_matches(levels, slack, fused=None, **more):
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("sizes", LEVELS.values(), ids=LEVELS.keys())
-@pytest.mark.parametrize("m", [1, 2, 3, 6])
-@pytest.mark.parametrize("p", [0, 1, 3])
+@pytest.mark.parametrize(("m", "p"), [(1, 0), (2, 0), (6, 0), (1, 1), (3, 1), (3, 3)])
 def test_means_and_gradients_are_as_accurate_as_the_definition(sizes, m, p, device):
     fused = make_marks(p, m, 2, device) if p else None
     assert_matches(make_levels(m, 2, sizes, device), 1e-6, fused)
@@ -144,6 +143,33 @@ def test_gradients_that_are_not_there_cost_nothing(use, marked, device, launched
         assert (x is None) == (y is None)
         if x is not None:
             torch.testing.assert_close(x, y)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize(("used", "launches"), [(3, 1), (2, 1), (1, 0), (0, 0)])
+def test_gradients_of_several_users_are_added_by_one_launch(used, launches, m, device, launched):
+    levels = [x.requires_grad_() for x in make_levels(m, 2, LEVELS["usual"], device)]
+    users = fan_out(levels, 3)
+    for user in users:
+        assert all(map(torch.equal, user, levels))
+    weights = [make_levels(m, 2, LEVELS["usual"], device) for _ in range(used)]
+    outputs = [x for user in users[:used] for x in user] + [x.sum() for x in levels]
+    upstream = [2 * x for weight in weights for x in weight] + [torch.zeros((), device=device)] * 2
+    grads = torch.autograd.grad(outputs, levels, upstream)
+    for i, x in enumerate(grads):
+        torch.testing.assert_close(x, sum(2 * weight[i] for weight in weights) + 0 * x)
+    assert launched == launches * [BWD]
+
+
+def test_one_user_has_the_features_themselves(device):
+    levels = [x.requires_grad_() for x in make_levels(2, 1, LEVELS["usual"], device)]
+    with switch.force_kernels():
+        assert all(x is y for x, y in zip(fan_out(levels, 1)[0], levels, strict=True))
+        with torch.no_grad():
+            assert all(x is y for x, y in zip(fan_out(levels, 2)[1], levels, strict=True))
+    with switch.force_reference():
+        assert all(x is y for x, y in zip(fan_out(levels, 2)[1], levels, strict=True))
 
 
 @pytest.mark.usefixtures("kernels")
@@ -252,3 +278,6 @@ def test_nothing_to_fuse_gives_nothing(device):
 def test_wrong_arguments_are_named(features, options, message):
     with pytest.raises(ValueError, match=message):
         mean_fusion(features, **options)
+    if "fused" not in options:
+        with pytest.raises(ValueError, match=message):
+            fan_out(features, options.get("branches", 2))
