@@ -54,10 +54,11 @@ def fuse_levels(features: Sequence[Tensor], fused: Tensor | None) -> list[Tensor
     rows = b if fused is None else len(fused) * b
     means = new_levels(features, sizes_of(features), rows)
     geometry, blocks = _programs_of(features)
+    nothing = means[0].new_empty(1)
     with on_device_of(means[0]):
         _mean_fusion_fwd_kernel[(geometry["start"][-1], rows)](
             Levels(x_ptr=tuple(features), out_ptr=tuple(means), **geometry),
-            means[0] if fused is None else fused.contiguous(), b,
+            nothing if fused is None else fused.contiguous(), b,
             M=m, MARKED=fused is not None, UP=UP, BLOCKS=blocks, num_warps=_WARPS,
         )  # fmt: skip
     return means
@@ -89,17 +90,15 @@ def add_gradients(
     like = [x if y is None else y for x, y in zip(map(_first, of_branches), of_mean, strict=True)]
     found = new_levels([x for x in like if x is not None], sizes, *size)
     geometry, blocks = _programs_of(found)
+    nothing = found[0].new_empty(1)  # stands in for what is not there and not read
     with on_device_of(found[0]):
         _mean_fusion_bwd_kernel[(geometry["start"][-1], size[1])](
-            # another tensor stands in for what is not there and not read
             Gradients(
-                mean_ptr=tuple(
-                    x if y is None else y for x, y in zip(found, of_mean, strict=True)
-                ),
-                branch_ptr=tuple(y or (x,) for x, y in zip(found, of_branches, strict=True)),
+                mean_ptr=tuple(nothing if x is None else x for x in of_mean),
+                branch_ptr=tuple(x or (nothing,) for x in of_branches),
                 out_ptr=tuple(found), **geometry,
             ),
-            found[0] if fused is None else fused.contiguous(),
+            nothing if fused is None else fused.contiguous(),
             1 if fused is None else len(fused), size[1], M=size[0], MARKED=fused is not None,
             MEANS=tuple(map(bool, has_mean)), BRANCHES=tuple(number), UP=UP, BLOCKS=blocks,
             num_warps=_WARPS,
