@@ -37,10 +37,12 @@ else:
     )
     from .operators import (
         depthwise_conv_gelu,
+        fan_out,
         hybrid_prototype_distillation,
         ifv_distillation,
         layer_norm,
         masked_prototype_pool,
+        mean_fusion,
         mlp_head,
         prototype_divergence,
         prototype_similarity,
@@ -67,6 +69,7 @@ else:
         "UpsampleArgmax",
         "UpsampleConfusion",
         "depthwise_conv_gelu",
+        "fan_out",
         "fisher_regulariser",
         "force_kernels",
         "force_reference",
@@ -75,6 +78,7 @@ else:
         "ifv_distillation",
         "layer_norm",
         "masked_prototype_pool",
+        "mean_fusion",
         "mlp_head",
         "profile_regulariser",
         "prototype_divergence",

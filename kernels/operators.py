@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .common.switch import HAS_TRITON
 
 if TYPE_CHECKING or HAS_TRITON:
+    from .fusion.mean import fan_out, mean_fusion
     from .network.attention import reduced_attention
     from .network.depthwise import depthwise_conv_gelu
     from .network.layer_norm import layer_norm, residual_layer_norm
@@ -23,10 +24,12 @@ if TYPE_CHECKING or HAS_TRITON:
 else:
     from .reference import (
         depthwise_conv_gelu,
+        fan_out,
         hybrid_prototype_distillation,
         ifv_distillation,
         layer_norm,
         masked_prototype_pool,
+        mean_fusion,
         mlp_head,
         prototype_divergence,
         prototype_similarity,
@@ -41,10 +44,12 @@ else:
 
 __all__ = [
     "depthwise_conv_gelu",
+    "fan_out",
     "hybrid_prototype_distillation",
     "ifv_distillation",
     "layer_norm",
     "masked_prototype_pool",
+    "mean_fusion",
     "mlp_head",
     "prototype_divergence",
     "prototype_similarity",

@@ -25,7 +25,12 @@ from bench.rivals import published_losses
 from fastseg.kernels import reference
 from fastseg.kernels.reference import segmentation
 
-TESTS = ["test_segmentation_loss.py", "test_ohem_select.py", "test_predict.py"]
+TESTS = [
+    "test_segmentation_loss.py",
+    "test_logit_layouts.py",
+    "test_ohem_select.py",
+    "test_predict.py",
+]
 KEPT = 1 / 16
 # nothing is hard in the second case, so that the largest losses have to be found
 THRESHOLDS = {"threshold": 0.7, "largest": 1e-12}
@@ -88,9 +93,11 @@ PROVIDERS = providers()
 
 
 def rows() -> list[tuple[str, str, shapes.Setting, str]]:
-    """Stage, selection, setting and provider: the first setting in every way, the rest in one."""
+    """Stage, selection, setting and provider; only the first setting in every way and layout."""
     settled = shapes.rows(PROVIDERS, ("official", "torch_bf16", "fused"), BLOBS)
     found = [("stage2", "threshold", *row) for row in settled]
+    # as the head writes them
+    found += [("stage2 channels-last", "threshold", BLOBS[0], name) for name in PROVIDERS]
     first, uncompiled = BLOBS[0], [name for name in PROVIDERS if name != "compile"]
     found += [("stage2", "largest", first, name) for name in uncompiled]
     found += [("stage1", "threshold", first, name) for name in PROVIDERS]
@@ -113,7 +120,9 @@ def bench_seg_loss(
 ) -> None:
     shape, dtype = setting.shape, setting.dtype
     logits = shapes.make_logits(shape, dtype, seed=1)
-    teacher = shapes.make_logits(shape, dtype, seed=2) if stage == "stage2" else None
+    teacher = None if stage == "stage1" else shapes.make_logits(shape, dtype, seed=2)
+    if stage.endswith("channels-last"):
+        logits, teacher = (x.to(memory_format=torch.channels_last) for x in (logits, teacher))
     labels = shapes.make_labels(shape)
     inputs = (logits, labels, teacher, THRESHOLDS[selection])
     step = partial(both_ways, PROVIDERS[provider], *inputs)

@@ -16,7 +16,8 @@ SHAPES = ((2, 25, 256, 256), (2, 25, 128, 128), (2, 20, 256, 256), (2, 19, 256, 
 FACTORS = (1, 2, 8)  # besides 4
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LABELS = {"u8": torch.uint8, "i64": torch.int64}
-REGISTERS = {"fwd": 240, "bwd": 184}
+REGISTERS = {"fwd": 240, "bwd": 190}
+ALL = 255  # of channels-last logits, whose classes come several at a time
 SLOTS = 8192
 
 
@@ -27,21 +28,30 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def cases() -> list[tuple[Any, ...]]:
     """Losses with and without a teacher, selection, argmax and confusion matrix."""
     found = []
-    for shape in SHAPES:
-        for dtype in FLOATS:
-            found += _loss(shape, dtype) + _loss(shape, dtype, has_teacher=False)
-    small = SHAPES[1]
+    # K, h and w are numbers of the launch: other shapes are the same machine code
+    first, small = SHAPES[:2]
+    for dtype in FLOATS:
+        found += _loss(first, dtype) + _loss(first, dtype, has_teacher=False)
+        found += _loss(first, dtype, last=(True, True))
     for factor in FACTORS:
         found += _loss(small, "fp32", factor=factor)
     found += _loss(small, "fp32", labels="i64") + _loss(small, "fp32", wide=True)
     found += _loss(small, "fp32", tempered=True)
+    found += _loss(first, "bf16", last=(True, False))
+    found += _loss(first, "bf16", last=(True, True), has_teacher=False)
     return [*found, *_fold(), *_selection(), *_predictions()]
+
+
+def _logits(shape: tuple[int, int, int, int], dtype: str, last: bool) -> torch.Tensor:
+    x = _meta(*shape, dtype=FLOATS[dtype])
+    return x.to(memory_format=torch.channels_last) if last else x
 
 
 def _loss(
     shape: tuple[int, int, int, int],
     dtype: str,
     *,
+    last: tuple[bool, bool] = (False, False),
     labels: str = "u8",
     factor: int = 4,
     has_teacher: bool = True,
@@ -49,33 +59,36 @@ def _loss(
     wide: bool = False,
 ) -> list[tuple[Any, ...]]:
     b, k, h, w = shape
-    x = _meta(*shape, dtype=FLOATS[dtype])
-    teacher = x if has_teacher else None
+    x, teacher = (_logits(shape, dtype, channels_last) for channels_last in last)
+    teacher = teacher if has_teacher else None
+    layout = host.layout(x, teacher, 2.0 if tempered else 1.0)
     target = _meta(b, h * factor, w * factor, dtype=LABELS[labels])
     blocks, groups = bilinear.launch_grid(x, factor)
     cells = blocks * bilinear.LANES
     maps = _meta(4, factor, factor, cells)
     sums, counts = _meta(2, SLOTS), _meta(2, SLOTS, dtype=torch.int32)
     flags = {
-        "HAS_TEACHER": has_teacher, "TEMPERED": tempered, "FACTOR": factor,
+        "HAS_TEACHER": has_teacher, "TEMPERED": tempered, **layout, "FACTOR": factor,
         "ROWS": bilinear.ROWS[factor], "BLOCK": bilinear.LANES, "WIDE": wide,
     }  # fmt: skip
     words = [f"K{k}-{h}x{w}-f{factor}-{dtype}", "" if labels == "u8" else labels]
     words += ["" if has_teacher else "no-teacher"]
+    words += [{(0, 0): "", (1, 1): "nhwc", (1, 0): "nhwc-nchw", (0, 1): "nchw-nhwc"}[last]]
     words += ["tempered" if tempered else "", "wide" if wide else ""]
     name = "-".join(word for word in words if word)
     more = 20 * tempered + 16 * wide
+    registers = {way: ALL if any(last) else number + more for way, number in REGISTERS.items()}
     forward = (
         name, loss._segmentation_loss_fwd_kernel,
         (x, teacher, target, maps, sums, counts, b, k, h, w, cells, 0.35, 1.0, 255),
-        {**flags, "SAVE": True, "maxnreg": host.REGISTERS}, 1, 3, REGISTERS["fwd"] + more, 8192,
+        {**flags, "SAVE": True, "maxnreg": host.REGISTERS}, 1, 3, registers["fwd"], 8192,
     )  # fmt: skip
     corners = _meta(4, groups, k, cells)
     backward = (
         name, loss._segmentation_loss_bwd_kernel,
         (x, teacher, target, maps, _meta(3), _meta(), _meta(), corners,
          b, k, h, w, cells, 1.0, 1e-8, 255),
-        flags, 1, 3, REGISTERS["bwd"] + more, 8192,
+        flags, 1, 3, registers["bwd"], 8192,
     )  # fmt: skip
     return [forward, backward]
 
@@ -95,7 +108,7 @@ def _fold() -> list[tuple[Any, ...]]:
                 flags = {
                     "FACTOR": factor,
                     "GROUPS": groups,
-                    **host._FOLD,
+                    **host.fold_tile(grad),
                     "WIDE": False,
                     "UP": False,
                 }

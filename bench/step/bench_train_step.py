@@ -51,11 +51,13 @@ from fastseg.engine.speed.host_memory import keep_freed_memory
 
 TESTS = [
     "test_segmentation_loss.py",
+    "test_logit_layouts.py",
     "test_ohem_select.py",
     "test_functional_entropy.py",
     "test_hybrid_distillation.py",
     "test_prototype_pool.py",
     "test_gpu_step.py",
+    "kernels/fusion/test_*.py",
     "kernels/network/test_*.py",
 ]
 SECONDS = 4.0  # timed per provider and number of modalities, for each second of --seconds

@@ -92,12 +92,14 @@ def loss_terms(
         late = options.hpdm == "code" and draws.replayed
         chosen = "rrm" in active or ("hpdm" in active and late)
         matched = [draws.of(x) for x in teacher.features] if chosen else []
+        both = {"hpdm", "rrm"} <= active.keys()
+        own, again = kernels.fan_out(output.features, 2) if both else [output.features] * 2
         if "hpdm" in active:
             taught, present = teacher.features, draws.present
             if late:
                 taught, present = matched, tuple(range(len(present)))
             terms["hpdm"] = kernels.hybrid_prototype_distillation(
-                output.features,
+                own,
                 taught,
                 labels,
                 num_classes,
@@ -109,7 +111,7 @@ def loss_terms(
         if "rrm" in active:
             assert isinstance(options, LossOptions)
             terms["rrm"] = kernels.representation_regularisation(
-                output.features,
+                again,
                 matched,
                 seed=draws.noise_seed,
                 samples=options.rrm_samples,

@@ -1,35 +1,28 @@
 """Fusions of the modalities' features, by the names of ``--model.fusion``.
 
-Features of a level are ``[M, B, C, h, w]`` with the channels the fastest in memory, which the
-results keep: ``[B, C, h, w]``, or ``[P B, C, h, w]`` for marks ``fused [P, M, B]`` (1 or 0, at
-least one 1 for each fusion and sample). None of them has parameters.
+A fusion takes the levels ``[M, B, C, h, w]``, with the channels the fastest in memory, which the
+results keep, and marks ``fused [P, M, B]`` (1 or 0, at least one 1 for each fusion and sample) or
+None. It gives the fused levels ``[B, C, h, w]``, or ``[P B, C, h, w]`` by marks, and the features
+once for each further user, see `fastseg.kernels.mean_fusion`. None of them has parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .partial import mean_of_marked
+from fastseg import kernels
 
-Fusion = Callable[[Tensor, Tensor | None], Tensor]
+Fusion = Callable[[Sequence[Tensor], Tensor | None, int], tuple[list[Tensor], list[list[Tensor]]]]
 
 _SMALLEST = 1e-16
 """Squared norms below this count as this: the cosine with a vector of zeros is 0."""
 
 
-def mean(x: Tensor, fused: Tensor | None = None) -> Tensor:
-    """Mean over the modalities."""
-    if fused is not None:
-        return mean_of_marked(x, fused)
-    # with the channels last the reduction runs over contiguous memory and stays in that layout
-    return x[0] if x.shape[0] == 1 else x.movedim(2, -1).mean(dim=0).movedim(-1, 1)
-
-
 def mff(x: Tensor, fused: Tensor | None = None) -> Tensor:
-    """Features reweighted by their agreement with the mean; then maximum and mean together.
+    """Features of a level reweighted by their agreement with the mean; then maximum and mean.
 
         mean = 1/M sum_m F_m,   rho_m(pixel) = cos(F_m(pixel), mean(pixel))
         G_m  = (1 + rho_m) F_m
@@ -71,4 +64,10 @@ def _squared(vectors: Tensor) -> Tensor:
     return vectors.square().sum(-1, keepdim=True).clamp(min=_SMALLEST)
 
 
-FUSIONS: dict[str, Fusion] = {"mean": mean, "mff": mff}
+def _mff_of_levels(
+    features: Sequence[Tensor], fused: Tensor | None, branches: int
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    return [mff(x, fused) for x in features], [list(features) for _ in range(branches)]
+
+
+FUSIONS: dict[str, Fusion] = {"mean": kernels.mean_fusion, "mff": _mff_of_levels}

@@ -1,4 +1,4 @@
-"""Parts of a step that are not the same for all images: fusions per sample, and constant features.
+"""Images of a step that do not learn: their features are constants.
 
 Features have the axes ``[M, B, C, h, w]`` with the channels the fastest in memory, and keep them.
 Which images are meant is read on the device, so nothing waits for it.
@@ -10,24 +10,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-
-
-def mean_of_marked(x: Tensor, fused: Tensor) -> Tensor:
-    """Means over the marked modalities of each sample, one after the other fusion.
-
-        out[p, b] = sum_m fused[p, m, b] x[m, b] / sum_m fused[p, m, b]
-
-    Args:
-        x: ``[M, B, C, h, w]``.
-        fused: ``[P, M, B]``, 1 or 0, at least one 1 for each fusion and sample.
-
-    Returns:
-        ``[P B, C, h, w]``.
-    """
-    weights = fused.to(x.dtype) / fused.sum(1, keepdim=True).to(x.dtype)
-    pixels = x.movedim(2, -1)
-    mean = torch.einsum("pmb,mbhwc->pbhwc", weights, pixels)
-    return mean.flatten(0, 1).movedim(-1, 1)
 
 
 def encode_in_part(

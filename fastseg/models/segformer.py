@@ -163,7 +163,7 @@ class SegFormer(SegmenterInParts):
 
         With ``fused [P, M, B]`` those that are marked: ``[P B, C_i, h_i, w_i]``.
         """
-        return [FUSIONS[self.fusion](x, fused) for x in features]
+        return FUSIONS[self.fusion](features, fused, 0)[0]
 
     def decode(self, fused: Sequence[Tensor]) -> Tensor:
         """Fused levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]`` at stride 4."""
@@ -186,7 +186,8 @@ class SegFormer(SegmenterInParts):
         features = self.encode(images, present, learning, packing)
         if not head:
             return SegmenterOutput(features[0].new_empty(0), features)
-        return SegmenterOutput(self.decode(self.fuse(features, fused)), features)
+        levels, (features,) = FUSIONS[self.fusion](features, fused, 1)
+        return SegmenterOutput(self.decode(levels), features)
 
     def fusion_and_head(self) -> list[nn.Module]:
         """The head; the fusions have no parameters."""

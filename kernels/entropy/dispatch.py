@@ -1,8 +1,8 @@
-"""The regularisers of one level: kernel or reference, with the same arguments and errors."""
+"""The regularisers of one level, and which levels the kernels serve: the same errors for both."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ if HAS_TRITON:
     from .profile import profile_forward
 else:
     LONGEST = 0
+
+SOFTMAX_DIM = {"channel": 2, "height": 3}
 
 
 @without_autocast
@@ -58,8 +60,25 @@ def fisher_regulariser(
     Raises:
         ValueError: shapes, dtypes, devices or options do not fit.
     """
-    options = {"axis": axis, "sigma": sigma, "normalise": normalise}
-    return dispatch_fisher(student, teacher, samples, seed, noise, None, options)
+    given = None if noise is None else [noise]
+    if not fisher_served([student], [teacher], samples, seed, given, axis, sigma):
+        return reference.fisher_regulariser(
+            student, teacher, samples=samples, seed=int(seed), noise=noise, axis=axis,
+            sigma=sigma, normalise=normalise,
+        )  # fmt: skip
+    sizes = [tuple(scale.shape) for scale in sigma or ()]
+    if any(
+        len(size) != 5 or any(a not in (1, b) for a, b in zip(size, student.shape, strict=True))
+        for size in sizes
+    ):
+        raise ValueError(
+            f"expected noise scales of five axes that broadcast to [M, B, C, h, w], got {sizes}"
+        )
+    values = fisher_forward(
+        [student], [teacher], samples=samples, seed=seed_tensor(seed, student), streams=[0],
+        noise=given, dim=SOFTMAX_DIM[axis], sigma=sigma, normalise=normalise,
+    )  # fmt: skip
+    return values[0]
 
 
 @without_autocast
@@ -96,79 +115,62 @@ def profile_regulariser(
         ValueError: shapes, dtypes or devices do not fit, or C S is 1, which has no standard
             deviation.
     """
-    options = {"sigma_grad": sigma_grad, "normalise": normalise}
-    return dispatch_profile(student, teacher, samples, seed, noise, None, options)
-
-
-def dispatch_fisher(
-    student: Tensor,
-    teacher: Tensor,
-    samples: int,
-    seed: int | Tensor,
-    noise: Tensor | None,
-    level: int | None,
-    options: dict[str, Any],
-) -> Tensor:
-    """Kernel or reference, and the noise of a level."""
-    check_pair(student, teacher, samples, noise, sides=())
-    dim = {"channel": 2, "height": 3}.get(options["axis"])
-    sigma = options["sigma"] = options.get("sigma")
-    _check_tensors(student, teacher, noise, seed, *(sigma or ()))
-    # a wrong axis is the reference's to name
-    if dim is None or student.shape[dim] > LONGEST or not runs_on(student):
-        key = _reference_key(seed, level)
-        return reference.fisher_regulariser(
-            student, teacher, samples=samples, seed=key, noise=noise, **options
-        )
-    sizes = [tuple(scale.shape) for scale in sigma or ()]
-    if any(
-        len(size) != 5 or any(a not in (1, b) for a, b in zip(size, student.shape, strict=True))
-        for size in sizes
-    ):
-        raise ValueError(
-            f"expected noise scales of five axes that broadcast to [M, B, C, h, w], got {sizes}"
-        )
-    return fisher_forward(
-        student,
-        teacher,
-        samples=samples,
-        seed=seed_tensor(seed, student),
-        stream=level or 0,
-        noise=noise,
-        dim=dim,
-        sigma=sigma,
-        normalise=options["normalise"],
-    )
-
-
-def dispatch_profile(
-    student: Tensor,
-    teacher: Tensor,
-    samples: int,
-    seed: int | Tensor,
-    noise: Tensor | None,
-    level: int | None,
-    options: dict[str, Any],
-) -> Tensor:
-    """Kernel or reference, and the noise of a level."""
-    check_pair(student, teacher, samples, noise, sides=(2,))
-    _check_tensors(student, teacher, noise, seed)
-    # no standard deviation is the reference's to name
-    alone = student.shape[2] * samples < 2
-    if alone or student.shape[3] > LONGEST or not runs_on(student):
-        key = _reference_key(seed, level)
+    given = None if noise is None else [noise]
+    if not profile_served([student], [teacher], samples, seed, given):
         return reference.profile_regulariser(
-            student, teacher, samples=samples, seed=key, noise=noise, **options
-        )
-    return profile_forward(
-        student,
-        teacher,
-        samples=samples,
-        seed=seed_tensor(seed, student),
-        stream=level or 0,
-        noise=noise,
-        **options,
-    )
+            student, teacher, samples=samples, seed=int(seed), noise=noise, sigma_grad=sigma_grad,
+            normalise=normalise,
+        )  # fmt: skip
+    values = profile_forward(
+        [student], [teacher], samples=samples, seed=seed_tensor(seed, student), streams=[0],
+        shares=[1.0], noise=given, sigma_grad=sigma_grad, normalise=normalise,
+    )  # fmt: skip
+    return values[0]
+
+
+def fisher_served(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    samples: int,
+    seed: int | Tensor,
+    noise: Sequence[Tensor] | None,
+    axis: str,
+    sigma: tuple[Tensor, Tensor] | None = None,
+) -> bool:
+    """True if the kernels take these levels; never if the definition rejects them.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+    """
+    for i, (x, t) in enumerate(zip(student, teacher, strict=True)):
+        given = None if noise is None else noise[i]
+        check_pair(x, t, samples, given, sides=())
+        _check_tensors(x, t, given, seed, *(sigma or ()))
+    dim = SOFTMAX_DIM.get(axis)  # a wrong axis is the reference's to name
+    return dim is not None and _together(student) and all(x.shape[dim] <= LONGEST for x in student)
+
+
+def profile_served(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    samples: int,
+    seed: int | Tensor,
+    noise: Sequence[Tensor] | None,
+) -> bool:
+    """As :func:`fisher_served`."""
+    for i, (x, t) in enumerate(zip(student, teacher, strict=True)):
+        given = None if noise is None else noise[i]
+        check_pair(x, t, samples, given, sides=(2,))
+        _check_tensors(x, t, given, seed)
+    # no standard deviation is the reference's to name
+    fitting = all(x.shape[2] * samples > 1 and x.shape[3] <= LONGEST for x in student)
+    return fitting and _together(student)
+
+
+def _together(student: Sequence[Tensor]) -> bool:
+    """True if one launch serves all of them."""
+    one_grid = len({x.shape[:2] for x in student}) == 1
+    return one_grid and all(runs_on(x) for x in student)
 
 
 def _check_tensors(student: Tensor, teacher: Tensor, *others: Tensor | int | None) -> None:
@@ -178,12 +180,6 @@ def _check_tensors(student: Tensor, teacher: Tensor, *others: Tensor | int | Non
     tensors = [student, teacher, *(x for x in others if isinstance(x, Tensor))]
     if len(devices := {str(x.device) for x in tensors}) > 1:
         raise ValueError(f"expected all tensors on one device, got {sorted(devices)}")
-
-
-def _reference_key(seed: int | Tensor, level: int | None) -> int:
-    """The reference's key of a level; a seed in device memory is waited for."""
-    key = int(seed)
-    return key if level is None else reference.fold_key(key, level)
 
 
 def seed_tensor(seed: int | Tensor, like: Tensor) -> Tensor:

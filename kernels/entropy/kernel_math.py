@@ -13,6 +13,7 @@ element is counted in the order of a contiguous ``[C, h, w]``, whatever the layo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ LONGEST = 4096
 """Longest softmax axis that a tile holds."""
 FAST = not UP  # the interpreter has none of the instructions of the special function unit
 
-_WARP_TILE = 256
+WARP_TILE = 256
 _LEAST_LOG = tl.constexpr(-40.0)  # as in the reference: keeps the ratio and its exponential finite
 _LEAST_Q = tl.constexpr(math.exp(-40.0))
 _NEAR = tl.constexpr(0.35)
@@ -118,17 +119,34 @@ def sum_in_lane(terms, R: tl.constexpr, D: tl.constexpr, LANE: tl.constexpr):
 
 
 class Tile(NamedTuple):
-    """Shape of a tile, and how many neighbours of a row share a lane."""
+    """Shape of a level's tile."""
 
     BLOCK_R: int
     BLOCK_D: int
     LANE: int
-    num_warps: int
+    """Neighbours of a row that share a lane."""
+    TAIL: bool
+    """Whether the softmax axis is shorter than the tile."""
 
 
-def pick_tile(rows: int, length: int, dtype: torch.dtype) -> Tile:
-    """The pinned tile for ``rows`` softmax groups of ``length`` members."""
-    block_d = max(16, triton.next_power_of_2(length))
-    block_r = min(max(1, _WARP_TILE // block_d), triton.next_power_of_2(rows))
+def pick_tiles(
+    sizes: Sequence[tuple[int, int]], dtype: torch.dtype, elements: int = WARP_TILE
+) -> tuple[list[Tile], int]:
+    """The pinned tiles of a launch, and its warps.
+
+    Args:
+        sizes: ``(rows, length)``, softmax groups and members of a group, of every level.
+        dtype: of the features.
+        elements: of a warp, where a softmax group is not longer.
+    """
     lane = 4 if dtype == torch.float32 else 8  # 16 bytes
-    return Tile(block_r, block_d, lane, max(1, block_d // _WARP_TILE))
+    blocks = [max(16, triton.next_power_of_2(length)) for _, length in sizes]
+    warps = max(1, max(blocks) // WARP_TILE)
+    tiles = [
+        Tile(
+            min(max(1, warps * elements // block), triton.next_power_of_2(rows)), block, lane,
+            length != block,
+        )
+        for (rows, length), block in zip(sizes, blocks, strict=True)
+    ]  # fmt: skip
+    return tiles, warps

@@ -1,53 +1,113 @@
 """The kernels of :mod:`.profile`: sums with the gradient's directions, weights, and slopes."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from ..common.tiles import of_map
 from .kernel_math import compare_softmaxes, draw_four, floor_softmax, log_softmax, sum_in_lane
 
 
-@triton.jit
-def _profile_fwd_kernel(
-    x_ptr, t_ptr, sigma_ptr, noise_ptr, seed_ptr, directions_ptr, gammas_ptr, sums_ptr,
-    stream, S, C, W, H,
-    GIVEN: tl.constexpr, TAIL: tl.constexpr, DIRECTIONS: tl.constexpr,
-    THROUGH_SIGMA: tl.constexpr, FAST: tl.constexpr, CHANNELS: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, LANE: tl.constexpr,
-):  # fmt: skip
-    """Divergence, squares and directions of some columns and channels of an image.
+class Levels(NamedTuple):
+    """Levels as an argument of the forward kernel: every field has an entry for each.
 
-    Args:
-        x_ptr: the student, ``[M, B, C, w, h]``, contiguous.
-        t_ptr: the teacher likewise.
-        sigma_ptr: ``[2, M, B, w, h]`` float32, noise scales of both.
+    Attributes:
+        start: the level's first program; one entry more, behind the last.
+        x_ptr: rows of the student, ``[M, B, C, w, h]``, contiguous within an image.
+        x_step: their strides from modality to modality and from sample to sample.
+        t_ptr: rows of the teacher.
+        t_step: their strides.
         noise_ptr: ``[S, 2, M, B, C, h, w]``, if it is given.
-        seed_ptr: one int64, the key of the noise.
-        directions_ptr: ``[2, M, B, C, w, h]`` float32, written.
-        gammas_ptr: ``[2, parts, M B, w h]`` float32, directions times noise over channels and
-            samples, written.
-        sums_ptr: ``[3, M B, programs]`` float32, written: the divergence, Q and G.
         stream: number of the level, part of the key.
-        S: noise samples.
         C: channels.
         W: columns.
         H: rows, the softmax axis.
-        GIVEN: read the noise instead of drawing it.
-        TAIL: the softmax axis is shorter than the tile.
-        DIRECTIONS: write the gradient's directions.
-        THROUGH_SIGMA: the gradient goes through the noise scale, too.
-        FAST: use the instructions of the special function unit.
-        CHANNELS: channels of a program.
-        BLOCK_R: columns of a tile.
-        BLOCK_D: members of a tile: all of them.
-        LANE: neighbours that share a lane.
+        elements_before: elements of an image of the levels before.
+        places_before: positions of an image of the levels before.
+        gammas_before: parts of the channels, times positions, of the levels before.
     """
-    pid_w, pid_c, pid_g = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    image, images = pid_g.to(tl.int64), tl.num_programs(2).to(tl.int64)
+
+    start: Any
+    x_ptr: Any
+    x_step: Any
+    t_ptr: Any
+    t_step: Any
+    noise_ptr: Any
+    stream: Any
+    C: Any
+    W: Any
+    H: Any
+    elements_before: Any
+    places_before: Any
+    gammas_before: Any
+
+
+class Sums(NamedTuple):
+    """Levels as an argument of the second kernel: every field is a tuple with an entry for each.
+
+    Attributes:
+        start: the level's program.
+        parts: sums of an image.
+        parts_before: those of the levels before.
+        rows: ``C S w``, softmaxes of an image.
+        height: h.
+        share: factor of the level.
+    """
+
+    start: Any
+    parts: Any
+    parts_before: Any
+    rows: Any
+    height: Any
+    share: Any
+
+
+class Slopes(NamedTuple):
+    """Levels as an argument of the last kernel: every field is a tuple with an entry for each.
+
+    Attributes:
+        start: the level's first program.
+        level: its number in the launch.
+        P: positions of an image.
+        parts: parts of the channels.
+        rows: ``C S``.
+        places_before: positions of an image of the levels before.
+        gammas_before: parts of the channels, times positions, of the levels before.
+    """
+
+    start: Any
+    level: Any
+    P: Any
+    parts: Any
+    rows: Any
+    places_before: Any
+    gammas_before: Any
+
+
+@triton.jit
+def _profile_level(
+    levels, sigma_ptr, seed_ptr, directions_ptr, gammas_ptr, sums_ptr, S, B,
+    LEVEL: tl.constexpr, GIVEN: tl.constexpr, DIRECTIONS: tl.constexpr,
+    THROUGH_SIGMA: tl.constexpr, FAST: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, LANE: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """The part of a program, which belongs to one level."""
+    C, W, H = levels.C[LEVEL], levels.W[LEVEL], levels.H[LEVEL]
+    pid, pid_g = tl.program_id(0) - levels.start[LEVEL], tl.program_id(1)
+    image, images = pid_g.to(tl.int64), tl.num_programs(1).to(tl.int64)
+    columns = tl.cdiv(W, BLOCK_R)
+    pid_w, pid_c = pid % columns, pid // columns
     offs_w, offs_h = pid_w * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
     valid_h = (offs_h < H)[None, :]
     mask = (offs_w < W)[:, None] & valid_h
     place = offs_w[:, None] * H + offs_h[None, :]
     P = W * H
+    x_step, t_step = levels.x_step[LEVEL], levels.t_step[LEVEL]
+    x_ptr = levels.x_ptr[LEVEL] + ((image // B) * x_step[0] + (image % B) * x_step[1])
+    t_ptr = levels.t_ptr[LEVEL] + ((image // B) * t_step[0] + (image % B) * t_step[1])
+    directions_ptr += 2 * images * levels.elements_before[LEVEL] + image * C * P
+    sigma_ptr += 2 * images * levels.places_before[LEVEL]
     sigma_x = tl.load(sigma_ptr + image * P + place, mask=mask, other=0.0)
     sigma_t = tl.load(sigma_ptr + (images + image) * P + place, mask=mask, other=0.0)
     if not GIVEN:
@@ -58,7 +118,7 @@ def _profile_fwd_kernel(
     q_square = tl.zeros((BLOCK_R, BLOCK_D // LANE), dtype=tl.float32)
     d_square = tl.zeros((BLOCK_R, BLOCK_D // LANE), dtype=tl.float32)
     for c in range(pid_c * CHANNELS, tl.minimum(C, pid_c * CHANNELS + CHANNELS)):
-        rows = (image * C + c) * P + place
+        rows = c * P + place
         x = tl.load(x_ptr + rows, mask=mask, other=0.0).to(tl.float32)
         t = tl.load(t_ptr + rows, mask=mask, other=0.0).to(tl.float32)
         index = c * P + offs_h[None, :] * W + offs_w[:, None]
@@ -66,10 +126,11 @@ def _profile_fwd_kernel(
         second = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
         for call in range(tl.cdiv(S, 2)):
             if not GIVEN:
-                n0, n1, n2, n3 = draw_four(seed, index, pid_g, call, stream, FAST)
+                n0, n1, n2, n3 = draw_four(seed, index, pid_g, call, levels.stream[LEVEL], FAST)
             for s in range(2 * call, tl.minimum(S, 2 * call + 2)):
                 if GIVEN:
-                    draws = noise_ptr + (2 * tl.cast(s, tl.int64) * images + image) * C * P
+                    draws = levels.noise_ptr[LEVEL]
+                    draws += (2 * tl.cast(s, tl.int64) * images + image) * C * P
                     e = tl.load(draws + index, mask=mask, other=0.0).to(tl.float32)
                     draws += images * C * P
                     other = tl.load(draws + index, mask=mask, other=0.0).to(tl.float32)
@@ -96,15 +157,55 @@ def _profile_fwd_kernel(
             tl.store(directions_ptr + rows, first, mask=mask)
             tl.store(directions_ptr + images * C * P + rows, second, mask=mask)
     if THROUGH_SIGMA:
-        gammas = gammas_ptr + (pid_c * images + image) * P + place
+        gammas = gammas_ptr + 2 * images * levels.gammas_before[LEVEL]
+        gammas += (pid_c * images + image) * P + place
         tl.store(gammas, first_gamma, mask=mask)
-        tl.store(gammas + tl.num_programs(1) * images * P, second_gamma, mask=mask)
-    parts = tl.num_programs(1) * tl.num_programs(0)
-    sums = sums_ptr + image * parts + pid_c * tl.num_programs(0) + pid_w
+        tl.store(gammas + tl.cdiv(C, CHANNELS) * images * P, second_gamma, mask=mask)
+    parts = levels.start[LEVEL + 1] - levels.start[LEVEL]
+    sums = sums_ptr + 3 * images * levels.start[LEVEL] + image * parts + pid
     inside = (offs_w < W)[:, None]
     tl.store(sums, tl.sum(tl.where(inside, divergence, 0.0)))
     tl.store(sums + images * parts, tl.sum(tl.where(inside, q_square, 0.0)))
     tl.store(sums + 2 * images * parts, tl.sum(tl.where(inside, d_square, 0.0)))
+
+
+@triton.jit
+def _profile_fwd_kernel(
+    levels, sigma_ptr, seed_ptr, directions_ptr, gammas_ptr, sums_ptr, S, B,
+    GIVEN: tl.constexpr, DIRECTIONS: tl.constexpr, THROUGH_SIGMA: tl.constexpr,
+    FAST: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Divergence, squares and directions of some columns and channels of an image.
+
+    What it reads and writes of all levels lies in a row.
+
+    Args:
+        levels: :class:`Levels`.
+        sigma_ptr: ``[2, M, B, w, h]`` float32 of every level, noise scales of both sides.
+        seed_ptr: one int64, the key of the noise.
+        directions_ptr: ``[2, M, B, C, w, h]`` float32 of every level, written.
+        gammas_ptr: ``[2, parts, M B, w h]`` float32 of every level, directions times noise over
+            channels and samples, written.
+        sums_ptr: ``[3, M B, programs]`` float32 of every level, written: the divergence, Q and G.
+        S: noise samples.
+        B: samples.
+        GIVEN: read the noise instead of drawing it.
+        DIRECTIONS: write the gradient's directions.
+        THROUGH_SIGMA: the gradient goes through the noise scale, too.
+        FAST: use the instructions of the special function unit.
+        CHANNELS: channels of a program.
+        TILES: of each level the columns of a tile, its members, which are all of them, how many
+            neighbours share a lane, and whether the softmax axis is shorter than the tile.
+    """
+    pid = tl.program_id(0)
+    # a body for each level: what is known of its tile and its strides is compiled in
+    for i in tl.static_range(len(TILES)):
+        if (pid >= levels.start[i]) & (pid < levels.start[i + 1]):
+            _profile_level(
+                levels, sigma_ptr, seed_ptr, directions_ptr, gammas_ptr, sums_ptr, S, B, i, GIVEN,
+                DIRECTIONS, THROUGH_SIGMA, FAST, CHANNELS, TILES[i][0], TILES[i][1], TILES[i][2],
+                TILES[i][3],
+            )  # fmt: skip
 
 
 @triton.jit
@@ -121,65 +222,70 @@ def _total(ptr, PARTS, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _profile_finish_kernel(
-    sums_ptr, values_ptr, weights_ptr, PARTS, rows, height, B,
-    NORMALISE: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Value, alpha and beta of an image.
+    levels, sums_ptr, values_ptr, weights_ptr, B, NORMALISE: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Value, alpha and beta of an image of a level.
 
     Args:
-        sums_ptr: ``[3, M B, PARTS]`` float32, of the forward kernel.
-        values_ptr: ``[M B]`` float64, written.
-        weights_ptr: ``[2, M B]`` float32, alpha and beta, written.
-        PARTS: sums of an image.
-        rows: ``C S w``, softmaxes of an image.
-        height: h.
+        levels: :class:`Sums`.
+        sums_ptr: ``[3, M B, parts]`` float32 of every level in a row, of the forward kernel.
+        values_ptr: ``[levels, M B]`` float64, written.
+        weights_ptr: ``[levels, 2, M B]`` float32, alpha and beta, written.
         B: samples.
         NORMALISE: divide by ``N^2 h``.
         BLOCK_N: sums of a tile.
     """
     image, images = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
+    level = tl.program_id(1)
+    at = Sums(*of_map(levels.start, levels, level))
+    PARTS = at.parts
+    sums_ptr += 3 * images * at.parts_before
     total = _total(sums_ptr + image * PARTS, PARTS, BLOCK_N)
     q_square = _total(sums_ptr + (images + image) * PARTS, PARTS, BLOCK_N)
     d_square = _total(sums_ptr + (2 * images + image) * PARTS, PARTS, BLOCK_N)
-    rows = tl.cast(rows, tl.float64)
+    rows, height = tl.cast(at.rows, tl.float64), at.height
     size = rows * height
-    scale = (rows / height if NORMALISE else rows * size * size) / B
+    scale = (rows / height if NORMALISE else rows * size * size) / B * at.share
     root = tl.sqrt(1.0 / (q_square * q_square) + 1.0 / (d_square * d_square))
-    tl.store(values_ptr + image, scale * total / size * root)
+    tl.store(values_ptr + level * images + image, scale * total / size * root)
     beta = scale * 2.0 * total / size / (root * d_square * d_square * d_square)
-    tl.store(weights_ptr + image, (scale * root / size).to(tl.float32))
-    tl.store(weights_ptr + images + image, beta.to(tl.float32))
+    weights_ptr += 2 * level * images + image
+    tl.store(weights_ptr, (scale * root / size).to(tl.float32))
+    tl.store(weights_ptr + images, beta.to(tl.float32))
 
 
 @triton.jit
 def _profile_slope_kernel(
-    gammas_ptr, weights_ptr, sigma_ptr, slope_ptr, PARTS, P, S, rows, BLOCK_P: tl.constexpr
+    levels, gammas_ptr, weights_ptr, sigma_ptr, slope_ptr, S, BLOCK_P: tl.constexpr
 ):
-    """``S (alpha gamma_1 + beta gamma_2) / ((C S - 1) sigma)`` of each position.
+    """``S (alpha gamma_1 + beta gamma_2) / ((C S - 1) sigma)`` of each position of every level.
 
     Args:
-        gammas_ptr: ``[2, PARTS, M B, P]`` float32, of the forward kernel.
-        weights_ptr: ``[2, M B]`` float32, alpha and beta.
-        sigma_ptr: ``[M B, P]`` float32, noise scales of the student.
-        slope_ptr: ``[M B, P]`` float32, written.
-        PARTS: parts of the channels.
-        P: positions of an image.
+        levels: :class:`Slopes`.
+        gammas_ptr: ``[2, parts, M B, P]`` float32 of every level in a row, of the forward kernel.
+        weights_ptr: ``[levels, 2, M B]`` float32, alpha and beta.
+        sigma_ptr: ``[2, M B, P]`` float32 of every level in a row, noise scales; the student's.
+        slope_ptr: ``[M B, P]`` float32 of every level in a row, written.
         S: noise samples.
-        rows: ``C S``.
         BLOCK_P: positions of a tile.
     """
+    pid = tl.program_id(0)
     image, images = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
-    offs_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    at = Slopes(*of_map(levels.start, levels, pid))
+    P, PARTS = at.P, at.parts
+    offs_p = (pid - at.start) * BLOCK_P + tl.arange(0, BLOCK_P)
     first = tl.zeros((BLOCK_P,), dtype=tl.float32)
     second = tl.zeros((BLOCK_P,), dtype=tl.float32)
-    ptrs = gammas_ptr + image * P + offs_p
+    ptrs = gammas_ptr + 2 * images * at.gammas_before + image * P + offs_p
     for _ in range(PARTS):
         first += tl.load(ptrs, mask=offs_p < P, other=0.0)
         second += tl.load(ptrs + PARTS * images * P, mask=offs_p < P, other=0.0)
         ptrs += images * P
-    gamma = tl.load(weights_ptr + image) * first + tl.load(weights_ptr + images + image) * second
-    sigma = tl.load(sigma_ptr + image * P + offs_p, mask=offs_p < P, other=0.0)
+    weights_ptr += 2 * at.level * images + image
+    gamma = tl.load(weights_ptr) * first + tl.load(weights_ptr + images) * second
+    before = images * at.places_before
+    sigma = tl.load(sigma_ptr + 2 * before + image * P + offs_p, mask=offs_p < P, other=0.0)
     # where the channels agree nothing pulls them apart
     flat = sigma == 0.0
-    slope = tl.where(flat, 0.0, gamma * S / (rows - 1) / tl.where(flat, 1.0, sigma))
-    tl.store(slope_ptr + image * P + offs_p, slope, mask=offs_p < P)
+    slope = tl.where(flat, 0.0, gamma * S / (at.rows - 1) / tl.where(flat, 1.0, sigma))
+    tl.store(slope_ptr + before + image * P + offs_p, slope, mask=offs_p < P)

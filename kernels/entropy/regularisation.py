@@ -15,6 +15,7 @@ Source: functional entropy, arXiv:2010.10802; RobustSeg, arXiv:2505.12861v1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -22,16 +23,19 @@ from .. import reference
 from ..common.switch import HAS_TRITON, runs_on
 from ..reference.fisher import InformationAxis
 from ..reference.precision import without_autocast
-from ..reference.representation import RegulariserForm, add_levels, check_form
+from ..reference.representation import RegulariserForm, check_form, level_shares
 from .dispatch import (
-    dispatch_fisher,
-    dispatch_profile,
+    SOFTMAX_DIM,
     fisher_regulariser,
+    fisher_served,
     profile_regulariser,
+    profile_served,
     seed_tensor,
 )
 
 if HAS_TRITON:
+    from .fisher import fisher_forward
+    from .profile import profile_forward
     from .value import entropy_forward
 
 __all__ = [
@@ -86,6 +90,10 @@ def representation_regularisation(
         L_rrm = sum_levels profile_regulariser             (form="code")
         L_rrm = sum_levels profile_regulariser / (N^2 h)   (form="code-normalised")
 
+    On a GPU all levels share each launch and nothing is copied where the paper form's channels lie
+    next to each other in memory. Levels of several M or B, float64 and softmax axes longer than
+    4096 are left to the reference.
+
     Args:
         student_features: per level ``[M, B, C, h, w]``, any float dtype.
         teacher_features: per level the features of the same modalities, same shapes; constant.
@@ -119,15 +127,26 @@ def representation_regularisation(
             f"{levels}, {len(teacher_features)} and {'none' if noise is None else len(noise)}"
         )
     check_form(form, normalise)
-    options: dict[str, object] = {"normalise": normalise}
-    options |= {"axis": axis} if form == "paper" else {"sigma_grad": sigma_grad}
-    regulariser = dispatch_fisher if form == "paper" else dispatch_profile
-    given = [None] * levels if noise is None else noise
-    pairs = zip(student_features, teacher_features, given, strict=True)
-    if isinstance(seed, int) and runs_on(student_features[0]):
-        seed = seed_tensor(seed, student_features[0])  # one for all levels
-    terms = [
-        regulariser(student, teacher, samples, seed, draws, level, options)
-        for level, (student, teacher, draws) in enumerate(pairs)
-    ]
-    return add_levels(terms, student_features, samples, form, normalise)
+    paper = form == "paper"
+    arguments = (student_features, teacher_features, samples, seed, noise)
+    served = fisher_served(*arguments, axis) if paper else profile_served(*arguments)
+    if not served:
+        return reference.representation_regularisation(
+            student_features, teacher_features, samples=samples, seed=int(seed), noise=noise,
+            form=form, normalise=normalise, axis=axis, sigma_grad=sigma_grad,
+        )  # fmt: skip
+    options: dict[str, Any] = {
+        "samples": samples,
+        "seed": seed_tensor(seed, student_features[0]),
+        "streams": range(levels),
+        "noise": noise,
+        "normalise": normalise,
+    }
+    if paper:
+        options |= {"dim": SOFTMAX_DIM[axis], "sigma": None}
+        return fisher_forward(student_features, teacher_features, **options).sum()
+    shares = [1.0] * levels
+    if form == "code" and normalise:
+        shares = level_shares(student_features, samples)
+    options |= {"shares": shares, "sigma_grad": sigma_grad}
+    return profile_forward(student_features, teacher_features, **options).sum()

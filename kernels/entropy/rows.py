@@ -1,16 +1,16 @@
-"""Features as rows of softmax groups, the members of a group next to each other, and back."""
+"""Features as rows of softmax groups, the members of a group next to each other in memory."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.rounding import rounded_to
-from ..common.switch import UP
+from ..common.feature_maps import starts_of
 
 
 def fresh(like: Tensor, *shape: int) -> Tensor:
@@ -36,6 +36,11 @@ class Rows(NamedTuple):
         """Softmax groups of an image."""
         return self.shape[2] * self.shape[3]
 
+    @property
+    def elements(self) -> int:
+        """Elements of an image."""
+        return self.groups * self.shape[4]
+
 
 def view_rows(features: Tensor, dim: int) -> Tensor:
     """``[M, B, C, h, w]`` as ``[M, B, h, w, C]`` (dim 2) or ``[M, B, C, w, h]`` (dim 3)."""
@@ -48,108 +53,92 @@ def describe_rows(features: Tensor, dim: int) -> Rows:
     return Rows((m, b, h, w, c), w, h * w) if dim == 2 else Rows((m, b, c, w, h), h * w, w)
 
 
+def sections_of(sizes: Sequence[int]) -> tuple[int, ...]:
+    """First positions of ranges of these sizes that lie one after the other, and where they end."""
+    return (*starts_of(sizes), sum(sizes))
+
+
+def group_step(view: Tensor) -> int | None:
+    """Distance of neighbouring groups of a view of rows; None where it is not one number."""
+    _, _, outer, inner, length = view.shape
+    if inner == 1:
+        return view.stride(2) if outer > 1 else length
+    even = outer == 1 or view.stride(2) == inner * view.stride(3)
+    return view.stride(3) if even else None
+
+
+def _is_readable(view: Tensor, dim: int) -> bool:
+    """True if kernels read the view in place: its members lie next to each other.
+
+    Channels may have a gap behind those of a pixel, as in a part of a wider map.
+    """
+    length, step = view.shape[4], group_step(view)
+    return (length == 1 or view.stride(4) == 1) and (
+        step is not None if dim == 2 else step == length
+    )
+
+
+class Copies(NamedTuple):
+    """Copies as an argument of a kernel: every field is a tuple with an entry for each.
+
+    Attributes:
+        start: the copy's first program; one entry more, behind the last.
+        x_ptr: the features, any strides.
+        x_step: their strides from modality to modality, sample to sample, plane to plane, along the
+            rows and along the columns of a plane.
+        out_ptr: the same as rows, contiguous, written.
+        out_step: strides of the rows from image to image, plane to plane and along a plane's rows.
+        F: rows of a plane: the axis along which memory runs faster.
+        D: columns of a plane: the softmax axis.
+    """
+
+    start: Any
+    x_ptr: Any
+    x_step: Any
+    out_ptr: Any
+    out_step: Any
+    F: Any
+    D: Any
+
+
 @triton.jit
-def _tile_of_plane(F, D, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows and columns of a program's tile of a plane ``[F, D]``, and the mask."""
+def tile_of_plane(pid, F, D, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Plane of a program, rows and columns of its tile of a plane ``[F, D]``, and the mask."""
     blocks = tl.cdiv(D, BLOCK_D)
-    offs_f = (tl.program_id(0) // blocks) * BLOCK_F + tl.arange(0, BLOCK_F).to(tl.int64)
-    offs_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
-    return offs_f[:, None], offs_d[None, :], (offs_f < F)[:, None] & (offs_d < D)[None, :]
+    tiles = tl.cdiv(F, BLOCK_F) * blocks
+    tile = pid % tiles
+    offs_f = (tile // blocks) * BLOCK_F + tl.arange(0, BLOCK_F).to(tl.int64)
+    offs_d = (tile % blocks) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    mask = (offs_f < F)[:, None] & (offs_d < D)[None, :]
+    return (pid // tiles).to(tl.int64), offs_f[:, None], offs_d[None, :], mask
 
 
 @triton.jit
-def _to_rows_kernel(
-    x_ptr, out_ptr, B, F, D, x_m, x_b, x_o, x_f, x_d, out_g, out_o, out_f,
-    BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+def _copy_tile(copies, pid, image, B, COPY: tl.constexpr, BLOCK_F: tl.constexpr,
+               BLOCK_D: tl.constexpr):  # fmt: skip
+    plane, offs_f, offs_d, mask = tile_of_plane(
+        pid, copies.F[COPY], copies.D[COPY], BLOCK_F, BLOCK_D
+    )
+    step, to = copies.x_step[COPY], copies.out_step[COPY]
+    x_ptr = copies.x_ptr[COPY] + ((image // B) * step[0] + (image % B) * step[1] + plane * step[2])
+    x = tl.load(x_ptr + offs_f * step[3] + offs_d * step[4], mask=mask)
+    out_ptr = copies.out_ptr[COPY] + (image * to[0] + plane * to[1])
+    tl.store(out_ptr + offs_f * to[2] + offs_d, x, mask=mask)
+
+
+@triton.jit
+def _to_rows_kernel(copies, B, TILES: tl.constexpr):
     """Copy features so that the members of a softmax group lie next to each other.
 
     Args:
-        x_ptr: the features, any strides.
-        out_ptr: the same, written.
+        copies: :class:`Copies`.
         B: samples.
-        F: rows of a plane: the axis along which memory runs faster.
-        D: columns of a plane: the softmax axis.
-        x_m: stride of x from modality to modality.
-        x_b: from sample to sample.
-        x_o: from plane to plane.
-        x_f: along the rows.
-        x_d: along the columns.
-        out_g: stride of the copy from image to image.
-        out_o: from plane to plane.
-        out_f: along the rows.
-        BLOCK_F: rows of a tile.
-        BLOCK_D: columns of a tile.
+        TILES: rows and columns of the tile of each copy.
     """
-    pid_o, pid_g = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    offs_f, offs_d, mask = _tile_of_plane(F, D, BLOCK_F, BLOCK_D)
-    x_ptr += (pid_g // B) * x_m + (pid_g % B) * x_b + pid_o * x_o
-    x = tl.load(x_ptr + offs_f * x_f + offs_d * x_d, mask=mask)
-    tl.store(out_ptr + pid_g * out_g + pid_o * out_o + offs_f * out_f + offs_d, x, mask=mask)
-
-
-@triton.jit
-def _gradient_kernel(
-    directions_ptr, weights_ptr, upstream_ptr, x_ptr, mean_ptr, slope_ptr, out_ptr,
-    B, PER_WEIGHT, next_weight, next_direction, F, D, row_g, row_o, row_f, x_m, x_b, x_o, x_f, x_d,
-    out_m, out_b, out_o, out_f, out_d, mean_g, mean_o, mean_f,
-    THROUGH_SIGMA: tl.constexpr, UP: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Weighted sum of the directions, see :func:`gradient_of`.
-
-    Args:
-        directions_ptr: ``[2, M, B, outer, inner, length]`` float32.
-        weights_ptr: float32, two rows of weights.
-        upstream_ptr: one float32 number.
-        x_ptr: the features, for the path through the noise scale.
-        mean_ptr: float32, mean of each position.
-        slope_ptr: float32, slope of each position.
-        out_ptr: the gradient, written.
-        B: samples.
-        PER_WEIGHT: images that share a weight.
-        next_weight: elements from the first row of weights to the second.
-        next_direction: elements from the first direction to the second.
-        F: rows of a plane: the axis along which memory runs faster.
-        D: columns of a plane: the softmax axis.
-        row_g: stride of the directions from image to image.
-        row_o: from plane to plane.
-        row_f: along the rows.
-        x_m: stride of x from modality to modality.
-        x_b: from sample to sample.
-        x_o: from plane to plane.
-        x_f: along the rows.
-        x_d: along the columns.
-        out_m: stride of the gradient from modality to modality.
-        out_b: from sample to sample.
-        out_o: from plane to plane.
-        out_f: along the rows.
-        out_d: along the columns.
-        mean_g: stride of mean and slope from image to image.
-        mean_o: from plane to plane.
-        mean_f: along the rows.
-        THROUGH_SIGMA: the gradient goes through the noise scale, too.
-        UP: round to bfloat16 by hand, as the interpreter does not.
-        BLOCK_F: rows of a tile.
-        BLOCK_D: columns of a tile.
-    """
-    pid_o, pid_g = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    offs_f, offs_d, mask = _tile_of_plane(F, D, BLOCK_F, BLOCK_D)
-    pid_m, pid_b = pid_g // B, pid_g % B
-    weights_ptr += pid_g // PER_WEIGHT
-    directions_ptr += pid_g * row_g + pid_o * row_o + offs_f * row_f + offs_d
-    gradient = tl.load(weights_ptr) * tl.load(directions_ptr, mask=mask)
-    second = tl.load(directions_ptr + next_direction, mask=mask)
-    gradient += tl.load(weights_ptr + next_weight) * second
-    if THROUGH_SIGMA:
-        x_ptr += pid_m * x_m + pid_b * x_b + pid_o * x_o
-        x = tl.load(x_ptr + offs_f * x_f + offs_d * x_d, mask=mask).to(tl.float32)
-        place = pid_g * mean_g + pid_o * mean_o + offs_f * mean_f + offs_d
-        slope = tl.load(slope_ptr + place, mask=mask)
-        gradient += (x - tl.load(mean_ptr + place, mask=mask)) * slope
-    gradient *= tl.load(upstream_ptr)
-    out_ptr += pid_m * out_m + pid_b * out_b + pid_o * out_o
-    gradient = rounded_to(gradient, out_ptr.dtype.element_ty, UP)
-    tl.store(out_ptr + offs_f * out_f + offs_d * out_d, gradient, mask=mask)
+    pid, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    for i in tl.static_range(len(TILES)):
+        if (pid >= copies.start[i]) & (pid < copies.start[i + 1]):
+            _copy_tile(copies, pid - copies.start[i], image, B, i, TILES[i][0], TILES[i][1])
 
 
 class Planes(NamedTuple):
@@ -158,69 +147,55 @@ class Planes(NamedTuple):
     grid_axis: int
     plane_axis: int
     """The axis, 2 or 3, along which memory runs faster: reads and writes are both wide."""
-    block_f: int
-    block_d: int
-    grid: tuple[int, int, int]
+    tile: tuple[int, int]
+    programs: int
+    """Tiles of all planes of an image."""
 
 
 def pick_planes(view: Tensor) -> Planes:
     """Planes of a view that :func:`view_rows` made."""
     o, f = (3, 2) if view.stride(2) < view.stride(3) else (2, 3)
-    m, b, length = view.shape[0], view.shape[1], view.shape[4]
+    length = view.shape[4]
     block_f = min(64, max(16, triton.next_power_of_2(view.shape[f])))
     block_d = min(64, max(16, triton.next_power_of_2(length)))
     tiles = triton.cdiv(view.shape[f], block_f) * triton.cdiv(length, block_d)
-    return Planes(o, f, block_f, block_d, (tiles, view.shape[o], m * b))
+    return Planes(o, f, (block_f, block_d), tiles * view.shape[o])
 
 
-def to_rows(features: Tensor, dim: int) -> Tensor:
-    """A contiguous :func:`view_rows`, without a copy where memory runs that way already."""
-    view = view_rows(features, dim)
-    if view.is_contiguous():
-        return view
-    out = torch.empty(view.shape, dtype=view.dtype, device=view.device)
-    o, f, block_f, block_d, grid = pick_planes(view)
-    m, b, *_ = strides = view.stride()
-    _to_rows_kernel[grid](
-        view, out, view.shape[1], view.shape[f], view.shape[4], m, b, strides[o], strides[f],
-        strides[4], out.stride(1), out.stride(o), out.stride(f), BLOCK_F=block_f, BLOCK_D=block_d,
-        num_warps=4,
-    )  # fmt: skip
-    return out
-
-
-def gradient_of(
-    student: Tensor,
-    dim: int,
-    upstream: Tensor,
-    directions: Tensor,
-    weights: Tensor,
-    through_sigma: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """``upstream (weights[0] directions[0] + weights[1] directions[1] + (x - mean) slope)``.
+def to_rows(features: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """:func:`view_rows` of each; those that kernels cannot read in place are copied by one launch.
 
     Args:
-        student: x, the features ``[M, B, C, h, w]``; the result has their dtype and strides.
+        features: maps ``[M, B, C, h, w]`` of the same M and B.
         dim: the softmax axis, 2 or 3.
-        upstream: one float32 number.
-        directions: ``[2, M, B, outer, inner, length]`` float32.
-        weights: ``[2, M]`` or ``[2, M B]`` float32.
-        through_sigma: ``(mean, slope)`` of each position, ``[M, B, w, h]`` (dim 3), or none.
     """
-    gradient = torch.empty_like(student)
-    x, out = view_rows(student, dim), view_rows(gradient, dim)
-    o, f, block_f, block_d, grid = pick_planes(out)
-    mean, slope = through_sigma or (weights, weights)
-    next_direction, *rows = directions.stride()
-    inside = (x.shape[3] * x.shape[4], *(0 if axis == 2 else x.shape[4] for axis in (o, f)))
-    _gradient_kernel[grid](
-        directions, weights, upstream, x, mean, slope, out,
-        x.shape[1], grid[2] // weights.shape[1], weights.shape[1], next_direction,
-        x.shape[f], x.shape[4],
-        rows[1], rows[o], rows[f],
-        *(x.stride(axis) for axis in (0, 1, o, f, 4)),
-        *(out.stride(axis) for axis in (0, 1, o, f, 4)), *inside,
-        THROUGH_SIGMA=through_sigma is not None, UP=UP, BLOCK_F=block_f, BLOCK_D=block_d,
-        num_warps=4,
+    rows = [view_rows(x, dim) for x in features]
+    places = [i for i, view in enumerate(rows) if not _is_readable(view, dim)]
+    if not places:
+        return rows
+    views = [rows[i] for i in places]
+    copied = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in views]
+    planes = [pick_planes(view) for view in views]
+    start = sections_of([plane.programs for plane in planes])
+    m, b = views[0].shape[:2]
+    pairs = list(zip(views, planes, strict=True))
+    _to_rows_kernel[(start[-1], m * b)](
+        Copies(
+            start=start, x_ptr=tuple(views), x_step=tuple(steps_of(x, at) for x, at in pairs),
+            out_ptr=tuple(copied),
+            out_step=tuple(
+                (out.stride(1), out.stride(at.grid_axis), out.stride(at.plane_axis))
+                for out, at in zip(copied, planes, strict=True)
+            ),
+            F=tuple(x.shape[at.plane_axis] for x, at in pairs), D=tuple(x.shape[4] for x in views),
+        ),
+        b, TILES=tuple(plane.tile for plane in planes), num_warps=4,
     )  # fmt: skip
-    return gradient
+    for i, out in zip(places, copied, strict=True):
+        rows[i] = out
+    return rows
+
+
+def steps_of(view: Tensor, planes: Planes) -> tuple[int, ...]:
+    """Strides of a view: modality, sample, plane, rows and columns of a plane."""
+    return tuple(view.stride(i) for i in (0, 1, planes.grid_axis, planes.plane_axis, 4))

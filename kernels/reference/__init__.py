@@ -14,6 +14,7 @@ from .entropy import functional_entropy, student_information, teacher_informatio
 from .fisher import channel_sigma, fisher_regulariser
 from .network.attention import reduced_attention
 from .network.depthwise import depthwise_conv_gelu
+from .network.fusion import fan_out, mean_fusion
 from .network.layer_norm import layer_norm, residual_layer_norm
 from .network.mlp_head import mlp_head, sum_of_upsampled
 from .noise import fold_key, keyed_noise
@@ -28,6 +29,7 @@ from .supervised import ohem_cross_entropy
 __all__ = [
     "channel_sigma",
     "depthwise_conv_gelu",
+    "fan_out",
     "fisher_regulariser",
     "fold_key",
     "functional_entropy",
@@ -38,6 +40,7 @@ __all__ = [
     "level_labels",
     "logit_distillation",
     "masked_prototype_pool",
+    "mean_fusion",
     "mlp_head",
     "ohem_cross_entropy",
     "profile_regulariser",

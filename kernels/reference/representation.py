@@ -130,10 +130,7 @@ def add_levels(
     form: RegulariserForm,
     normalise: bool,
 ) -> Tensor:
-    """The sum over the levels of a regulariser.
-
-    The released code adds up values that each carry their level's N^2 h. To divide that sum by the
-    sum of all N^2 h, a level divided by its own is multiplied with its share.
+    """The sum over the levels of a regulariser, each times its :func:`level_shares`.
 
     Args:
         terms: scalar of each level, normalised or not.
@@ -143,6 +140,20 @@ def add_levels(
         normalise: whether the terms are divided by anything.
     """
     if form == "code" and normalise:
-        sizes = [(samples * x[0, 0].numel()) ** 2 * x.shape[3] for x in features]
-        terms = [term * (size / sum(sizes)) for term, size in zip(terms, sizes, strict=True)]
+        shares = level_shares(features, samples)
+        terms = [term * share for term, share in zip(terms, shares, strict=True)]
     return torch.stack(list(terms)).sum()
+
+
+def level_shares(features: Sequence[Tensor], samples: int) -> list[float]:
+    """Shares of the levels in the code form's sum of normalised levels.
+
+    The released code adds up values that each carry their level's N^2 h. To divide that sum by the
+    sum of all N^2 h, a level divided by its own is multiplied with its share.
+
+    Args:
+        features: per level ``[M, B, C, h, w]``.
+        samples: S.
+    """
+    sizes = [(samples * x[0, 0].numel()) ** 2 * x.shape[3] for x in features]
+    return [size / sum(sizes) for size in sizes]

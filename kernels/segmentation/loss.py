@@ -10,7 +10,8 @@ Forward is one kernel over the pixels and the selection of :mod:`.ohem_select`, 
 over the pixels, which combines both gradients, and one that folds them; 9 launches in all, none of
 which waits for the host. Between them live 8 bytes per pixel, 12 with a teacher, 16 with a teacher
 and a temperature; backward needs ``16 B K (h + 1) (w + 1)`` bytes for a moment (four times that for
-f = 8). Full-size logits of 25 classes in float32 are 100 bytes per pixel and tensor.
+f = 8). Full-size logits of 25 classes in float32 are 100 bytes per pixel and tensor. Student and
+teacher are read as they lie in memory, each contiguous or channels-last (:mod:`.corners`).
 
 Source: ``OhemCrossEntropy`` and L_KL of RobustSeg, arXiv:2505.12861, where the logits are upsampled
 first and the host waits for the number of hard pixels.
@@ -37,7 +38,6 @@ from .loss_kernels import (
 from .ohem_select import hard_loss, ohem_select
 
 REGISTERS = 255  # left to itself the assembler stops at 128 for sm_100, and spills
-_FOLD = {"BLOCK_K": 16, "BLOCK_P": 64}
 
 
 def _empty_maps(
@@ -47,6 +47,32 @@ def _empty_maps(
     logarithms = 1 if teacher is None else 2 + (temperature != 1)
     shape = (1 + save * logarithms, factor, factor, cell_blocks(logits) * LANES)
     return logits.new_empty(shape, dtype=torch.float32)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """Contiguous or channels-last; a copy of what is neither."""
+    return x if is_last(x) else x.contiguous()
+
+
+def is_last(x: Tensor) -> bool:
+    """True if the classes of ``[B, K, h, w]`` are side by side in memory, without a gap."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def layout(logits: Tensor, teacher: Tensor | None, temperature: float) -> dict[str, Any]:
+    """How the kernels read the logits: as they are, a few classes at a time where side by side."""
+    networks = [logits] if teacher is None else [logits, teacher]
+    last = [is_last(x) for x in networks]
+    # four classes of two networks in float32 would need more registers than there are
+    narrow = teacher is None or (temperature == 1 and all(x.dtype.itemsize < 4 for x in networks))
+    chunk = (4 if narrow else 2) if any(last) else 1
+    return {"LAST": last[0], "TEACHER_LAST": teacher is not None and last[1], "CHUNK": chunk}
+
+
+def fold_tile(grad: Tensor) -> dict[str, int]:
+    """Tile of the last kernel: of channels-last gradients whole pixels, which are contiguous."""
+    classes = 32 if is_last(grad) else 16
+    return {"BLOCK_K": classes, "BLOCK_P": 1024 // classes}
 
 
 @torch.library.custom_op("fastseg::segmentation_loss", mutates_args=(), device_types=DEVICES)
@@ -62,8 +88,8 @@ def _segmentation_loss(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both losses, the selection and, for a backward, the maps that it needs."""
-    # channels-last would cost a cache line per lane and class
-    logits, labels = logits.contiguous(), labels.contiguous()
+    logits, labels = _readable(logits), labels.contiguous()
+    teacher = None if teacher is None else _readable(teacher)
     b, k, h, w = logits.shape
     maps = _empty_maps(logits, factor, teacher, temperature, save)
     grid = launch_grid(logits, factor)
@@ -71,11 +97,12 @@ def _segmentation_loss(
     counts = logits.new_empty((2, grid[0] * grid[1]), dtype=torch.int32)
     with on_device_of(logits):
         _segmentation_loss_fwd_kernel[grid](
-            logits, None if teacher is None else teacher.contiguous(), labels, maps, sums, counts,
+            logits, teacher, labels, maps, sums, counts,
             b, k, h, w, maps.shape[3], hard_loss(threshold), 1 / temperature, ignore_index,
             HAS_TEACHER=teacher is not None, TEMPERED=teacher is not None and temperature != 1,
-            SAVE=save, FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
-            WIDE=max(logits.numel(), maps.numel()) >= 2**31, num_warps=1, maxnreg=REGISTERS,
+            SAVE=save, **layout(logits, teacher, temperature), FACTOR=factor, ROWS=ROWS[factor],
+            BLOCK=LANES, WIDE=max(logits.numel(), maps.numel()) >= 2**31, num_warps=1,
+            maxnreg=REGISTERS,
         )  # fmt: skip
     ohem, kl, selection = ohem_select(
         maps[0],
@@ -120,7 +147,8 @@ def _segmentation_loss_bwd(
 ) -> Tensor:
     """Gradient of both losses, in the dtype and the strides of the logits."""
     grad = torch.empty_like(logits)
-    logits, labels = logits.contiguous(), labels.contiguous()
+    logits, labels = _readable(logits), labels.contiguous()
+    teacher = None if teacher is None else _readable(teacher)
     b, k, h, w = logits.shape
     factor, cells = maps.shape[2:]
     grid = launch_grid(logits, factor)
@@ -128,16 +156,18 @@ def _segmentation_loss_bwd(
     wide = max(corners.numel(), maps.numel(), logits.numel()) >= 2**31
     with on_device_of(logits):
         _segmentation_loss_bwd_kernel[grid](
-            logits, None if teacher is None else teacher.contiguous(), labels, maps, selection,
+            logits, teacher, labels, maps, selection,
             d_ohem, d_kl, corners, b, k, h, w, cells, 1 / temperature,
             temperature / (k * labels.numel()), ignore_index,
             HAS_TEACHER=teacher is not None, TEMPERED=teacher is not None and temperature != 1,
-            FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES, WIDE=wide, num_warps=1,
+            **layout(logits, teacher, temperature), FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
+            WIDE=wide, num_warps=1,
         )  # fmt: skip
-        blocks = (triton.cdiv(h * w, _FOLD["BLOCK_P"]), triton.cdiv(k, _FOLD["BLOCK_K"]), b)
+        fold = fold_tile(grad)
+        blocks = (triton.cdiv(h * w, fold["BLOCK_P"]), triton.cdiv(k, fold["BLOCK_K"]), b)
         _segmentation_loss_fold_kernel[blocks](
             corners, grad, k, h, w, cells, *grad.stride(),
-            FACTOR=factor, GROUPS=grid[1], WIDE=wide, UP=UP, **_FOLD, num_warps=4,
+            FACTOR=factor, GROUPS=grid[1], WIDE=wide, UP=UP, **fold, num_warps=4,
         )  # fmt: skip
     return grad
 
@@ -199,7 +229,8 @@ def segmentation_loss(
     many pixels reduces; its gradient does not depend on that.
 
     Args:
-        logits: ``[B, K, h, w]``, any float dtype and strides; the gradient has the same.
+        logits: ``[B, K, h, w]``, any float dtype and strides; the gradient has the same. What is
+            neither contiguous nor channels-last is copied, in each pass.
         labels: ``[B, H, W]`` integers; ``ignore_index`` and everything outside ``[0, K)`` is
             ignored by the cross-entropy. The divergence runs over all pixels. The kernel serves
             1, 2, 4 and 8 times ``(h, w)``, the reference other sizes.

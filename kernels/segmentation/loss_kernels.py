@@ -1,6 +1,7 @@
 """The kernels of :mod:`.loss`, which says what they compute.
 
-A lane owns a dual cell (see :mod:`.bilinear`) and loops over the classes.
+A lane owns a dual cell (see :mod:`.bilinear`) and loops over the classes, as :mod:`.corners` reads
+them.
 
 **Forward.** One pass adds up the exponentials of each pixel. They are shifted by the interpolated
 maxima of the corners, which are at least the pixel's maximum; in the rare programs where they may
@@ -31,12 +32,14 @@ import triton.language as tl
 
 from ..common.rounding import rounded_to
 from ..common.series import exp_terms, log1p_near
-from .bilinear import corner_offsets, dual_cells, interpolate, load_corners, load_labels
+from .bilinear import dual_cells, interpolate, load_labels
+from .corners import corners_of, load_class, next_classes, of_class, widest
 
 _LOG2E = tl.constexpr(math.log2(math.e))
 _LN2 = tl.constexpr(math.log(2))
 # sums of exponentials 2^-100 and above are normal numbers
 _FARTHEST = tl.constexpr(100.0)
+_MARK = tl.constexpr(2.0**64)
 _NUMBERS = ["batch", "K", "h", "w", "num_cells", "limit", "inverse_t", "kl_scale", "ignore_index"]
 
 
@@ -53,29 +56,15 @@ def _map_offsets(cell, group, num_cells,
 
 
 @triton.jit
-def _widest(x_ptr, o00, o01, o10, o11, K, plane, BLOCK: tl.constexpr):
-    """The maxima of the corners over the classes, and their largest less the smallest value."""
-    m00 = tl.full((1, 1, BLOCK), float("-inf"), tl.float32)
-    m01, m10, m11, lowest = m00, m00, m00, -m00
-    for _ in range(K):
-        x00, x01, x10, x11 = load_corners(x_ptr, o00, o01, o10, o11)
-        m00, m01 = tl.maximum(m00, x00), tl.maximum(m01, x01)
-        m10, m11 = tl.maximum(m10, x10), tl.maximum(m11, x11)
-        lowest = tl.minimum(lowest, tl.minimum(tl.minimum(x00, x01), tl.minimum(x10, x11)))
-        x_ptr += plane
-    return m00, m01, m10, m11, tl.maximum(tl.maximum(m00, m01), tl.maximum(m10, m11)) - lowest
-
-
-@triton.jit
-def _shift(x_ptr, o00, o01, o10, o11, K, plane, scale, magnify, lower, right,
+def _shift(x_ptr, corners, K, plane, scale, magnify, lower, right, LAST: tl.constexpr,
            ROWS: tl.constexpr, FACTOR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Numbers that are subtracted from the pixels before the exponential."""
-    m00, m01, m10, m11, spread = _widest(x_ptr, o00, o01, o10, o11, K, plane, BLOCK)
+    m00, m01, m10, m11, spread = widest(x_ptr, corners, K, plane, LAST, BLOCK)
     shift = interpolate(m00, m01, m10, m11, scale, lower, right)
     rounds = tl.where(tl.max(spread) * scale * magnify > _FARTHEST, K, 0)
     exact = tl.full((ROWS, FACTOR, BLOCK), float("-inf"), tl.float32)
     for _ in range(rounds):
-        x00, x01, x10, x11 = load_corners(x_ptr, o00, o01, o10, o11)
+        x00, x01, x10, x11 = of_class(load_class(x_ptr, corners), 0, K, 1)
         exact = tl.maximum(exact, interpolate(x00, x01, x10, x11, scale, lower, right))
         x_ptr += plane
     return tl.where(rounds > 0, exact, shift)
@@ -86,12 +75,13 @@ def _segmentation_loss_fwd_kernel(
     logits_ptr, teacher_ptr, labels_ptr, maps_ptr, sums_ptr, counts_ptr,
     batch, K, h, w, num_cells, limit, inverse_t, ignore_index,
     HAS_TEACHER: tl.constexpr, TEMPERED: tl.constexpr, SAVE: tl.constexpr,
+    LAST: tl.constexpr, TEACHER_LAST: tl.constexpr, CHUNK: tl.constexpr,
     FACTOR: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Losses and logarithms of every pixel, and the sums of each program.
 
     Args:
-        logits_ptr: ``[B, K, h, w]``, contiguous.
+        logits_ptr: ``[B, K, h, w]``, contiguous or channels-last.
         teacher_ptr: the same of the teacher, if there is one.
         labels_ptr: ``[B, H, W]`` integers, contiguous.
         maps_ptr: ``[1 to 4, f, f, num_cells]`` float32, written: losses, -1 where there is no
@@ -109,6 +99,9 @@ def _segmentation_loss_fwd_kernel(
         ignore_index: label of pixels without a class.
         HAS_TEACHER: there is a teacher.
         TEMPERED: the temperature of the divergence is not one.
+        LAST: the logits are channels-last.
+        TEACHER_LAST: those of the teacher are.
+        CHUNK: classes of a round of the loop: 1, 2 or 4, more than 1 where either is channels-last.
         SAVE: write the logarithms, for a backward.
         FACTOR: the upsampling factor f.
         ROWS: rows of a cell that a lane works on.
@@ -118,17 +111,16 @@ def _segmentation_loss_fwd_kernel(
     pid, group = tl.program_id(0), tl.program_id(1)
     cell = pid * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     sample, i, j, _, _, inside, lower, right = dual_cells(cell, group, batch, h, w, FACTOR, ROWS)
-    o00, o01, o10, o11 = corner_offsets(sample, i, j, batch, K, h, w, WIDE)
-    plane = h * w
+    corners, plane = corners_of(sample, i, j, batch, K, h, w, LAST, WIDE)
     scale_t = _LOG2E * inverse_t
     magnify = tl.maximum(inverse_t, 1.0)
     shift = _shift(
-        logits_ptr, o00, o01, o10, o11, K, plane, _LOG2E, magnify, lower, right,
-        ROWS, FACTOR, BLOCK,
-    )  # fmt: skip
+        logits_ptr, corners, K, plane, _LOG2E, magnify, lower, right, LAST, ROWS, FACTOR, BLOCK
+    )
     if HAS_TEACHER:
+        corners_t, plane_t = corners_of(sample, i, j, batch, K, h, w, TEACHER_LAST, WIDE)
         shift_t = _shift(
-            teacher_ptr, o00, o01, o10, o11, K, plane, scale_t, 1.0, lower, right,
+            teacher_ptr, corners_t, K, plane_t, scale_t, 1.0, lower, right, TEACHER_LAST,
             ROWS, FACTOR, BLOCK,
         )  # fmt: skip
     label = load_labels(
@@ -137,30 +129,39 @@ def _segmentation_loss_fwd_kernel(
 
     others = tl.zeros((ROWS, FACTOR, BLOCK), tl.float32)
     sum_u, sum_t, cross = others, others, others
-    own = tl.full((ROWS, FACTOR, BLOCK), float("-inf"), tl.float32)
-    for k in range(K):
-        x00, x01, x10, x11 = load_corners(logits_ptr, o00, o01, o10, o11)
-        z = interpolate(x00, x01, x10, x11, _LOG2E, lower, right) - shift
-        own = tl.where(label == k, z, own)
-        others += tl.where(label == k, 0.0, tl.exp2(z))
-        logits_ptr += plane
+    # the mark of the true class, above every shifted logit, until the logit of that class is there
+    own = (label + 2.0) * _MARK
+    x = load_class(logits_ptr, corners)
+    if HAS_TEACHER:
+        y = load_class(teacher_ptr, corners_t)
+    for first in range(0, K, CHUNK):
+        xs, x = next_classes(x, logits_ptr, corners, first, K, plane, LAST, CHUNK)
         if HAS_TEACHER:
-            x00, x01, x10, x11 = load_corners(teacher_ptr, o00, o01, o10, o11)
-            t = interpolate(x00, x01, x10, x11, scale_t, lower, right) - shift_t
-            if TEMPERED:
-                z = z * inverse_t
-                sum_u += tl.exp2(z)
-            q = tl.exp2(t)
-            sum_t += q
-            cross += q * (t - z)
-            teacher_ptr += plane
+            ys, y = next_classes(y, teacher_ptr, corners_t, first, K, plane_t, TEACHER_LAST, CHUNK)
+        for c in tl.static_range(CHUNK):
+            k = first + c
+            x00, x01, x10, x11 = of_class(xs[c], k, K, CHUNK)
+            z = interpolate(x00, x01, x10, x11, _LOG2E, lower, right) - shift
+            mine = own == (k + 2.0) * _MARK
+            own = tl.where(mine, z, own)
+            others += tl.where(mine, 0.0, tl.exp2(z))
+            if HAS_TEACHER:
+                y00, y01, y10, y11 = of_class(ys[c], k, K, CHUNK)
+                t = interpolate(y00, y01, y10, y11, scale_t, lower, right) - shift_t
+                if TEMPERED:
+                    z = z * inverse_t
+                    sum_u += tl.exp2(z)
+                q = tl.exp2(t)
+                sum_t += q
+                cross += q * (t - z)
 
+    valid = own != _MARK
+    own = tl.where(valid, own, float("-inf"))
     mine = tl.exp2(own)  # zero where there is no class
     log_z = tl.log2(others + mine)
     certain = 2.0 * others < mine
     odds = tl.where(certain, others, 0.0) / tl.where(certain, mine, 1.0)
     loss = tl.where(certain, log1p_near(odds), (log_z - own) * _LN2)
-    valid = label >= 0
     hard = valid & ~(loss <= limit)  # a NaN is hard, so that it shows
     offs, plane = _map_offsets(cell, group, num_cells, FACTOR, ROWS, WIDE)
     tl.store(maps_ptr + offs, tl.where(valid, loss, -1.0))
@@ -191,12 +192,13 @@ def _segmentation_loss_bwd_kernel(
     logits_ptr, teacher_ptr, labels_ptr, maps_ptr, selection_ptr, d_ohem_ptr, d_kl_ptr, corners_ptr,
     batch, K, h, w, num_cells, inverse_t, kl_scale, ignore_index,
     HAS_TEACHER: tl.constexpr, TEMPERED: tl.constexpr,
+    LAST: tl.constexpr, TEACHER_LAST: tl.constexpr, CHUNK: tl.constexpr,
     FACTOR: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of each cell at its corners.
 
     Args:
-        logits_ptr: ``[B, K, h, w]``, contiguous.
+        logits_ptr: ``[B, K, h, w]``, contiguous or channels-last.
         teacher_ptr: the same of the teacher, if there is one.
         labels_ptr: ``[B, H, W]`` integers, contiguous.
         maps_ptr: ``[2 to 4, f, f, num_cells]`` float32, of the forward kernel.
@@ -216,6 +218,9 @@ def _segmentation_loss_bwd_kernel(
         ignore_index: label of pixels without a class.
         HAS_TEACHER: there is a teacher.
         TEMPERED: the temperature of the divergence is not one.
+        LAST: the logits are channels-last.
+        TEACHER_LAST: those of the teacher are.
+        CHUNK: classes of a round of the loop: 1, 2 or 4, more than 1 where either is channels-last.
         FACTOR: the upsampling factor f.
         ROWS: rows of a cell that a lane works on.
         BLOCK: cells of a program.
@@ -224,7 +229,6 @@ def _segmentation_loss_bwd_kernel(
     group, groups = tl.program_id(1), tl.num_programs(1)
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     sample, i, j, _, _, _, lower, right = dual_cells(cell, group, batch, h, w, FACTOR, ROWS)
-    o00, o01, o10, o11 = corner_offsets(sample, i, j, batch, K, h, w, WIDE)
     label = load_labels(
         labels_ptr, sample, i, j, group, batch, K, h, w, ignore_index, FACTOR, ROWS, BLOCK, WIDE
     )
@@ -248,30 +252,43 @@ def _segmentation_loss_bwd_kernel(
         cells = tl.cast(num_cells, tl.int64)
     corners_ptr += group * K * cells
     step = groups * K * cells
-    for k in range(K):
-        x00, x01, x10, x11 = load_corners(logits_ptr, o00, o01, o10, o11)
-        z = interpolate(x00, x01, x10, x11, _LOG2E, lower, right)
-        p = tl.exp2(z - log_z)
-        grad = tl.where(label == k, at_class, weight * p)
-        logits_ptr += h * w
+    corners, plane = corners_of(sample, i, j, batch, K, h, w, LAST, WIDE)
+    x = load_class(logits_ptr, corners)
+    if HAS_TEACHER:
+        corners_t, plane_t = corners_of(sample, i, j, batch, K, h, w, TEACHER_LAST, WIDE)
+        y = load_class(teacher_ptr, corners_t)
+    for first in range(0, K, CHUNK):
+        xs, x = next_classes(x, logits_ptr, corners, first, K, plane, LAST, CHUNK)
         if HAS_TEACHER:
-            x00, x01, x10, x11 = load_corners(teacher_ptr, o00, o01, o10, o11)
-            q = tl.exp2(interpolate(x00, x01, x10, x11, scale_t, lower, right) - log_t)
-            teacher_ptr += h * w
-            if TEMPERED:
-                p = tl.exp2(z * inverse_t - log_u)
-            grad += weight_kl * (p - q)
-        if FACTOR == 1:
-            tl.store(corners_ptr + cell, grad)
-        else:
-            to_left = tl.sum(grad * (1.0 - right), 1, keep_dims=True)
-            to_right = tl.sum(grad * right, 1, keep_dims=True)
-            upper = 1.0 - lower
-            tl.store(corners_ptr + cell, tl.sum(to_left * upper, 0, keep_dims=True))
-            tl.store(corners_ptr + step + cell, tl.sum(to_right * upper, 0, keep_dims=True))
-            tl.store(corners_ptr + 2 * step + cell, tl.sum(to_left * lower, 0, keep_dims=True))
-            tl.store(corners_ptr + 3 * step + cell, tl.sum(to_right * lower, 0, keep_dims=True))
-        corners_ptr += cells
+            ys, y = next_classes(y, teacher_ptr, corners_t, first, K, plane_t, TEACHER_LAST, CHUNK)
+        for c in tl.static_range(CHUNK):
+            k = first + c
+            x00, x01, x10, x11 = of_class(xs[c], k, K, CHUNK)
+            z = interpolate(x00, x01, x10, x11, _LOG2E, lower, right)
+            p = tl.exp2(z - log_z)
+            grad = tl.where(label == k, at_class, weight * p)
+            if HAS_TEACHER:
+                y00, y01, y10, y11 = of_class(ys[c], k, K, CHUNK)
+                q = tl.exp2(interpolate(y00, y01, y10, y11, scale_t, lower, right) - log_t)
+                if TEMPERED:
+                    p = tl.exp2(z * inverse_t - log_u)
+                grad += weight_kl * (p - q)
+            ptrs = corners_ptr + cell
+            mask = tl.full(cell.shape, True, tl.int1) & (k < K)
+            if FACTOR == 1:
+                tl.store(ptrs, grad, mask=mask)
+            else:
+                to_left = tl.sum(grad * (1.0 - right), 1, keep_dims=True)
+                to_right = tl.sum(grad * right, 1, keep_dims=True)
+                upper = 1.0 - lower
+                tl.store(ptrs, tl.sum(to_left * upper, 0, keep_dims=True), mask=mask)
+                ptrs += step
+                tl.store(ptrs, tl.sum(to_right * upper, 0, keep_dims=True), mask=mask)
+                ptrs += step
+                tl.store(ptrs, tl.sum(to_left * lower, 0, keep_dims=True), mask=mask)
+                ptrs += step
+                tl.store(ptrs, tl.sum(to_right * lower, 0, keep_dims=True), mask=mask)
+            corners_ptr += cells
 
 
 @triton.jit(do_not_specialize=["K", "h", "w", "num_cells"])

@@ -153,6 +153,17 @@ def head(f, x):
     return f(x[:2], *x[2:], norm)
 
 
+def fusion(f, x):
+    """All outputs together; as squares the branches have other gradients than the means."""
+    means, (branch,) = f(x, torch.tensor([[[1, 1], [1, 0]]]).to(x[0].device), 1)
+    return torch.cat([*(y.flatten() for y in means), *(y.flatten() ** 2 for y in branch)])
+
+
+def users(f, x):
+    """Features of which three users have other gradients."""
+    return torch.cat([y.flatten() ** n for n, user in enumerate(f(x, 3), 1) for y in user])
+
+
 # the call, its tensors of floats, of which the first group learns, and the slack
 PAIRING = torch.tensor([[0, 1], [1, 0]])
 STUDENT, TEACHER = features(1), features(2)
@@ -197,6 +208,8 @@ CASES = {
     "reduced_attention": (
         lambda f, x: f(*x), [[normal(B, 9, 2, 16, seed=6), normal(B, 4, 2, 2, 16, seed=7)]], 1e-5,
     ),
+    "mean_fusion": (fusion, [STUDENT], 1e-5),
+    "fan_out": (users, [STUDENT], 1e-5),
     "sum_of_upsampled": (lambda f, x: f(x, (6, 8)), [LEVELS], 1e-5),
     "mlp_head": (head, [[*LEVELS, *HEAD]], 1e-5),
 }  # fmt: skip

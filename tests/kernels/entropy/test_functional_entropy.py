@@ -109,6 +109,8 @@ def _layouts(x):
     yield "height last", x.transpose(3, 4).contiguous().transpose(3, 4)
     yield "a part of a larger map", wide[..., ::2, 1:-2]
     yield "samples first", x.transpose(0, 1).contiguous().transpose(0, 1)
+    pixels = torch.nn.functional.pad(x.movedim(2, 4), (1, 2), value=torch.nan)
+    yield "some channels of each pixel", pixels[..., 1:-2].movedim(4, 2)
 
 
 @pytest.mark.parametrize("form", ["paper", "paper-height", "code"])
@@ -283,6 +285,39 @@ def test_levels_add_up_and_draw_their_own_noise(form, device):
     assert all(x.grad is None for x in teacher)
 
 
+@pytest.mark.parametrize("form", ["paper", "paper-height", "code"])
+def test_levels_of_one_launch_equal_levels_alone(form, device):
+    # softmaxes of other lengths, dtypes and layouts; given noise tells no level from another
+    sizes, dtypes = [(5, 2, 2), (17, 2, 1), (2, 1, 3)], [torch.float32, torch.bfloat16]
+    kernel, _, options = FORMS[form]
+    student, teacher, noise = [], [], []
+    for i, (c, h, w) in enumerate(sizes):
+        x, t, draws = make_inputs((2, 1, c, h, w, 1), form, dtypes[i % 2], device)
+        student.append(list(_layouts(x))[i][1].detach().requires_grad_())
+        teacher.append(t.float())
+        noise.append(draws)
+    chosen = {"form": form[:5].rstrip("-"), "normalise": options.get("normalise", False)}
+    if form == "paper-height":
+        chosen["axis"] = "height"
+    total = representation_regularisation(student, teacher, samples=1, noise=noise, **chosen)
+    got = torch.autograd.grad(total * 1.5, student)
+    alone = [
+        run(kernel, x, t, noise=draws, samples=1, **options)
+        for x, t, draws in zip(student, teacher, noise, strict=True)
+    ]
+    torch.testing.assert_close(total, sum(value for value, _ in alone), rtol=1e-6, atol=0)
+    for gradient, x, (_, wanted) in zip(got, student, alone, strict=True):
+        assert gradient.stride() == torch.empty_like(x).stride()
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_levels_of_several_batches_are_left_to_the_reference(device):
+    student = [normal(1, b, 2, 3, 2, seed=b, device=device) for b in (1, 2)]
+    teacher = [normal(1, b, 2, 3, 2, seed=b + 2, device=device) for b in (1, 2)]
+    got = representation_regularisation(student, teacher, seed=5)
+    assert torch.equal(got, reference.representation_regularisation(student, teacher, seed=5))
+
+
 @pytest.mark.parametrize("form", ["paper", "code"])
 def test_compiles_into_one_graph(form, device):
     student = [normal(1, 1, 2, 3, 2, device=device).requires_grad_()]
@@ -301,22 +336,22 @@ def test_compiles_into_one_graph(form, device):
 
 
 def test_opcheck(device):
-    x, t = (normal(1, 2, 2, 3, 2, seed=i, device=device) for i in (1, 2))
+    x, t = ([normal(1, 1, 2, 3, n, seed=i + n, device=device) for n in (2, 1)] for i in (1, 4))
     seed = torch.tensor([4], device=device)
-    channels_last = x.movedim(2, 4).contiguous().movedim(4, 2).requires_grad_()
-    sigma = normal(1, 1, 2, 1, 1, device=device).abs()
-    noise = normal(1, 1, 2, 2, 3, 2, device=device)
+    channels_last = [y.movedim(2, 4).contiguous().movedim(4, 2).requires_grad_() for y in x]
+    sigma = [normal(1, 1, 2, 1, 1, device=device).abs()]
+    noise = [normal(1, 1, 1, 2, 3, 2, device=device)]
     for args in (
-        (channels_last, t, None, None, None, seed, 1, 1, 2, True, True),
-        (x, t, sigma, sigma, noise, seed, 1, 1, 3, False, False),
+        (channels_last, t, [], [], [], seed, [1, 3], 1, 2, True, True),
+        (x[:1], t[:1], sigma, sigma, noise, seed, [1], 1, 3, False, False),
     ):
         torch.library.opcheck(fisher._fisher_regulariser, args)
-    args = (channels_last, t, None, seed, 1, 1, True, False, True)
+    args = (channels_last, t, [], seed, [1, 3], [0.5, 1.0], 1, True, False, True)
     torch.library.opcheck(profile._profile_regulariser, args)
     _, *rest = profile._profile_regulariser(*args)
-    upstream = torch.ones((), device=device)
+    upstream = torch.ones(2, device=device)
     torch.library.opcheck(profile._profile_gradient, (x, upstream, *(y.detach() for y in rest)))
-    _, *rest = fisher._fisher_regulariser(x, t, None, None, None, seed, 1, 1, 2, True, True)
+    _, *rest = fisher._fisher_regulariser(x, t, [], [], [], seed, [1, 3], 1, 2, True, True)
     torch.library.opcheck(fisher._fisher_gradient, (x, upstream, *rest, 2))
     values = normal(2, 3, 2, device=device).exp()
     torch.library.opcheck(value_ops._functional_entropy, (values.requires_grad_(),))
