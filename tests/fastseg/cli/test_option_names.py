@@ -39,6 +39,8 @@ PRINTED_BY = {
     "fastseg/checkpoint/weights.py --name": TRAIN,
     "fastseg/evaluate.py": SCORE,
     "fastseg/evaluation/from_weights.py": SCORE,
+    "fastseg/evaluation/protocols/": SCORE,
+    "fastseg/evaluation/scoring/": SCORE,
     "fastseg/models/precision.py": TRAIN | SCORE,
     "fastseg/distributed/launch.py": TRAIN | SCORE,
     "pipelines/build.py": TRAIN | SCORE,
