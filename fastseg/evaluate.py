@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         EvaluateConfig, prog="python -m fastseg.evaluate", description=__doc__, args=arguments
     )
     keep_freed_memory()
-    chosen(options.protocols)
+    check_protocols(options)
     if options.out is not None:
         check_out(options.out)
     files = weights_files(options.checkpoint)
@@ -49,6 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print_table(context, networks, options)
     return 0
+
+
+def check_protocols(options: EvaluateConfig) -> None:
+    """Refuse unknown protocols, and what only protocols do where there is none.
+
+    Raises:
+        ConfigError: the message has the option and the next step.
+    """
+    chosen(options.protocols)
+    if options.protocols:
+        return
+    for name, given in (
+        ("--resamples", options.resamples > 0),
+        ("--published.*", options.published.active),
+    ):
+        if given:
+            raise ConfigError(f"{name} needs protocols: name them, such as --protocols subsets")
 
 
 def print_table(
@@ -68,7 +85,9 @@ def print_protocols(
     context: RunContext, networks: Mapping[str, Segmenter], options: EvaluateConfig
 ) -> None:
     """Score by the protocols that are asked for, and print their tables."""
-    how = ScoringConfig(options.views, options.resamples, options.corruption.seed)
+    how = ScoringConfig(
+        options.views, options.resamples, options.corruption.seed, options.published
+    )
     outcome = run_protocols(Scorer(context, networks, how), options.protocols)
     if context.ranks.is_first:
         print("\n\n".join(map(format_details, outcome.tables)), flush=True)

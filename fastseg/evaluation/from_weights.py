@@ -15,6 +15,7 @@ from fastseg.config.serialise import read_config
 from fastseg.distributed.launch import choose_device
 from fastseg.engine.optim import nvidia_apex
 from fastseg.errors import CheckpointError
+from fastseg.evaluation.scoring.published import PublishedConfig
 from fastseg.evaluation.scoring.views import ViewsConfig
 from fastseg.methods import METHODS
 from fastseg.methods.robustseg import RobustSeg
@@ -53,6 +54,8 @@ class EvaluateConfig:
     resamples: Natural = 0
     """Resamples of the images, such as 1000, for 95 % intervals of the protocols' scores; 0: no
     intervals."""
+    published: PublishedConfig = field(default_factory=PublishedConfig)
+    """Defects of the released metric code, for the protocols."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     """Faults to put into the sensors, none by default; such as --corruption.noise high, or
     --corruption.blackout 1 --corruption.modalities event."""

@@ -79,6 +79,8 @@ class Protocol:
         ]
         if scorer.config.views.active:
             lines[-1] += f"; {scorer.config.views}"
+        if scorer.config.published.active:
+            lines[-1] += f"; {scorer.config.published}"
         if resamples := scorer.config.resamples:
             lines.append(f"from, to: 95 % interval over {resamples} resamples of the images")
         config = scorer.context.config

@@ -17,6 +17,7 @@ class Counts:
     Attributes:
         confusion: ``[bins, K labels, K predictions]`` int64.
         boundary: ``[bins, K, 2]`` int64, see `boundary_counts`; None if it is not wanted.
+        single: ``[K, K]`` float32, the sum over all batches in their order, see `PublishedConfig`.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Counts:
         k = num_classes
         self.confusion = torch.zeros(bins, k, k, dtype=torch.int64, device=device)
         self.boundary = torch.zeros(bins, k, 2, dtype=torch.int64, device=device) if edges else None
+        self.single = torch.zeros(k, k, dtype=torch.float32, device=device)
 
     def add(self, predictions: Tensor, labels: Tensor, bins: Sequence[int]) -> None:
         """Count a batch.
@@ -36,13 +38,16 @@ class Counts:
         """
         k, device = self.confusion.shape[1], self.confusion.device
         places = torch.tensor(bins, device=device)
-        self.confusion.index_add_(0, places, confusion_per_image(predictions, labels, k))
+        found = confusion_per_image(predictions, labels, k)
+        self.confusion.index_add_(0, places, found)
+        self.single += found.sum(0)
         if self.boundary is not None:
             self.boundary.index_add_(0, places, boundary_counts(predictions, labels, k))
 
     def total(self, ranks: Ranks) -> Counts:
-        """The sum over all processes, on the host; collective."""
+        """The sum over all processes, on the host; collective. That in float32 stays its own."""
         self.confusion = ranks.total(self.confusion).cpu()
+        self.single = self.single.cpu()
         if self.boundary is not None:
             self.boundary = ranks.total(self.boundary).cpu()
         return self

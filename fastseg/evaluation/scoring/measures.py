@@ -108,25 +108,42 @@ def measure(counts: Counts, weights: Tensor) -> Measures:
         # sums of whole numbers below 2^53 are exact
         return (weights @ x.flatten(1).double()).view(-1, *x.shape[1:])
 
-    matrix = summed(counts.confusion)
+    edges = None if counts.boundary is None else summed(counts.boundary)
+    return Measures(_table(summed(counts.confusion), edges))
+
+
+def in_float32(measures: Measures, counts: Counts) -> Measures:
+    """The scores of all images from counts and ratios in float32; resamples stay as they are."""
+    edges = None if counts.boundary is None else counts.boundary.sum(0, keepdim=True).float()
+    table = measures.table.clone()
+    table[0] = _table(counts.single[None], edges)[0]
+    return Measures(table)
+
+
+def rounded(measures: Measures) -> Measures:
+    """The scores to two decimals of a percent, as printed."""
+    return Measures((100 * measures.table).round(decimals=2) / 100)
+
+
+def _table(matrix: Tensor, boundary: Tensor | None) -> Tensor:
+    """``[R, S]`` of confusions ``[R, K, K]`` and boundaries ``[R, K, 2]``, in their dtype."""
     hits, labels, found = matrix.diagonal(dim1=1, dim2=2), matrix.sum(2), matrix.sum(1)
-    iou = _ratio(hits, labels + found - hits)
-    f1, accuracy = _ratio(2 * hits, labels + found), _ratio(hits, labels)
-    if counts.boundary is None:
-        boundary = torch.full_like(iou, torch.nan)
+    iou = _ratio(hits, found + labels - hits)
+    f1, accuracy = _ratio(2 * hits, found + labels), _ratio(hits, labels)
+    if boundary is None:
+        edges, mean_edges = torch.full_like(iou, torch.nan), iou.new_full((len(iou),), torch.nan)
     else:
-        both, either = summed(counts.boundary).unbind(-1)
-        boundary = _ratio(both, either)
-    boundary_mean = _mean_of_all(boundary) if counts.boundary is not None else boundary[:, 0]
+        edges = _ratio(boundary[..., 0], boundary[..., 1])
+        mean_edges = _mean_of_all(edges)
     means = (
         _mean_of_all(iou),
         iou.nanmean(1),
         _ratio(hits.sum(1), labels.sum(1)),
         _mean_of_all(accuracy),
         _mean_of_all(f1),
-        boundary_mean,
+        mean_edges,
     )
-    return Measures(torch.cat([torch.stack(means, dim=1), iou, f1, boundary], dim=1))
+    return torch.cat([torch.stack(means, dim=1), iou, f1, edges], dim=1)
 
 
 def whole(chosen: Sequence[bool]) -> Tensor:

@@ -19,7 +19,8 @@ from fastseg.evaluation.scoring.logits import (
     logits_of_whole_sensors,
     torn,
 )
-from fastseg.evaluation.scoring.measures import Measures, measure, resampled
+from fastseg.evaluation.scoring.measures import Measures, in_float32, measure, resampled, rounded
+from fastseg.evaluation.scoring.published import PublishedConfig
 from fastseg.evaluation.scoring.views import LogitsOf, ViewsConfig, predictions_of
 from fastseg.evaluation.subsets import Subset, run_subsets
 from fastseg.models import Segmenter
@@ -41,11 +42,13 @@ class ScoringConfig:
         views: what is averaged for each sample.
         resamples: R draws of the images, for intervals; 0: none.
         seed: of these draws and of masks.
+        published: defects of the released metric code.
     """
 
     views: ViewsConfig = field(default_factory=ViewsConfig)
     resamples: int = 0
     seed: int = 0
+    published: PublishedConfig = field(default_factory=PublishedConfig)
 
 
 class Scorer:
@@ -66,6 +69,7 @@ class Scorer:
 
     Raises:
         DataError: the split cannot be read.
+        ConfigError: a setting has no meaning with several processes.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Scorer:
     ) -> None:
         self.context, self.networks = context, dict(networks)
         self.config = config or ScoringConfig()
+        self.config.published.check(context.ranks.world)
         loader = build_loader(
             context.config.data, train=False, rank=context.ranks.rank, world=context.ranks.world
         )
@@ -131,7 +136,10 @@ class Scorer:
         among = tuple(chosen(self._cell_of_bin[b]) for b in range(len(self._cell_of_bin)))
         if among not in self._weights:
             self._weights[among] = resampled(among, self.config.resamples, self.config.seed)
-        return measure(counts, self._weights[among])
+        measures = measure(counts, self._weights[among])
+        if self.config.published.float32 and all(among):
+            measures = in_float32(measures, counts)
+        return rounded(measures) if self.config.published.rounded else measures
 
     def matrix(self, network: str, case: Case) -> ConfusionMatrix:
         """Confusion matrix of a network in a case over the split."""

@@ -64,6 +64,12 @@ def test_an_unknown_protocol_is_refused_before_anything_is_read(capsys, monkeypa
     assert "unknown protocol 'rmn': did you mean 'rmm'? known are all, full, subsets" in said
 
 
+@pytest.mark.parametrize("alone", [["--resamples", "9"], ["--published.rounded"]])
+def test_what_only_protocols_do_needs_one(run_of_networks, capsys, alone):
+    assert evaluate.main(["--checkpoint", str(run_of_networks), *alone]) == 2
+    assert "needs protocols: name them, such as --protocols" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
