@@ -1,9 +1,9 @@
-"""``python -m fastseg.evaluate``: the table of every sensor subset from weights on disk."""
+"""``python -m fastseg.evaluate``: scores of weights on disk: every sensor subset, or protocols."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -15,18 +15,24 @@ from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.errors import ConfigError
 from fastseg.evaluation.details import detail_tables
 from fastseg.evaluation.from_weights import EvaluateConfig, run_config, weights_files
+from fastseg.evaluation.protocols.registry import chosen, run_protocols
 from fastseg.evaluation.scores import score_networks, subset_results, table
+from fastseg.evaluation.scoring.scorer import Scorer, ScoringConfig
+from fastseg.models import Segmenter
 from fastseg.pipelines.faults.sensor_faults import describe
+from fastseg.report.protocol_rows import write_protocol_rows
 from fastseg.report.results import write_results
+from fastseg.report.table import format_details
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; the exit code is 0 if every network could be scored."""
+    """Print the tables; the exit code is 0 if every network could be scored."""
     options: EvaluateConfig = parse(
         EvaluateConfig, prog="python -m fastseg.evaluate", description=__doc__, args=arguments
     )
     keep_freed_memory()
+    check_protocols(options)
     if options.out is not None:
         check_out(options.out)
     files = weights_files(options.checkpoint)
@@ -36,14 +42,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.corruption.active:
             say(f"sensors are corrupted: {describe(options.corruption)}")
         networks = {name: context.load_network(path, name) for name, path in files.items()}
-        results = subset_results(context, score_networks(context, networks))
-        details = detail_tables(context, networks)
-        if ranks.is_first:
-            # a disk that fills up meanwhile must not cost the scores
-            print(table(context, results, details), flush=True)
-            if options.out is not None:
-                write_results(options.out, results, context.spec.classes)
+        if options.views.active and ranks.is_first:
+            say(f"every sample is scored by {options.views}")
+        if options.protocols:
+            print_protocols(context, networks, options)
+        else:
+            print_table(context, networks, options)
     return 0
+
+
+def check_protocols(options: EvaluateConfig) -> None:
+    """Refuse unknown protocols, and what only protocols do where there is none.
+
+    Raises:
+        ConfigError: the message has the option and the next step.
+    """
+    chosen(options.protocols)
+    if options.protocols:
+        return
+    for name, given in (
+        ("--resamples", options.resamples > 0),
+        ("--published.*", options.published.active),
+    ):
+        if given:
+            raise ConfigError(f"{name} needs protocols: name them, such as --protocols subsets")
+
+
+def print_table(
+    context: RunContext, networks: Mapping[str, Segmenter], options: EvaluateConfig
+) -> None:
+    """Score every subset of the modalities as a run does at its end, and print the table."""
+    results = subset_results(context, score_networks(context, networks, options.views))
+    details = detail_tables(context, networks)
+    if context.ranks.is_first:
+        # a disk that fills up meanwhile must not cost the scores
+        print(table(context, results, details), flush=True)
+        if options.out is not None:
+            write_results(options.out, results, context.spec.classes)
+
+
+def print_protocols(
+    context: RunContext, networks: Mapping[str, Segmenter], options: EvaluateConfig
+) -> None:
+    """Score by the protocols that are asked for, and print their tables."""
+    how = ScoringConfig(
+        options.views, options.resamples, options.corruption.seed, options.published
+    )
+    outcome = run_protocols(Scorer(context, networks, how), options.protocols)
+    if context.ranks.is_first:
+        print("\n\n".join(map(format_details, outcome.tables)), flush=True)
+        if options.out is not None:
+            write_protocol_rows(options.out, outcome.rows)
 
 
 def check_out(path: Path) -> None:

@@ -64,17 +64,17 @@ ROOMS = {
         "config": "errors models methods pipelines/. pipelines/tools",
         "engine": "errors choice console models methods distributed report checkpoint config "
         "kernels/common kernels/network pipelines/*",
-        "evaluation": ". errors models methods distributed report checkpoint config engine "
+        "evaluation": ". errors console models methods distributed report checkpoint config engine "
         "kernels/. pipelines/*",
         "prediction": ". errors console models checkpoint config engine evaluation report "
         "kernels/. pipelines/*",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
         "train": "console report config engine evaluation cli pipelines/synthetic",
-        "evaluate": "errors console report engine evaluation cli pipelines/faults",
         "predict": "engine prediction cli",
         "exporting": ". errors console models report checkpoint config engine evaluation "
         "kernels/common kernels/reference pipelines/.",
         "export": "engine evaluation exporting cli",
+        "evaluate": "errors console models report engine evaluation cli pipelines/faults",
         "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",
     },

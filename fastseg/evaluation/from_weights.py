@@ -15,11 +15,13 @@ from fastseg.config.serialise import read_config
 from fastseg.distributed.launch import choose_device
 from fastseg.engine.optim import nvidia_apex
 from fastseg.errors import CheckpointError
+from fastseg.evaluation.scoring.published import PublishedConfig
+from fastseg.evaluation.scoring.views import ViewsConfig
 from fastseg.methods import METHODS
 from fastseg.methods.robustseg import RobustSeg
 from fastseg.models.precision import Precision
 from fastseg.pipelines import CorruptionConfig, DataConfig
-from fastseg.pipelines.tools.settings import Count, Side, Workers, check_fields
+from fastseg.pipelines.tools.settings import Count, Natural, Side, Workers, check_fields
 from fastseg.pipelines.tools.unknown import did_you_mean
 
 
@@ -45,6 +47,16 @@ class EvaluateConfig:
     """Loader of the files; default: as in the run."""
     workers: Annotated[Workers | None, arg(aliases=["--data.workers"])] = None
     """Processes or threads that load, 0: in line; default: as in the run."""
+    protocols: tuple[str, ...] = ()
+    """Ways of scoring: all, or some of full, subsets, emm, rmm, nm, conditions and sensor_faults;
+    none: the table of a run, which is every subset with missing modalities as above."""
+    views: Annotated[ViewsConfig, arg(name="evaluation")] = field(default_factory=ViewsConfig)
+    """Scales, mirror images and sliding windows, whose answers are averaged."""
+    resamples: Natural = 0
+    """Resamples of the images, such as 1000, for 95 % intervals of the protocols' scores; 0: no
+    intervals."""
+    published: PublishedConfig = field(default_factory=PublishedConfig)
+    """Defects of the released metric code, for the protocols."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     """Faults to put into the sensors, none by default; such as --corruption.noise high, or
     --corruption.blackout 1 --corruption.modalities event."""
@@ -53,7 +65,8 @@ class EvaluateConfig:
     precision: Precision | None = None
     """Arithmetic; default: as in the run."""
     out: Path | None = None
-    """Also write the scores to this CSV file (layout of results.csv)."""
+    """Also write the scores to this CSV file: in the layout of results.csv, or of protocols one row
+    for every score."""
 
     def __post_init__(self) -> None:
         check_fields(self)

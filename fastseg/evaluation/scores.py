@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.metrics import ConfusionMatrix
 from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets
+from fastseg.evaluation.scoring.scorer import Scorer, ScoringConfig
+from fastseg.evaluation.scoring.views import ViewsConfig
 from fastseg.evaluation.subsets import run_subsets
 from fastseg.models import Segmenter
 from fastseg.pipelines import build_loader
@@ -18,15 +20,22 @@ from fastseg.report.table import format_details, format_table
 
 
 def score_networks(
-    context: RunContext, networks: Mapping[str, Segmenter]
+    context: RunContext, networks: Mapping[str, Segmenter], views: ViewsConfig | None = None
 ) -> dict[str, dict[str, ConfusionMatrix]]:
     """Confusion matrix of every network on every subset over the whole evaluation split.
 
     Shares that a network counts are afterwards those of this split, see `Segmenter.take_shares`.
+
+    Args:
+        context: of the run.
+        networks: by name, on its device.
+        views: what is averaged for each sample; None: whole images as they are.
     """
     ranks = context.ranks
     for network in networks.values():
         network.take_shares()
+    if views is not None and views.active:
+        return _by_views(Scorer(context, networks, ScoringConfig(views)))
     loader = build_loader(context.config.data, train=False, rank=ranks.rank, world=ranks.world)
     total = loader.steps_per_epoch
     try:
@@ -41,6 +50,17 @@ def score_networks(
         }
     finally:
         loader.close()
+
+
+def _by_views(scorer: Scorer) -> dict[str, dict[str, ConfusionMatrix]]:
+    """The same of a scorer, whose views are averaged."""
+    missing = scorer.context.config.evaluation.missing
+    cases = [scorer.case(subset, missing=missing) for subset in scorer.subsets]
+    scorer.count(cases)
+    return {
+        network: {case.subset.name: scorer.matrix(network, case) for case in cases}
+        for network in scorer.networks
+    }
 
 
 def subset_results(

@@ -154,6 +154,7 @@ class Method:
         compared: the two networks whose difference is the gain in tables: from, to.
         weights: type of the weights of its loss terms.
         options_type: type of its options.
+        seen: in words, what networks see while they learn, where it is not as their stage says.
     """
 
     name: ClassVar[str]
@@ -161,6 +162,7 @@ class Method:
     compared: ClassVar[tuple[str, str] | None] = None
     weights: ClassVar[type[LossWeights]] = LossWeights
     options_type: ClassVar[type[MethodOptions]] = MethodOptions
+    seen: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: MethodOptions) -> None:
         self.options = options

@@ -105,6 +105,7 @@ class Feedback(Method):
     compared: ClassVar[tuple[str, str] | None] = ("teacher", "student")
     weights: ClassVar[type[LossWeights]] = FeedbackWeights
     options_type: ClassVar[type[FeedbackOptions]] = FeedbackOptions
+    seen: ClassVar[Mapping[str, str]] = {TEACHER: "all modalities"}
 
     options: FeedbackOptions
 

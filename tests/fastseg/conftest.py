@@ -77,6 +77,41 @@ def losses():
     return read
 
 
+@pytest.fixture(scope="session")
+def tiny(scenes):
+    """Config of the debug preset on the tiny data set, to be scored in line."""
+    base = get_preset("debug")
+    data = replace(base.data, root=scenes, workers=0, eval_batch_size=3)
+    return replace(base, data=data, synthetic=replace(base.synthetic, train=0, val=0))
+
+
+@pytest.fixture(scope="session")
+def tiny_context(tiny):
+    """Its context."""
+    from fastseg.engine.context import RunContext
+
+    return RunContext(tiny)
+
+
+@pytest.fixture(scope="session")
+def networks(tiny_context):
+    """Untrained: they say something else for every input, which is all that a score needs."""
+    return {name: tiny_context.new_network(i) for i, name in enumerate(("teacher", "student"))}
+
+
+@pytest.fixture(scope="session")
+def run_of_networks(tiny, tiny_context, networks, tmp_path_factory):
+    """The folder of a run with these networks, `tiny`'s config and nothing else."""
+    from fastseg.checkpoint.weights import save_weights
+    from fastseg.config.serialise import to_dict
+
+    folder = tmp_path_factory.mktemp("run") / "debug"
+    for name, network in networks.items():
+        save_weights(folder / f"{name}.safetensors", network, tiny_context.identity(name), {})
+    (folder / "config.json").write_text(json.dumps(to_dict(tiny)))
+    return folder
+
+
 MODALITIES, CLASSES = 4, 5
 NAMES = ("img", "depth", "event", "lidar")
 

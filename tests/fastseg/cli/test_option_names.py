@@ -47,6 +47,8 @@ PRINTED_BY = {
     "fastseg/distributed/launch.py": TRAIN | SCORE | PREDICT,
     "fastseg/evaluation/from_weights.py --network": SHIP | PREDICT,
     "fastseg/exporting/": SHIP,
+    "fastseg/evaluation/protocols/": SCORE,
+    "fastseg/evaluation/scoring/": SCORE,
     "pipelines/build.py": TRAIN | SCORE,
     "pipelines/build.py --data.dataset": TRAIN | LOOK,
     # evaluate takes the cache from the config of its run, which has refused this

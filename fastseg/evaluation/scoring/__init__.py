@@ -1,0 +1,1 @@
+"""How protocols score: cases, passes over the split, counts per image, scores and intervals."""
