@@ -65,7 +65,7 @@ ROOMS = {
         "evaluation": ". errors models methods distributed report checkpoint config engine "
         "kernels/. pipelines/*",
         "exporting": ". errors console models report checkpoint config engine evaluation "
-        "kernels/common kernels/reference pipelines/.",
+        "kernels/common kernels/reference pipelines/*",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
         "train": "console report config engine evaluation cli pipelines/synthetic",
         "evaluate": "errors console report engine evaluation cli pipelines/faults",

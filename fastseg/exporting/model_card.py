@@ -144,8 +144,8 @@ def _limits(about: dict[str, Any]) -> list[str]:
 def _licence(context: RunContext) -> str:
     encoder = context.config.model.weights
     first = (
-        f"Training began with the encoder weights {encoder.name}, whose licence goes on: those of "
-        "SegFormer (NVIDIA) allow research and evaluation alone, without commercial use."
+        f"Training began with the encoder weights {encoder.name}, whose licence goes on: the "
+        "published ones of the Mix Transformer (NVIDIA) allow research and evaluation alone, without commercial use."
         if encoder is not None
         else "Training began with random weights."
     )
