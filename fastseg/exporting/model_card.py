@@ -57,8 +57,8 @@ def model_card(
             ],
         ),
         f"`present` {_shape(about['present']['shape'])} bool, in this order: "
-        f"{', '.join(about['present']['order'])}. {about['present']['meaning'].capitalize()}. "
-        f"{about['present']['none'].capitalize()}.",
+        f"{', '.join(about['present']['order'])}. It is {about['present']['meaning']}. Sensors are "
+        f"missing by `{about['present']['missing']}`. {about['present']['none']}.",
         "Scaling and normalisation are inside. Any height and width of at least "
         f"{about['size']['least']} pixels; padding is inside, too. The network was scored at a "
         f"short side of {about['size']['short_side_of_evaluation']} pixels: images of another "
@@ -145,7 +145,8 @@ def _licence(context: RunContext) -> str:
     encoder = context.config.model.weights
     first = (
         f"Training began with the encoder weights {encoder.name}, whose licence goes on: the "
-        "published ones of the Mix Transformer (NVIDIA) allow research and evaluation alone, without commercial use."
+        "published ones of the Mix Transformer (NVIDIA) allow research and evaluation alone, "
+        "without commercial use."
         if encoder is not None
         else "Training began with random weights."
     )
