@@ -68,13 +68,13 @@ ROOMS = {
         "kernels/. pipelines/*",
         "prediction": ". errors console models checkpoint config engine evaluation report "
         "kernels/. pipelines/*",
+        "exporting": ". errors console models report checkpoint config engine evaluation "
+        "kernels/common kernels/reference pipelines/*",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
         "train": "console report config engine evaluation cli pipelines/synthetic",
-        "predict": "engine prediction cli",
-        "exporting": ". errors console models report checkpoint config engine evaluation "
-        "kernels/common kernels/reference pipelines/.",
-        "export": "engine evaluation exporting cli",
         "evaluate": "errors console models report engine evaluation cli pipelines/faults",
+        "predict": "engine evaluation prediction cli",
+        "export": "engine evaluation exporting cli",
         "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",
     },

@@ -60,8 +60,8 @@ class Deployed(nn.Module):
             )
         if missing == "drop" and "fused" not in network.abilities:
             raise ConfigError(
-                f"{type(network).__name__} cannot leave out other sensors in each sample "
-                "(M-SegFormer can): export it with --missing zero"
+                f"{type(network).__name__} cannot leave out other sensors in each sample, as it "
+                "lacks the ability 'fused': export it with --missing zero"
             )
         self.network = without_rounding_up(network.freeze(dtype))
         self.modalities = tuple(modalities)

@@ -43,10 +43,10 @@ def describe(context: RunContext, deployed: Deployed, network: str) -> dict[str,
             "shape": ["batch", len(names)],
             "order": names,
             "missing": missing,
-            "meaning": "false where the image of a sensor is not used, in each sample on its own: "
-            f"{MISSING[missing]}; what the image holds makes no difference then, but it must have "
-            "the size of the others",
-            "none": f"a sample without any sensor gets the label {spec.ignore_index} everywhere",
+            "meaning": "false where a sensor is missing, in each sample on its own: "
+            f"{MISSING[missing]}. What its image holds makes no difference then, but it has the "
+            "size of the others",
+            "none": f"A sample without any sensor gets the label {spec.ignore_index} everywhere",
         },
         "size": {
             "any": True,

@@ -57,8 +57,8 @@ def model_card(
             ],
         ),
         f"`present` {_shape(about['present']['shape'])} bool, in this order: "
-        f"{', '.join(about['present']['order'])}. {about['present']['meaning'].capitalize()}. "
-        f"{about['present']['none'].capitalize()}.",
+        f"{', '.join(about['present']['order'])}. It is {about['present']['meaning']}. Sensors are "
+        f"missing by `{about['present']['missing']}`. {about['present']['none']}.",
         "Scaling and normalisation are inside. Any height and width of at least "
         f"{about['size']['least']} pixels; padding is inside, too. The network was scored at a "
         f"short side of {about['size']['short_side_of_evaluation']} pixels: images of another "
@@ -144,8 +144,9 @@ def _limits(about: dict[str, Any]) -> list[str]:
 def _licence(context: RunContext) -> str:
     encoder = context.config.model.weights
     first = (
-        f"Training began with the encoder weights {encoder.name}, whose licence goes on: those of "
-        "SegFormer (NVIDIA) allow research and evaluation alone, without commercial use."
+        f"Training began with the encoder weights {encoder.name}, whose licence goes on: the "
+        "published ones of the Mix Transformer (NVIDIA) allow research and evaluation alone, "
+        "without commercial use."
         if encoder is not None
         else "Training began with random weights."
     )

@@ -15,7 +15,7 @@ import torch
 from fastseg import kernels
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.from_weights import EvaluateConfig, chosen_weights, run_config
-from fastseg.exporting.formats import run_onnx, run_pt2
+from fastseg.exporting.formats import run_module, run_onnx
 from fastseg.exporting.sensors import as_loaded, random_images
 from fastseg.pipelines.transform.normalise import Normaliser
 
@@ -34,13 +34,21 @@ def about(exported):
     return json.loads((exported / "preprocessing.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def loaded(exported):
+    """The program of the .pt2, and what is written in it; loading takes seconds."""
+    told = {"preprocessing.json": ""}
+    return torch.export.load(exported / "model.pt2", extra_files=told), told
+
+
 @pytest.fixture(scope="module", params=FORMATS)
-def run(request, exported, context):
+def run(request, exported, context, loaded):
     """A function that runs one of the files."""
-    path = exported / f"model.{request.param}"
-    if not path.is_file():
+    if request.param == "pt2":
+        return run_module(loaded[0].module(), context.modalities)
+    if not (exported / "model.onnx").is_file():
         pytest.skip("the packages of the extra export are not installed")
-    return run_onnx(path, 1) if request.param == "onnx" else run_pt2(path, context.modalities)
+    return run_onnx(exported / "model.onnx", 1)
 
 
 @torch.no_grad()
@@ -86,9 +94,8 @@ def test_a_file_does_not_look_at_sensors_that_are_missing(run, context):
     assert np.array_equal(nothing[::2], expected["labels"][::2])
 
 
-def test_the_graph_is_torch_alone(exported):
-    program = torch.export.load(exported / "model.pt2")
-    names = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+def test_the_graph_is_torch_alone(loaded):
+    names = {str(n.target) for n in loaded[0].graph.nodes if n.op == "call_function"}
     assert any(name.startswith("aten.") for name in names)
     assert not any("fastseg" in name or "triton" in name for name in names)
 
@@ -115,9 +122,8 @@ def test_preprocessing_says_how_the_network_is_called(about, context):
     assert [output["name"] for output in about["outputs"]] == ["labels", "logits"]
 
 
-def test_a_file_alone_says_how_it_is_called(exported, about):
-    told = {"preprocessing.json": ""}
-    torch.export.load(exported / "model.pt2", extra_files=told)
+def test_a_file_alone_says_how_it_is_called(exported, loaded, about):
+    told = loaded[1]
     mine = {name: value for name, value in about.items() if name != "files"}
     assert json.loads(told["preprocessing.json"]) == mine
     if (exported / "model.onnx").is_file():
