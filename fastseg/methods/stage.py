@@ -65,8 +65,8 @@ class Stage:
     modalities: Literal["full", "drop", "zero"] = "full"
     """What the network sees: all modalities, a random subset, or all with the others zeroed."""
     modalities_per: Literal["batch", "sample"] = "batch"
-    """The samples of a step share one random subset, or each has its own; then all modalities are
-    encoded, and those that are dropped left out of the fusion."""
+    """The samples of a step share one random subset, or each has its own; then what is dropped is
+    left out of the fusion, and not encoded unless a loss term reads it (--speed.packing)."""
     losses: LossWeights = field(default_factory=LossWeights)
     epochs: Annotated[float, Range(0, _MOST_EPOCHS, above=True)] = 200.0
     """Length of the stage in epochs; fractions are allowed."""
