@@ -317,6 +317,17 @@ def test_options_that_contradict_each_other_are_refused(predict, folder, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_away_from_their_run_predict_what_is_named(folder, run, predict, labels, tmp_path):
+    moved = tmp_path / "weights" / "student.safetensors"
+    moved.parent.mkdir()
+    shutil.copy(run / "student.safetensors", moved)
+    code, _, error = predict(checkpoint=moved)
+    assert code == 2
+    assert "name the data with --data.root" in error
+    assert predict("--folder", folder, "--write", "labels", checkpoint=moved)[0] == 0
+    assert labels("b").shape == (333, 500)
+
+
 def test_a_sample_without_a_sensor_is_named(folder, predict):
     code, _, error = predict("--folder", folder, "--without", "img", "depth", "event")
     assert code == 2
