@@ -164,25 +164,25 @@ class TrainStep:
 
         Waits for the device: it tells why a step was skipped.
         """
-        count, parallel = len(batches), self.parallel
+        count = len(batches)
         with self._nothing_learnt():
             for micro, batch in enumerate(batches):
                 draws = self._draw_and_seed(step, batch, micro, count)
                 if count > 1:
-                    parallel.sync_gradients(micro == count - 1)
+                    self.parallel.sync_gradients(micro == count - 1)
                 self._passes(batch.images, batch.labels, draws, count)
-            grads = {name: p.grad for name, p in self.module.named_parameters()}
             scale = 1.0 if self.scale is None else float(self.scale.scale)
             return {
-                name: float(whole(torch.linalg.vector_norm(grad.float()))) / scale
-                for name, grad in grads.items()
-                if grad is not None
+                name: float(whole(torch.linalg.vector_norm(p.grad.float()))) / scale
+                for name, p in self.module.named_parameters()
+                if p.grad is not None
             }
 
     def _draw_and_seed(self, step: int, batch: Batch, micro: int, count: int) -> Draws:
         """The draws of one of ``count`` micro-batches; dropout follows them."""
+        m, b = batch.images.shape[:2]
         share = Share(self.parallel.rank, self.parallel.world, micro, count)
-        draws = self.draw(step, *batch.images.shape[:2], share, sample_ids=batch.sample_ids)
+        draws = self.draw(step, m, b, share, sample_ids=batch.sample_ids)
         # dropout and stochastic depth draw from torch's generator: seed it by the step
         torch.manual_seed(self.setup.seed(step, "dropout", share.part))
         return draws

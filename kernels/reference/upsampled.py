@@ -103,20 +103,20 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, target, known = ctx.saved_tensors
         upstream = upstream.where(known, 0.0)
         gradient = torch.zeros_like(logits)
-        for x, y, weight, out in zip(logits, target, upstream, gradient, strict=True):
-            for tile in ctx.tiles:
-                own, z = y[tile.place][None], tile.up(x)
-                z -= z.amax(0)
-                others = z.exp_()
-                others *= weight[tile.place] / others.sum(0)
-                others.scatter_(0, own, 0.0)
-                others.scatter_(0, own, others.sum(0, keepdim=True).neg_())
-                tile.add_down(out, others)
+        with torch.autocast("cpu", enabled=False):
+            for x, y, weight, out in zip(logits, target, upstream, gradient, strict=True):
+                for tile in ctx.tiles:
+                    own, z = y[tile.place][None], tile.up(x)
+                    z -= z.amax(0)
+                    others = z.exp_()
+                    others *= weight[tile.place] / others.sum(0)
+                    others.scatter_(0, own, 0.0)
+                    others.scatter_(0, own, others.sum(0, keepdim=True).neg_())
+                    tile.add_down(out, others)
         return gradient, None, None
 
 
