@@ -153,8 +153,7 @@ class Segmenter(nn.Module):
     def add_companion(self, name: str, module: nn.Module) -> None:
         """Add a module of a method that reads the output while the network trains.
 
-        It is called with the output, and its result is ``output.extras[name]``. It is trained,
-        sharded and saved as a part of the network, and not called in evaluation mode.
+        Its result is ``output.extras[name]``; it is trained, sharded and saved with the network.
         """
         if not hasattr(self, "companions"):
             self.companions = nn.ModuleDict()
@@ -201,7 +200,7 @@ class Segmenter(nn.Module):
             places, groups = PackingRule(apart=self.reads_present).pack(marks)
             places, fused = (x.to(images.device, non_blocking=True) for x in (places, marks[None]))
             return cast(Tensor, self(images, fused=fused, packing=Packing(places, groups)).logits)
-        logits = {}
+        logits: dict[int, Tensor] = {}
         for present, samples in subsets_of(marks):
             found = self(images[present][:, samples], present).logits
             logits |= dict(zip(samples, found, strict=True))
@@ -210,8 +209,8 @@ class Segmenter(nn.Module):
     def take_shares(self) -> dict[tuple[int, ...], Tensor]:
         """Shares that :meth:`logits_of_subsets` has counted since the last call, by subset.
 
-        Int64 ``[len(shares), 2]`` on the device: a number and the one it is a share of. They are
-        sums over samples, so those of several processes add up.
+        Int64 ``[len(shares), 2]`` on the device: a number and the one it is a share of, both sums
+        over samples.
         """
         return {}
 
@@ -224,11 +223,7 @@ class Segmenter(nn.Module):
         return []
 
     def layers(self) -> list[list[nn.Module]]:
-        """Modules of each depth, those next to the images first, the head last.
-
-        The learning rate can rise with the depth, see `--optim.layer-decay`. What is in none of
-        them counts as the last. By default the units, each as a layer of its own.
-        """
+        """Modules by depth, the head last, for `--optim.layer-decay`; the units by default."""
         return [[unit] for unit in self.units()]
 
     def reduced_modules(self) -> list[nn.Module]:

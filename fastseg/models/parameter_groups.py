@@ -49,7 +49,7 @@ def layer_rates(module: nn.Module, decay: float) -> dict[nn.Parameter, float]:
         decay: above 0; 1 gives nothing.
     """
     networks = module.values() if isinstance(module, nn.ModuleDict) else [module]
-    rates = {}
+    rates: dict[nn.Parameter, float] = {}
     for network in networks if decay < 1 else ():
         layers = network.layers() if isinstance(network, Segmenter) else []
         for behind, layer in enumerate(reversed(layers)):
