@@ -201,7 +201,7 @@ class Segmenter(nn.Module):
             places, groups = PackingRule(apart=self.reads_present).pack(marks)
             places, fused = (x.to(images.device, non_blocking=True) for x in (places, marks[None]))
             return cast(Tensor, self(images, fused=fused, packing=Packing(places, groups)).logits)
-        logits = {}
+        logits: dict[int, Tensor] = {}
         for present, samples in subsets_of(marks):
             found = self(images[present][:, samples], present).logits
             logits |= dict(zip(samples, found, strict=True))

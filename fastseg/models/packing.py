@@ -97,7 +97,7 @@ def encode_packed(encoders: Sequence[Encoder], images: Tensor, packing: Packing)
     """
     m, b = images.shape[:2]
     taken = _taken(images.flatten(0, 1), packing.places[0])
-    parts = [e(x) for e, x in zip(encoders, taken.split(packing.groups), strict=True)]
+    parts = [e(x) for e, x in zip(encoders, torch.split(taken, packing.groups), strict=True)]
     return [_spread(level, packing.places[1], m, b) for level in zip(*parts, strict=True)]
 
 
@@ -115,7 +115,7 @@ def _spread(parts: Sequence[Tensor], targets: Tensor, m: int, b: int) -> Tensor:
         torch.cat([x.movedim(1, -1) for x in parts]) if len(parts) > 1 else parts[0].movedim(1, -1)
     )
     out = pixels.new_zeros((m * b + 1, *pixels.shape[1:])).index_copy_(0, targets, pixels)
-    return out[:-1].unflatten(0, (m, b)).movedim(-1, 2)
+    return out[:-1].view(m, b, *pixels.shape[1:]).movedim(-1, 2)
 
 
 def checked_marks(images: Tensor, marks: Tensor) -> Tensor:
