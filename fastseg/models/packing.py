@@ -97,7 +97,7 @@ def encode_packed(encoders: Sequence[Encoder], images: Tensor, packing: Packing)
     """
     m, b = images.shape[:2]
     taken = _taken(images.flatten(0, 1), packing.places[0])
-    parts = [e(x) for e, x in zip(encoders, torch.split(taken, packing.groups), strict=True)]
+    parts = [e(x) for e, x in zip(encoders, torch.split(taken, list(packing.groups)), strict=True)]
     return [_spread(level, packing.places[1], m, b) for level in zip(*parts, strict=True)]
 
 
