@@ -115,7 +115,7 @@ def _spread(parts: Sequence[Tensor], targets: Tensor, m: int, b: int) -> Tensor:
         torch.cat([x.movedim(1, -1) for x in parts]) if len(parts) > 1 else parts[0].movedim(1, -1)
     )
     out = pixels.new_zeros((m * b + 1, *pixels.shape[1:])).index_copy_(0, targets, pixels)
-    return out[:-1].view(m, b, *out.shape[1:]).movedim(-1, 2)
+    return out[:-1].view(m, b, *pixels.shape[1:]).movedim(-1, 2)
 
 
 def checked_marks(images: Tensor, marks: Tensor) -> Tensor:
