@@ -37,6 +37,7 @@ else:
     )
     from .operators import (
         depthwise_conv_gelu,
+        folded_projections,
         hybrid_prototype_distillation,
         ifv_distillation,
         layer_norm,
@@ -68,6 +69,7 @@ else:
         "UpsampleConfusion",
         "depthwise_conv_gelu",
         "fisher_regulariser",
+        "folded_projections",
         "force_kernels",
         "force_reference",
         "functional_entropy",

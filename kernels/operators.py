@@ -9,9 +9,10 @@ from .common.switch import HAS_TRITON
 if TYPE_CHECKING or HAS_TRITON:
     from .network.attention import reduced_attention
     from .network.depthwise import depthwise_conv_gelu
+    from .network.head.mlp_head import mlp_head
+    from .network.head.projections import folded_projections
+    from .network.head.upsampling import sum_of_upsampled
     from .network.layer_norm import layer_norm, residual_layer_norm
-    from .network.mlp_head import mlp_head
-    from .network.upsampling import sum_of_upsampled
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
     from .prototypes.pool import masked_prototype_pool
@@ -23,6 +24,7 @@ if TYPE_CHECKING or HAS_TRITON:
 else:
     from .reference import (
         depthwise_conv_gelu,
+        folded_projections,
         hybrid_prototype_distillation,
         ifv_distillation,
         layer_norm,
@@ -41,6 +43,7 @@ else:
 
 __all__ = [
     "depthwise_conv_gelu",
+    "folded_projections",
     "hybrid_prototype_distillation",
     "ifv_distillation",
     "layer_norm",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.harness.shapes import WIDTHS
 from bench.machine_code.aot_proto_pool import DTYPES, recorded
-from fastseg.kernels.network import mlp_head_launch, upsampling
+from fastseg.kernels.network.head import mlp_head_launch, upsampling
 
 # registers and bytes of shared memory
 BUDGETS = {

@@ -14,6 +14,7 @@ from .entropy import functional_entropy, student_information, teacher_informatio
 from .fisher import channel_sigma, fisher_regulariser
 from .network.attention import reduced_attention
 from .network.depthwise import depthwise_conv_gelu
+from .network.folded_projections import folded_projections
 from .network.layer_norm import layer_norm, residual_layer_norm
 from .network.mlp_head import mlp_head, sum_of_upsampled
 from .noise import fold_key, keyed_noise
@@ -29,6 +30,7 @@ __all__ = [
     "channel_sigma",
     "depthwise_conv_gelu",
     "fisher_regulariser",
+    "folded_projections",
     "fold_key",
     "functional_entropy",
     "hybrid_prototype_distillation",

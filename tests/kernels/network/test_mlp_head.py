@@ -9,8 +9,8 @@ from fastseg.kernels.testing import assert_as_accurate
 from fastseg.models.heads.mlp import MLPHead
 
 pytest.importorskip("triton")
-from fastseg.kernels.network import mlp_head as head
-from fastseg.kernels.network import mlp_head_launch as launch
+from fastseg.kernels.network.head import mlp_head as head
+from fastseg.kernels.network.head import mlp_head_launch as launch
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

@@ -13,7 +13,7 @@ the first level's gradient is ``W^T dx`` of a pixel, and that of its projection 
 import triton
 import triton.language as tl
 
-from ..common.rounding import rounded_to
+from ...common.rounding import rounded_to
 from .mlp_head_fwd_kernels import factor_of, load_as, load_norm
 
 

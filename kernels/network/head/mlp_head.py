@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import reference
-from ..common.switch import DEVICES
-from ..reference.network.mlp_head import check_head
+from ... import reference
+from ...common.switch import DEVICES
+from ...reference.network.mlp_head import check_head
 from . import mlp_head_launch as launch
 from .upsampling import new_map, served, upsampled_sum_bwd
 

@@ -9,7 +9,7 @@ are one more pass over x, in which what is normalised stays in registers.
 import triton
 import triton.language as tl
 
-from ..common.rounding import rounded_to
+from ...common.rounding import rounded_to
 from .upsampling_kernels import sum_of_levels
 
 

@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..common.device import on_device_of
-from ..common.switch import UP
+from ...common.device import on_device_of
+from ...common.switch import UP
 from .mlp_head_bwd_kernels import (
     _head_bwd_maps_kernel,
     _head_bwd_sums_kernel,
