@@ -12,6 +12,7 @@ from ...common.device import on_device_of
 from ...common.switch import UP
 from .mlp_head_bwd_kernels import (
     _head_bwd_maps_kernel,
+    _head_bwd_reduce_kernel,
     _head_bwd_sums_kernel,
     _head_bwd_weights_kernel,
 )
@@ -40,30 +41,43 @@ def _product(x: Tensor) -> dict[str, object]:
 
 
 def fused_sum(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The map before the BatchNorm, and its statistics ``[3, E]``: mean, variance and number."""
+    """The map before the BatchNorm, and statistics ``[chunks, 3, E]`` of chunks of its pixels."""
     levels = [channels_last(x) for x in levels]
     first, weight = channels_last(first), weight.contiguous()
     b, c, *size = first.shape
     e = weight.shape[0]
     out = new_map(b, size, e, levels[0])
     lines = b * size[0]
-    rows = triton.cdiv(lines, _CHUNKS_FWD)
-    chunks = triton.cdiv(lines, rows)
-    sums = out.new_empty((chunks, 2, e), dtype=torch.float32)
-    stats = out.new_empty((3, e), dtype=torch.float32)
+    chunks, lines_each = chunks_fwd(lines)
+    rows = out.new_empty((chunks, 3, e), dtype=torch.float32)
     # large tiles of float32 do not fit into the registers
     block_p, block_e = 16, _block(e, 64 if out.dtype == torch.float32 else 128)
     tiles, blocks = triton.cdiv(size[1], block_p), triton.cdiv(e, block_e)
     with on_device_of(out):
         _head_sum_kernel[(chunks * blocks,)](
-            levels_of(levels, size), first, weight, out, sums, lines, rows, *size, e, c, tiles,
-            blocks, BLOCK_P=block_p, BLOCK_E=block_e, BLOCK_C=_block(c), **_product(out),
+            levels_of(levels, size), first, weight, out, rows, lines, lines_each, *size, e, c,
+            tiles, blocks, BLOCK_P=block_p, BLOCK_E=block_e, BLOCK_C=_block(c), **_product(out),
             num_warps=4,
         )  # fmt: skip
-        _head_statistics_kernel[(triton.cdiv(e, 32),)](
-            sums, stats, chunks, lines, rows, size[1], e, BLOCK_S=32, BLOCK_E=32, num_warps=4
-        )
-    return out, stats
+    return out, rows
+
+
+def combined_statistics(
+    rows: Tensor, running: Sequence[Tensor | None], momentum: float
+) -> Tensor:
+    """Statistics ``[3, E]`` of all pixels from those of their parts, ``[R, 3, E]``.
+
+    ``running`` are mean, variance and the number of batches, which are updated, or three None.
+    """
+    count, _, e = rows.shape
+    out = rows.new_empty((3, e))
+    block_e = 16
+    with on_device_of(rows):
+        _head_statistics_kernel[(triton.cdiv(e, block_e),)](
+            rows, out, *running, count, e, momentum, HAS_RUNNING=running[0] is not None,
+            BLOCK_S=64, BLOCK_E=block_e, UP=UP, num_warps=4,
+        )  # fmt: skip
+    return out
 
 
 def classified(
@@ -115,6 +129,12 @@ def frozen(
     return out
 
 
+def chunks_fwd(lines: int) -> tuple[int, int]:
+    """Chunks of the lines of all samples, and lines of each but the last."""
+    each = triton.cdiv(lines, _CHUNKS_FWD)
+    return triton.cdiv(lines, each), each
+
+
 def chunks_bwd(batch: int, pixels: int) -> tuple[int, int]:
     """Chunks of all samples, and pixels of each but the last of a sample."""
     of_sample = max(1, _CHUNKS_BWD // batch)
@@ -131,8 +151,13 @@ def backward_sums(
     factor: Tensor | None,
     weight: Tensor,
     eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Sums ``[2, E]`` of the gradient, and products ``[chunks, K + 2 C, E]`` of each chunk."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sums of the gradient, and what follows from them.
+
+    Returns:
+        Sums ``[2, E]``; products ``[chunks, K + 2 C, E]`` and columns ``[chunks, K + C]`` of each
+        chunk; the gradients of the BatchNorm's weight and bias.
+    """
     grad, first = channels_last(grad), channels_last(first)
     b, e, h, w = x.shape
     c, k, pixels = first.shape[1], len(weight), h * w
@@ -143,15 +168,22 @@ def backward_sums(
     parts, chunk = chunks_bwd(b, pixels)
     sums = x.new_empty((parts, 2, e), dtype=torch.float32)
     products = x.new_empty((parts, k + 2 * c, e), dtype=torch.float32)
+    columns = x.new_empty((parts, k + c), dtype=torch.float32)
+    out = x.new_empty((2, e), dtype=torch.float32)
+    d_norm_weight, d_norm_bias = (torch.empty_like(y) for y in norm)
     blocks = triton.cdiv(e, block_e)
     with on_device_of(x):
         _head_bwd_sums_kernel[(parts * blocks,)](
-            grad, x, first, stats, *norm, factor, weight, sums, products, pixels, e, c, k,
+            grad, x, first, stats, *norm, factor, weight, sums, products, columns, pixels, e, c, k,
             parts // b, chunk, blocks, eps, HAS_FACTOR=factor is not None, BLOCK_P=block_p,
             BLOCK_E=block_e, BLOCK_C=block_c, BLOCK_K=block_k, **_product(x), num_warps=8,
             num_stages=stages,
         )  # fmt: skip
-    return sums.sum(0), products
+        _head_bwd_reduce_kernel[(triton.cdiv(e, 32),)](
+            sums, stats, out, d_norm_weight, d_norm_bias, parts, e, eps, BLOCK_S=32, BLOCK_E=32,
+            UP=UP, num_warps=4,
+        )  # fmt: skip
+    return out, products, columns, d_norm_weight, d_norm_bias
 
 
 def backward_maps(
@@ -187,23 +219,24 @@ def backward_maps(
 
 def backward_weights(
     products: Tensor,
+    columns: Tensor,
     stats: Tensor,
     sums: Tensor,
     norm_weight: Tensor,
-    first: Tensor,
     weight: Tensor,
+    bias: Tensor,
     projection: Tensor,
     eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the classifier and of the first level's projection."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the classifier, its bias and the first level's projection."""
     (e, c), k = projection.shape, len(weight)
     d_weight = torch.empty((k, e), dtype=weight.dtype, device=weight.device)
     d_projection = torch.empty((e, c), dtype=projection.dtype, device=weight.device)
-    first_sums = first.sum((0, 2, 3), dtype=torch.float32)
+    d_bias = torch.empty((k,), dtype=bias.dtype, device=weight.device)
     block_r, block_e = 16, 32
     with on_device_of(products):
         _head_bwd_weights_kernel[(triton.cdiv(e, block_e), triton.cdiv(k + c, block_r))](
-            products, stats, sums, norm_weight, first_sums, d_weight, d_projection, len(products),
-            e, c, k, eps, BLOCK_R=block_r, BLOCK_E=block_e, UP=UP, num_warps=4,
+            products, columns, stats, sums, norm_weight, d_weight, d_bias, d_projection,
+            len(products), e, c, k, eps, BLOCK_R=block_r, BLOCK_E=block_e, UP=UP, num_warps=4,
         )  # fmt: skip
-    return d_weight, d_projection
+    return d_weight, d_bias, d_projection
