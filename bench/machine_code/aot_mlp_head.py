@@ -79,9 +79,9 @@ def launches_of_head(
         if frozen:
             mlp_head_launch.frozen(levels, first, projection, weight.to(first.dtype), bias)
             return found
-        x, rows = mlp_head_launch.fused_sum(levels, first, projection)
+        x, *parts = mlp_head_launch.fused_sum(levels, first, projection)
         running = *(vectors(e) for _ in range(2)), torch.empty((), dtype=torch.int64, device="meta")
-        stats = mlp_head_launch.combined_statistics(rows, running, 0.1)
+        stats = mlp_head_launch.combined_statistics(*parts, running, 0.1)
         grad = mlp_head_launch.classified(x, stats, norm, factor, weight, bias, eps)
         sums, products, columns, *_ = mlp_head_launch.backward_sums(
             grad, x, first, stats, norm, factor, weight, eps

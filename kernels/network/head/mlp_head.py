@@ -26,26 +26,30 @@ from .upsampling import new_map, served, upsampled_sum_bwd
 
 
 @torch.library.custom_op("fastseg::head_sum", mutates_args=(), device_types=DEVICES)
-def _head_sum(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _head_sum(
+    levels: Sequence[Tensor], first: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     return launch.fused_sum(levels, first, weight)
 
 
 @_head_sum.register_fake
-def _(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     b, _, height, width = first.shape
     e, chunks = weight.shape[0], launch.chunks_fwd(b * height)[0]
-    rows = first.new_empty((chunks, 3, e), dtype=torch.float32)
-    return new_map(b, (height, width), e, first), rows
+    rows, counts = (
+        first.new_empty(shape, dtype=torch.float32) for shape in ((chunks, 2, e), (chunks,))
+    )
+    return new_map(b, (height, width), e, first), rows, counts
 
 
 def _setup_sum(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.sizes = [number for x in inputs[0] for number in x.shape[2:]]
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward_sum(
-    ctx: Any, grad: Tensor | None, _rows: Any
+    ctx: Any, grad: Tensor | None, _rows: Any, _counts: Any
 ) -> tuple[Sequence[Tensor | None], None, None]:
     if grad is None:
         return [None] * (len(ctx.sizes) // 2), None, None
@@ -62,18 +66,19 @@ _head_sum.register_autograd(_backward_sum, setup_context=_setup_sum)
     device_types=DEVICES,
 )
 def _head_statistics(
-    rows: Tensor, running_mean: Tensor | None, running_var: Tensor | None, batches: Tensor | None,
-    momentum: float,
+    rows: Tensor, counts: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    batches: Tensor | None, momentum: float,
 ) -> Tensor:  # fmt: skip
-    return launch.combined_statistics(rows, (running_mean, running_var, batches), momentum)
+    running = running_mean, running_var, batches
+    return launch.combined_statistics(rows, counts, running, momentum)
 
 
 @_head_statistics.register_fake
 def _(
-    rows: Tensor, running_mean: Tensor | None, running_var: Tensor | None, batches: Tensor | None,
-    momentum: float,
+    rows: Tensor, counts: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    batches: Tensor | None, momentum: float,
 ) -> Tensor:  # fmt: skip
-    return rows.new_empty(rows.shape[1:])
+    return rows.new_empty((3, rows.shape[2]))
 
 
 @torch.library.custom_op("fastseg::head_logits", mutates_args=(), device_types=DEVICES)
@@ -188,18 +193,19 @@ def _(
     return new_map(first.shape[0], first.shape[2:], len(weight), first)
 
 
-def _batch_statistics(norm: nn.BatchNorm2d, rows: Tensor, group: Any) -> Tensor:
+def _batch_statistics(norm: nn.BatchNorm2d, rows: Tensor, counts: Tensor, group: Any) -> Tensor:
     """Statistics of all processes from those of chunks; the running ones take their share."""
     running: tuple[Tensor | None, ...] = (None, None, None)
     with torch.no_grad():
         if group is not None:
-            own, world = _head_statistics(rows, *running, 0.0), group.size()
+            own, world = _head_statistics(rows, counts, *running, 0.0), group.size()
             functional = torch.ops._c10d_functional
             gathered = functional.all_gather_into_tensor(own, world, group.group_name)
-            rows = functional.wait_tensor(gathered).view(world, *own.shape)
+            parts = functional.wait_tensor(gathered).view(world, *own.shape)
+            rows, counts = parts[:, :2], parts[:, 2, 0]
         if norm.track_running_stats:
             running = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        stats: Tensor = _head_statistics(rows, *running, norm.momentum)
+        stats: Tensor = _head_statistics(rows, counts, *running, norm.momentum)
     return stats
 
 
@@ -275,8 +281,8 @@ def mlp_head(
         return out
     group = getattr(norm, "group", None) if training else None
     name = "" if group is None else str(group.group_name)
-    x, rows = _head_sum(levels, first.detach(), projection.detach())
-    stats = _batch_statistics(norm, rows, group) if training else _running_statistics(norm)
+    x, *parts = _head_sum(levels, first.detach(), projection.detach())
+    stats = _batch_statistics(norm, *parts, group) if training else _running_statistics(norm)
     out = _head_logits(
         x, first, projection, stats, norm.weight, norm.bias,
         None if factor is None else factor.detach(), weight, bias, norm.eps, name,

@@ -14,16 +14,7 @@ import triton
 import triton.language as tl
 
 from ...common.rounding import rounded_to
-from .mlp_head_fwd_kernels import factor_of, load_as, load_norm
-
-
-@triton.jit
-def load_classifier(weight_ptr, offs_e, in_e, E, K, dtype: tl.constexpr,
-                    BLOCK_K: tl.constexpr, UP: tl.constexpr):  # fmt: skip
-    """The classifier's weights of some channels, ``[K, channels]``."""
-    offs_k = tl.arange(0, BLOCK_K)
-    w_ptrs = weight_ptr + (offs_k * E)[:, None] + offs_e[None, :]
-    return load_as(w_ptrs, (offs_k < K)[:, None] & in_e[None, :], dtype, UP)
+from .mlp_head_tiles import factor_of, load_as, load_classifier, load_norm, product_by_classes
 
 
 @triton.jit
@@ -31,7 +22,7 @@ def _head_bwd_sums_kernel(
     grad_ptr, x_ptr, first_ptr, stats_ptr, norm_weight_ptr, norm_bias_ptr, factor_ptr, weight_ptr,
     sums_ptr, products_ptr, columns_ptr, pixels, E, C, K, chunks, chunk, blocks, eps,
     HAS_FACTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr, DOT: tl.constexpr, UP: tl.constexpr,
+    BLOCK_K: tl.constexpr, STEP_K: tl.constexpr, DOT: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     """Sums over chunks of pixels that the gradients of parameters and maps need.
 
@@ -61,6 +52,7 @@ def _head_bwd_sums_kernel(
         BLOCK_E: channels of a tile.
         BLOCK_C: at least C.
         BLOCK_K: at least K.
+        STEP_K: classes that are multiplied at a time; less than BLOCK_K where registers are short.
         DOT: precision of products of float32.
         UP: compute bfloat16 in float32, as the interpreter needs it.
     """
@@ -105,8 +97,12 @@ def _head_bwd_sums_kernel(
         x = tl.where(inside, x - mean, 0.0)
         v = x * scale + shift
         z = tl.where(inside, tl.maximum(v, 0.0) * factor[None, :], 0.0)
-        g = tl.dot(d, w, input_precision=DOT) * factor[None, :]
-        g = tl.where(inside & (v > 0.0), g, 0.0)
+        if STEP_K < BLOCK_K:
+            g = product_by_classes(grad_ptr, weight_ptr, offs_p, in_p, offs_e, in_e, E, K, dtype,
+                                   BLOCK_K, STEP_K, DOT, UP)  # fmt: skip
+        else:
+            g = tl.dot(d, w, input_precision=DOT)
+        g = tl.where(inside & (v > 0.0), g * factor[None, :], 0.0)
         sum_g += g
         sum_gx += g * x
         d_weight = tl.dot(tl.trans(d), factor_of(z, dtype, UP), d_weight, input_precision=DOT)

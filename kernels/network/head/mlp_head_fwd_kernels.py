@@ -11,32 +11,8 @@ import triton
 import triton.language as tl
 
 from ...common.rounding import rounded_to
+from .mlp_head_tiles import factor_of, load_as, load_norm
 from .upsampling_kernels import sum_of_levels
-
-
-@triton.jit
-def load_as(ptrs, mask, dtype: tl.constexpr, UP: tl.constexpr):
-    """Values in the dtype of a product; in the interpreter as float32 that the dtype can hold."""
-    x = rounded_to(tl.load(ptrs, mask=mask, other=0.0).to(tl.float32), dtype, UP)
-    return x.to(tl.float32) if UP else x
-
-
-@triton.jit
-def factor_of(x, dtype: tl.constexpr, UP: tl.constexpr):
-    """Float32 as a factor of a product in a dtype."""
-    x = rounded_to(x, dtype, UP)
-    return x.to(tl.float32) if UP else x
-
-
-@triton.jit
-def load_norm(stats_ptr, weight_ptr, bias_ptr, offs_e, in_e, E, eps):
-    """Mean, 1 / sqrt(var + eps), weight over that root, and bias of some channels, ``[1, E]``."""
-    mean = tl.load(stats_ptr + offs_e, mask=in_e, other=0.0)
-    var = tl.load(stats_ptr + E + offs_e, mask=in_e, other=1.0)
-    inverse = tl.rsqrt(var + eps)
-    scale = tl.load(weight_ptr + offs_e, mask=in_e, other=0.0).to(tl.float32) * inverse
-    bias = tl.load(bias_ptr + offs_e, mask=in_e, other=0.0).to(tl.float32)
-    return mean[None, :], inverse[None, :], scale[None, :], bias[None, :]
 
 
 @triton.jit
@@ -52,7 +28,8 @@ def first_product(first_ptr, weight, line, column, in_x, W, C, total,
 
 @triton.jit
 def _head_sum_kernel(
-    levels, first_ptr, weight_ptr, out_ptr, rows_ptr, lines, rows, H, W, E, C, tiles, blocks,
+    levels, first_ptr, weight_ptr, out_ptr, rows_ptr, counts_ptr, lines, rows, H, W, E, C, tiles,
+    blocks,
     BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr, DOT: tl.constexpr,
     UP: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +40,8 @@ def _head_sum_kernel(
         first_ptr: ``[B, H, W, C]``, the first level.
         weight_ptr: ``[E, C]``, its projection.
         out_ptr: ``[B, H, W, E]``, written.
-        rows_ptr: ``[chunks, 3, E]`` float32, written: mean, variance and number of pixels.
+        rows_ptr: ``[chunks, 2, E]`` float32, written: mean and variance.
+        counts_ptr: ``[chunks]`` float32, written: number of pixels.
         lines: B H.
         rows: lines of a chunk.
         H: rows of the map.
@@ -112,26 +90,30 @@ def _head_sum_kernel(
     total = tl.sum(sums, axis=0)[None, :]
     offset = total / count
     deviations = tl.maximum(tl.sum(squares, axis=0)[None, :] - offset * total, 0.0)
-    rows_ptrs = rows_ptr + chunk.to(tl.int64) * 3 * E + offs_e[None, :]
+    rows_ptrs = rows_ptr + chunk.to(tl.int64) * 2 * E + offs_e[None, :]
     tl.store(rows_ptrs, shift + offset, mask=in_e[None, :])
     tl.store(rows_ptrs + E, deviations / count, mask=in_e[None, :])
-    tl.store(rows_ptrs + 2 * E, tl.zeros((1, BLOCK_E), tl.float32) + count, mask=in_e[None, :])
+    tl.store(counts_ptr + chunk, count)
 
 
 @triton.jit
 def _head_statistics_kernel(
-    rows_ptr, out_ptr, running_mean_ptr, running_var_ptr, batches_ptr, rows, E, momentum,
+    rows_ptr, counts_ptr, out_ptr, running_mean_ptr, running_var_ptr, batches_ptr, rows,
+    row_stride, count_stride, E, momentum,
     HAS_RUNNING: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     """Statistics of all pixels from those of their parts; the running ones take their share.
 
     Args:
-        rows_ptr: ``[rows, 3, E]`` float32: mean, variance and number of each part.
-        out_ptr: ``[3, E]`` float32, written: the same of all together.
+        rows_ptr: ``[rows, 2, E]`` float32: mean and variance of each part.
+        counts_ptr: ``[rows]`` float32: number of its pixels.
+        out_ptr: ``[3, E]`` float32, written: mean, variance and number of all together.
         running_mean_ptr: ``[E]``, updated, if there are running statistics.
         running_var_ptr: ``[E]``, likewise, without bias.
         batches_ptr: int64 scalar, batches that they have seen, likewise.
         rows: parts.
+        row_stride: elements from part to part.
+        count_stride: the same of the numbers.
         E: channels.
         momentum: share of these statistics in the running ones.
         HAS_RUNNING: there are running statistics.
@@ -150,18 +132,18 @@ def _head_statistics_kernel(
         for start in range(0, rows, BLOCK_S):
             offs_s = start + tl.arange(0, BLOCK_S)
             mask = (offs_s < rows)[:, None] & in_e[None, :]
-            ptrs = rows_ptr + (offs_s.to(tl.int64) * 3 * E)[:, None] + offs_e[None, :]
+            ptrs = rows_ptr + (offs_s.to(tl.int64) * row_stride)[:, None] + offs_e[None, :]
             means = tl.load(ptrs, mask=mask, other=0.0)
-            count = tl.load(ptrs + 2 * E, mask=mask, other=0.0)
+            count_ptrs = counts_ptr + offs_s.to(tl.int64) * count_stride
+            count = tl.load(count_ptrs, mask=offs_s < rows, other=0.0)[:, None]
             if sweep == 0:
-                counts += count
+                counts += tl.broadcast_to(count, (BLOCK_S, BLOCK_E))
                 total += count * means
             else:
                 off = means - mean[None, :]
                 total += count * (tl.load(ptrs + E, mask=mask, other=0.0) + off * off)
         if sweep == 0:
-            # channels beyond the last divide by one
-            number = tl.maximum(tl.sum(counts, axis=0), 1.0)
+            number = tl.sum(counts, axis=0)
             mean = tl.sum(total, axis=0) / number
         else:
             var = tl.sum(total, axis=0) / number

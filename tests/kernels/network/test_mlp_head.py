@@ -90,6 +90,10 @@ def test_other_shapes_in_bfloat16(shape, device):
     check(make_parts(shape, torch.bfloat16), torch.bfloat16, 2e-2, device)
 
 
+def test_many_classes_in_float32_are_multiplied_some_at_a_time(device):
+    check(make_parts((1, 16, 5, 70, [(2, 3), (1, 2)])), torch.float32, 1e-5, device)
+
+
 def test_evaluation_with_gradients_takes_the_running_statistics(device):
     parts = make_parts(SMALL)
     *_, mean, var, number = check(parts, torch.float32, 1e-5, device, training=False, dropped=False)
@@ -179,12 +183,14 @@ def test_statistics_of_parts_are_those_of_all_their_pixels(kind, device):
     norm(x)
     running = torch.zeros(7), torch.ones(7), torch.tensor(2)
     mean, var, batches = (y.to(device, kind if y.is_floating_point() else None) for y in running)
-    found = head._head_statistics(rows, mean, var, batches, 0.3)
+    parts = rows[:, :2], rows[:, 2, 0]  # of processes; those of chunks are contiguous
+    found = head._head_statistics(*parts, mean, var, batches, 0.3)
     torch.testing.assert_close(found, statistics(x).float())
     torch.testing.assert_close(mean, norm.running_mean.to(kind))
     torch.testing.assert_close(var, norm.running_var.to(kind))
     assert batches == 3
-    assert torch.equal(head._head_statistics(rows, None, None, None, 0.0), found)
+    again = head._head_statistics(*(x.contiguous() for x in parts), None, None, None, 0.0)
+    assert torch.equal(again, found)
 
 
 def test_opcheck_and_one_graph(device):
@@ -200,7 +206,8 @@ def test_opcheck_and_one_graph(device):
     norm = nn.BatchNorm2d(16).to(device)
     rows = torch.rand(3, 3, 16, device=device)
     running = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    torch.library.opcheck(head._head_statistics, (rows, *running, 0.1), test_utils=utils)
+    constants = rows[:, :2], rows[:, 2, 0], *running
+    torch.library.opcheck(head._head_statistics, (*constants, 0.1), test_utils=utils)
     x = torch.rand(1, 2, 2, 16, device=device).permute(0, 3, 1, 2)
     constants = rows[0], norm.weight, norm.bias, None, weight, bias, 1e-5, ""
     args = x, first, projection, *constants
