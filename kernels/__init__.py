@@ -38,6 +38,7 @@ else:
     from .operators import (
         depthwise_conv_gelu,
         fan_out,
+        folded_projections,
         hybrid_prototype_distillation,
         ifv_distillation,
         layer_norm,
@@ -71,6 +72,7 @@ else:
         "depthwise_conv_gelu",
         "fan_out",
         "fisher_regulariser",
+        "folded_projections",
         "force_kernels",
         "force_reference",
         "functional_entropy",

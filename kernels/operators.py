@@ -10,9 +10,10 @@ if TYPE_CHECKING or HAS_TRITON:
     from .fusion.mean import fan_out, mean_fusion
     from .network.attention import reduced_attention
     from .network.depthwise import depthwise_conv_gelu
+    from .network.head.mlp_head import mlp_head
+    from .network.head.projections import folded_projections
+    from .network.head.upsampling import sum_of_upsampled
     from .network.layer_norm import layer_norm, residual_layer_norm
-    from .network.mlp_head import mlp_head
-    from .network.upsampling import sum_of_upsampled
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
     from .prototypes.pool import masked_prototype_pool
@@ -25,6 +26,7 @@ else:
     from .reference import (
         depthwise_conv_gelu,
         fan_out,
+        folded_projections,
         hybrid_prototype_distillation,
         ifv_distillation,
         layer_norm,
@@ -45,6 +47,7 @@ else:
 __all__ = [
     "depthwise_conv_gelu",
     "fan_out",
+    "folded_projections",
     "hybrid_prototype_distillation",
     "ifv_distillation",
     "layer_norm",

@@ -30,7 +30,10 @@ FREE = {
     "_unsafe_view", "device", "_record_function_enter_new", "_record_function_exit",
 }  # fmt: skip
 # tensors that one launch of torch's multi-tensor kernels holds, by tensors per element
-PER_LAUNCH = {"_foreach_copy_": 64, "_foreach_norm": 110, "_foreach_add_": 110, "_fused_adamw_": 36}
+PER_LAUNCH = {
+    "_foreach_copy_": 64, "_foreach_norm": 110, "_foreach_add_": 110, "_foreach_mul": 64,
+    "_foreach_sub_": 64, "_fused_adamw_": 36,
+}  # fmt: skip
 # operators in which, on a GPU, the host waits for a value
 WAITS = {
     "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim",

@@ -1,8 +1,8 @@
-"""The kernels of the head and of the sum of upsampled levels, as their launchers launch them."""
+"""The kernels of the head, of its projections and of the sum of upsampled levels, as launched."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.harness.shapes import WIDTHS
 from bench.machine_code.aot_proto_pool import DTYPES, recorded
-from fastseg.kernels.network import mlp_head_launch, upsampling
+from fastseg.kernels.network.head import mlp_head_launch, projections, upsampling
 
 # registers and bytes of shared memory
 BUDGETS = {
@@ -22,11 +22,19 @@ BUDGETS = {
     "_head_logits_kernel": (255, 106_496),
     "_head_frozen_kernel": (255, 98_304),
     "_head_bwd_sums_kernel": (255, 98_304),
+    "_head_bwd_reduce_kernel": (64, 4096),
     "_head_bwd_maps_kernel": (255, 98_304),
     "_head_bwd_weights_kernel": (128, 16_384),
+    "_projections_fwd_kernel": (255, 65_536),
+    "_projections_bwd_fuse_kernel": (255, 65_536),
+    "_projections_bwd_kernel": (255, 65_536),
 }
 SUM = [name for name in BUDGETS if name.startswith("_upsampled")]
 HEAD = [name for name in BUDGETS if name.startswith("_head")]
+FOLD = [name for name in BUDGETS if name.startswith("_projections")]
+# what depends on the width of the first level, and on the number of classes
+WIDE = {f"_head_{name}_kernel" for name in ("sum", "frozen", "bwd_sums", "bwd_maps")}
+CLASSES = {f"_head_{name}_kernel" for name in ("logits", "frozen", "bwd_sums", "bwd_maps")}
 Launch = tuple[Any, Any, Any]
 
 
@@ -71,23 +79,41 @@ def launches_of_head(
         if frozen:
             mlp_head_launch.frozen(levels, first, projection, weight.to(first.dtype), bias)
             return found
-        x, stats = mlp_head_launch.fused_sum(levels, first, projection)
+        x, *parts = mlp_head_launch.fused_sum(levels, first, projection)
+        running = *(vectors(e) for _ in range(2)), torch.empty((), dtype=torch.int64, device="meta")
+        stats = mlp_head_launch.combined_statistics(*parts, running, 0.1)
         grad = mlp_head_launch.classified(x, stats, norm, factor, weight, bias, eps)
-        sums, products = mlp_head_launch.backward_sums(
+        sums, products, columns, *_ = mlp_head_launch.backward_sums(
             grad, x, first, stats, norm, factor, weight, eps
         )
         dx, _ = mlp_head_launch.backward_maps(
             grad, x, stats, sums, norm, factor, weight, projection, eps
         )
         mlp_head_launch.backward_weights(
-            products, stats, sums, norm[0], first, weight, projection, eps
+            products, columns, stats, sums, norm[0], weight, bias, projection, eps
         )
         upsampling.gather_levels(dx, [n for y in levels for n in y.shape[2:]])
     return found + gathers
 
 
+def launches_of_projections(
+    channels: int, widths: Sequence[int], dtype: torch.dtype
+) -> list[Launch]:
+    """Both passes of the products of float32 parameters."""
+
+    def matrices(*columns: int) -> list[Tensor]:
+        return [torch.empty((channels, c), device="meta") for c in columns]
+
+    (fuse,), weights = matrices(len(widths) * channels), matrices(*widths)
+    biases = [torch.empty((channels,), device="meta") for _ in widths]
+    with recorded(projections, *FOLD) as launches:
+        products = projections.fold(fuse, weights, biases, dtype)
+        projections.unfold(products, fuse, weights, biases)
+    return launches
+
+
 def cases() -> list[tuple[Any, ...]]:
-    """The head's sizes at 1024 pixels."""
+    """The head's sizes at 1024 pixels, also with wider levels and with 150 classes."""
     found = []
 
     def append(name: str, launches: Sequence[Launch]) -> None:
@@ -101,16 +127,24 @@ def cases() -> list[tuple[Any, ...]]:
         append(name, launches_of_sum(maps(channels, deeper, b, dtype), size))
 
     def add_head(
-        name: str, backbone: str, channels: int, dtype: torch.dtype, num_classes: int = 25
+        name: str,
+        backbone: str,
+        channels: int,
+        dtype: torch.dtype,
+        num_classes: int = 25,
+        kernels: Collection[str] = HEAD,
     ) -> None:
         size, *deeper = sizes_of(1024)
         levels = maps(channels, deeper, 2, dtype)
         (first,) = maps(WIDTHS[backbone][0], [size], 2, dtype)
         launches = launches_of_head(levels, first, num_classes)
-        append(name, [launch for launch in launches if launch[0].__name__ in HEAD])
-        append(name, launches_of_head(levels, first, num_classes, frozen=True))
+        launches += launches_of_head(levels, first, num_classes, frozen=True)
+        append(name, [launch for launch in launches if launch[0].__name__ in kernels])
 
     for name, dtype in DTYPES.items():
         add(f"E768-1024-B2-{name}", 768, 1024, 2, dtype)
         add_head(f"b0-E768-1024-B2-{name}", "b0", 768, dtype)
+        add_head(f"b2-E768-1024-B2-{name}", "b2", 768, dtype, kernels=WIDE)
+        add_head(f"b2-E768-K150-1024-B2-{name}", "b2", 768, dtype, 150, kernels=CLASSES)
+        append(f"E768-{name}", launches_of_projections(768, WIDTHS["b0"], dtype))
     return found

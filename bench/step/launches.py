@@ -27,6 +27,7 @@ from bench.harness.step_costs import GB, Costs, follow  # noqa: E402
 from fastseg import kernels  # noqa: E402
 from fastseg.config.run import TrainConfig  # noqa: E402
 from fastseg.config.sections import ModelConfig  # noqa: E402
+from fastseg.engine.optim.kept_buffers import KeptBuffers  # noqa: E402
 from fastseg.engine.optim.optimizer import build_optimizer  # noqa: E402
 from fastseg.engine.stage_setup import StageNetworks, StageSetup  # noqa: E402
 from fastseg.engine.step import TrainStep  # noqa: E402
@@ -97,7 +98,7 @@ def costs_of(
         for p in train.module.parameters():
             p.grad = torch.zeros_like(p)
         with update:
-            train._learn({}, train._statistics())
+            train._learn({}, KeptBuffers(train.buffers))
     return both, update
 
 

@@ -24,6 +24,7 @@ from fastseg.choice import Choice
 from fastseg.distributed.parallelize import Parallel
 from fastseg.distributed.sharded_tensors import whole
 from fastseg.engine.optim.hold_still import holding_still
+from fastseg.engine.optim.kept_buffers import KeptBuffers
 from fastseg.engine.optim.loss_scale import LossScale
 from fastseg.engine.optim.optimizer import Optimizer, guarded_step, set_learning_rate
 from fastseg.engine.speed.calls import calls_of
@@ -32,10 +33,11 @@ from fastseg.engine.speed.choices import choose_paths
 from fastseg.engine.speed.compile import compile_regions, run_as_written
 from fastseg.engine.speed.cuda_graphs import StepGraphs
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
-from fastseg.methods.base import StepInputs, weighted_sum
+from fastseg.methods.base import StepInputs
 from fastseg.methods.draws import Draws
 from fastseg.methods.seeds import Share
 from fastseg.methods.step_draws import draw_step
+from fastseg.methods.weighted_sum import weighted_sum
 from fastseg.models.casting import to_channels_last
 from fastseg.models.precision import reduced_dtype
 from fastseg.pipelines import Batch
@@ -125,7 +127,7 @@ class TrainStep:
         """
         count, parallel = len(batches), self.parallel
         set_learning_rate(self.optimizer, self._rate(step))
-        before: list[Tensor] | None = None
+        before: KeptBuffers | None = None
         parts = []
         for micro, batch in enumerate(batches):
             draws = self._draw_and_seed(step, batch, micro, count)
@@ -133,7 +135,7 @@ class TrainStep:
                 return self._graphs(batch.images, batch.labels, draws)
             if count > 1:
                 parallel.sync_gradients(micro == count - 1)
-            before = self._statistics() if before is None else before
+            before = before or KeptBuffers(self.buffers)
             parts.append(self._passes(batch.images, batch.labels, draws, count))
         assert before is not None
         if count == 1:
@@ -151,7 +153,7 @@ class TrainStep:
 
     def update(self, images: Tensor, labels: Tensor, draws: Draws) -> Values:
         """A step of one micro-batch: everything that a CUDA graph can hold."""
-        before = self._statistics()
+        before = KeptBuffers(self.buffers)
         return self._learn(self._passes(images, labels, draws), before)
 
     def rehearse(self, batch: Batch, draws: Draws) -> None:
@@ -263,33 +265,29 @@ class TrainStep:
             loss.backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in values.items()}
 
-    def _learn(self, values: Values, before: list[Tensor]) -> Values:
+    def _learn(self, values: Values, before: KeptBuffers) -> Values:
         """The optimizer step, or none if a gradient is not finite."""
         if self.scale is not None:
             values = {**values, "loss_scale": self.scale.scale.clone()}
         with holding_still(self.module, self._still):
             norm, skipped = guarded_step(self.optimizer, self.config.optim.max_norm, self.scale)
         self._still = {}
-        self.skipped_in_row.add_(1).mul_(skipped)
+        row = self.skipped_in_row
+        torch.addcmul(skipped, row, skipped, out=row)  # (row + 1) skipped
         # BatchNorm has seen the batch already: a skipped one must not stay in its statistics
-        for buffer, old in zip(self.buffers, before, strict=True):
-            buffer.copy_(torch.where(skipped > 0, old, buffer))
+        before.put_back(skipped > 0)
         return {**values, "grad_norm": norm, "skipped": skipped}
 
     @contextmanager
     def _nothing_learnt(self) -> Iterator[None]:
         """Passes inside leave weights and statistics as they are, and no gradient."""
-        before = self._statistics()
+        before = KeptBuffers(self.buffers)
         try:
             yield
         finally:
-            for buffer, old in zip(self.buffers, before, strict=True):
-                buffer.copy_(old)
+            before.put_back()
             self._still = {}
             self.optimizer.zero_grad(set_to_none=True)
-
-    def _statistics(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self.buffers]
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         """The weights of the step: copies in the dtype of the networks, or those there are."""

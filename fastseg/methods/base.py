@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fastseg.distributed.ranks import Ranks
@@ -256,11 +255,6 @@ class Method:
     def changed_meaning(self, stage: Stage, state: Mapping[str, Any]) -> str | None:
         """A sentence where the settings of a run meant another thing when ``state`` was saved."""
         return None
-
-
-def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """``sum_i w_i l_i`` over the terms in their order, an fp32 scalar."""
-    return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
 def must_have_equal_widths(stage: Stage, models: Mapping[str, Segmenter]) -> None:

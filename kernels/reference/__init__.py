@@ -14,6 +14,7 @@ from .entropy import functional_entropy, student_information, teacher_informatio
 from .fisher import channel_sigma, fisher_regulariser
 from .network.attention import reduced_attention
 from .network.depthwise import depthwise_conv_gelu
+from .network.folded_projections import folded_projections
 from .network.fusion import fan_out, mean_fusion
 from .network.layer_norm import layer_norm, residual_layer_norm
 from .network.mlp_head import mlp_head, sum_of_upsampled
@@ -32,6 +33,7 @@ __all__ = [
     "fan_out",
     "fisher_regulariser",
     "fold_key",
+    "folded_projections",
     "functional_entropy",
     "hybrid_prototype_distillation",
     "ifv_distillation",

@@ -125,7 +125,8 @@ def guarded_step(
         norm = norm.full_tensor()
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm, foreach=True)
-    skipped = (~norm.isfinite()).float()
+    # the difference is 0 of finite norms alone, and not a number of others
+    skipped = (norm - norm).ne_(0).float()
     if isinstance(optimizer, ApexOptimizer):
         optimizer.step(skipped)
     else:

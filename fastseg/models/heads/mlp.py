@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastseg.kernels import mlp_head
+from fastseg.kernels import folded_projections, mlp_head
 from fastseg.models.casting import cast_together
 
 
@@ -54,19 +54,20 @@ class MLPHead(nn.Module):
         self.linear_pred = nn.Conv2d(embed_dim, num_classes, 1)
         self._constant: tuple[list[Tensor], Tensor] | None = None
 
-    def folded(self) -> tuple[list[Tensor], Tensor]:
+    def folded(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
         """``W_i L_i`` of levels 1 to 4, each ``[E, C_i]``, and ``sum_i W_i a_i``, ``[E]``."""
         conv = cast(nn.Conv2d, self.linear_fuse["conv"])
         projections = [cast(nn.Linear, getattr(self, f"linear_c{i}")["proj"]) for i in range(1, 5)]
-        # the published concatenation has the deepest level first
-        blocks = conv.weight.flatten(1).chunk(4, dim=1)[::-1]
         # products of parameters are small: keep them in full precision under autocast, which meta
         # does not have; torch 2.11 cannot compile the question who does
         kind = conv.weight.device.type
         with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
-            pairs = list(zip(blocks, projections, strict=True))
-            weights = [block @ proj.weight for block, proj in pairs]
-            bias = torch.stack([block @ proj.bias for block, proj in pairs]).sum(dim=0)
+            *weights, bias = folded_projections(
+                conv.weight.flatten(1),
+                [proj.weight for proj in projections],
+                [proj.bias for proj in projections],
+                dtype,
+            )
         return weights, bias
 
     def freeze(self, dtype: torch.dtype) -> None:
@@ -75,7 +76,7 @@ class MLPHead(nn.Module):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         with torch.no_grad():
-            weights, bias = self.folded()
+            weights, bias = self.folded(norm.weight.dtype)
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             bias = scale * (bias - norm.running_mean) + norm.bias
             self._constant = [(scale[:, None] * w).to(dtype) for w in weights], bias.to(dtype)
@@ -102,8 +103,9 @@ class MLPHead(nn.Module):
             features: the levels; best with the channels last in memory.
             factor: factor on the channels of the fused map, as drawn by :meth:`draw`; none for 1.
         """
-        weights, bias = self._constant or self.folded()
-        *weights, bias = cast_together([*weights, bias], features[0].dtype)
+        dtype = features[0].dtype
+        weights, bias = self._constant or self.folded(dtype)
+        *weights, bias = cast_together([*weights, bias], dtype)  # those of a frozen head
         # the bias is added where the map is smallest
         offsets = [None, None, bias]
         levels = [

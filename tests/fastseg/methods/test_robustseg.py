@@ -10,13 +10,13 @@ from fastseg import kernels
 from fastseg.engine.optim.optimizer import guarded_step
 from fastseg.kernels import reference
 from fastseg.kernels.common import switch
-from fastseg.methods.base import weighted_sum
 from fastseg.methods.draws import Draws, pack
 from fastseg.methods.pairing import draw_pairing
 from fastseg.methods.robustseg import LossOptions, RobustSeg, RobustSegWeights, loss_terms
 from fastseg.methods.seeds import Share, derive_seed, draw_modalities
 from fastseg.methods.stage import Stage
 from fastseg.methods.step_draws import draw_step
+from fastseg.methods.weighted_sum import weighted_sum
 from fastseg.models import SegmenterOutput
 
 CLASSES, SIDE, MODALITIES = 4, 16, 3

@@ -9,8 +9,8 @@ from fastseg.kernels.testing import assert_as_accurate
 from fastseg.models.heads.mlp import MLPHead
 
 pytest.importorskip("triton")
-from fastseg.kernels.network import mlp_head as head
-from fastseg.kernels.network import mlp_head_launch as launch
+from fastseg.kernels.network.head import mlp_head as head
+from fastseg.kernels.network.head import mlp_head_launch as launch
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -90,6 +90,10 @@ def test_other_shapes_in_bfloat16(shape, device):
     check(make_parts(shape, torch.bfloat16), torch.bfloat16, 2e-2, device)
 
 
+def test_many_classes_in_float32_are_multiplied_some_at_a_time(device):
+    check(make_parts((1, 16, 5, 70, [(2, 3), (1, 2)])), torch.float32, 1e-5, device)
+
+
 def test_evaluation_with_gradients_takes_the_running_statistics(device):
     parts = make_parts(SMALL)
     *_, mean, var, number = check(parts, torch.float32, 1e-5, device, training=False, dropped=False)
@@ -129,7 +133,8 @@ def test_the_frozen_form(dtype, slack, device):
 def test_launches_and_the_same_bits_again(device, launched):
     parts = make_parts(SMALL, torch.bfloat16)
     first = run(mlp_head, parts, torch.bfloat16, device)
-    names = ["sum", "statistics", "logits", "bwd_sums", "bwd_maps", "bwd_weights"]
+    names = ["sum", "statistics", "logits"]
+    names += [f"bwd_{name}" for name in ("sums", "reduce", "maps", "weights")]
     assert launched == [f"_head_{name}_kernel" for name in names] + ["_upsampled_sum_bwd_kernel"]
     second = run(mlp_head, parts, torch.bfloat16, device)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
@@ -165,16 +170,57 @@ def test_the_module_has_the_same_results_and_gradients(device):
         torch.testing.assert_close(fused[name], wanted, rtol=2e-5, atol=2e-5, msg=name)
 
 
-def test_statistics_of_processes_are_those_of_all_their_pixels(device):
-    x = torch.randn(4, 7, 30, generator=torch.Generator().manual_seed(0)).double()
-    parts = [x[:1], x[1:]]
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_statistics_of_parts_are_those_of_all_their_pixels(kind, device):
+    x = torch.randn(70, 7, 30, generator=torch.Generator().manual_seed(0)).double().to(device)
 
     def statistics(x):
         var, mean = torch.var_mean(x, (0, 2), correction=0)
         return torch.stack([mean, var, torch.full_like(mean, x.numel() / 7)])
 
-    rows = torch.stack([statistics(part) for part in parts])
-    torch.testing.assert_close(head.combined(rows), statistics(x))
+    rows = torch.stack([statistics(part) for part in (x[:1], *x[1:].chunk(69))]).float()
+    norm = nn.BatchNorm1d(7, momentum=0.3).to(device, torch.float64)
+    norm(x)
+    running = torch.zeros(7), torch.ones(7), torch.tensor(2)
+    mean, var, batches = (y.to(device, kind if y.is_floating_point() else None) for y in running)
+    parts = rows[:, :2], rows[:, 2, 0]  # of processes; those of chunks are contiguous
+    found = head._head_statistics(*parts, mean, var, batches, 0.3)
+    torch.testing.assert_close(found, statistics(x).float())
+    torch.testing.assert_close(mean, norm.running_mean.to(kind))
+    torch.testing.assert_close(var, norm.running_var.to(kind))
+    assert batches == 3
+    again = head._head_statistics(*(x.contiguous() for x in parts), None, None, None, 0.0)
+    assert torch.equal(again, found)
+
+
+def test_opcheck_and_one_graph(device):
+    parts = make_parts((1, 16, 4, 2, [(2, 2), (1, 1)]))
+    levels, leaves = (
+        [x.to(device).requires_grad_() for x in parts[name]] for name in ("levels", "leaves")
+    )
+    first, projection, weight, bias = leaves
+    # the graph below holds all of them
+    utils = "test_schema", "test_faketensor"
+    constants = levels, first.detach(), projection.detach()
+    torch.library.opcheck(head._head_sum, constants, test_utils=utils)
+    norm = nn.BatchNorm2d(16).to(device)
+    rows = torch.rand(3, 3, 16, device=device)
+    running = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    constants = rows[:, :2], rows[:, 2, 0], *running
+    torch.library.opcheck(head._head_statistics, (*constants, 0.1), test_utils=utils)
+    x = torch.rand(1, 2, 2, 16, device=device).permute(0, 3, 1, 2)
+    constants = rows[0], norm.weight, norm.bias, None, weight, bias, 1e-5, ""
+    args = x, first, projection, *constants
+    torch.library.opcheck(head._head_logits, args, test_utils=utils)
+
+    compiled = torch.compile(mlp_head, backend="aot_eager", fullgraph=True)
+    results = []
+    for function in (mlp_head, compiled):
+        norm = nn.BatchNorm2d(16).to(device)
+        out = function(levels, *leaves, norm)
+        grads = torch.autograd.grad(out.square().sum(), [*levels, *leaves, *norm.parameters()])
+        results.append([out.detach(), *grads, *norm.buffers()])
+    assert all(map(torch.equal, *results))
 
 
 def test_what_the_kernels_do_not_serve_takes_the_definition(device):

@@ -8,7 +8,7 @@ from fastseg.kernels import reference, sum_of_upsampled
 from fastseg.kernels.testing import assert_as_accurate
 
 pytest.importorskip("triton")
-from fastseg.kernels.network import upsampling
+from fastseg.kernels.network.head import upsampling
 
 # batch, channels, sizes of the levels, size of the sum
 SHAPES = {

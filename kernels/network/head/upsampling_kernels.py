@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.rounding import rounded_to
-from ..common.tiles import of_map
+from ...common.rounding import rounded_to
+from ...common.tiles import of_map
 
 
 class Levels(NamedTuple):

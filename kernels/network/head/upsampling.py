@@ -17,11 +17,11 @@ import torch
 import triton
 from torch import Tensor
 
-from .. import reference
-from ..common.device import on_device_of
-from ..common.feature_maps import DTYPES, starts_of
-from ..common.switch import DEVICES, UP, runs_on
-from ..reference.network.mlp_head import check_levels
+from ... import reference
+from ...common.device import on_device_of
+from ...common.feature_maps import DTYPES, starts_of
+from ...common.switch import DEVICES, UP, runs_on
+from ...reference.network.mlp_head import check_levels
 from .upsampling_kernels import (
     Gathers,
     Levels,

@@ -18,33 +18,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import reference
-from ..common.switch import DEVICES
-from ..reference.network.mlp_head import check_head
+from ... import reference
+from ...common.switch import DEVICES
+from ...reference.network.mlp_head import check_head
 from . import mlp_head_launch as launch
 from .upsampling import new_map, served, upsampled_sum_bwd
 
 
 @torch.library.custom_op("fastseg::head_sum", mutates_args=(), device_types=DEVICES)
-def _head_sum(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _head_sum(
+    levels: Sequence[Tensor], first: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     return launch.fused_sum(levels, first, weight)
 
 
 @_head_sum.register_fake
-def _(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    e = weight.shape[0]
-    stats = first.new_empty((3, e), dtype=torch.float32)
-    return new_map(first.shape[0], first.shape[2:], e, first), stats
+def _(levels: Sequence[Tensor], first: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    b, _, height, width = first.shape
+    e, chunks = weight.shape[0], launch.chunks_fwd(b * height)[0]
+    rows, counts = (
+        first.new_empty(shape, dtype=torch.float32) for shape in ((chunks, 2, e), (chunks,))
+    )
+    return new_map(b, (height, width), e, first), rows, counts
 
 
 def _setup_sum(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.sizes = [number for x in inputs[0] for number in x.shape[2:]]
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward_sum(
-    ctx: Any, grad: Tensor | None, _stats: Any
+    ctx: Any, grad: Tensor | None, _rows: Any, _counts: Any
 ) -> tuple[Sequence[Tensor | None], None, None]:
     if grad is None:
         return [None] * (len(ctx.sizes) // 2), None, None
@@ -53,6 +58,27 @@ def _backward_sum(
 
 
 _head_sum.register_autograd(_backward_sum, setup_context=_setup_sum)
+
+
+@torch.library.custom_op(
+    "fastseg::head_statistics",
+    mutates_args=("running_mean", "running_var", "batches"),
+    device_types=DEVICES,
+)
+def _head_statistics(
+    rows: Tensor, counts: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    batches: Tensor | None, momentum: float,
+) -> Tensor:  # fmt: skip
+    running = running_mean, running_var, batches
+    return launch.combined_statistics(rows, counts, running, momentum)
+
+
+@_head_statistics.register_fake
+def _(
+    rows: Tensor, counts: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    batches: Tensor | None, momentum: float,
+) -> Tensor:  # fmt: skip
+    return rows.new_empty((3, rows.shape[2]))
 
 
 @torch.library.custom_op("fastseg::head_logits", mutates_args=(), device_types=DEVICES)
@@ -75,7 +101,7 @@ def _(
 def _bwd_sums(
     grad: Tensor, x: Tensor, first: Tensor, stats: Tensor, norm_weight: Tensor, norm_bias: Tensor,
     factor: Tensor | None, weight: Tensor, eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     norm = (norm_weight, norm_bias)
     return launch.backward_sums(grad, x, first, stats, norm, factor, weight, eps)
 
@@ -84,11 +110,12 @@ def _bwd_sums(
 def _(
     grad: Tensor, x: Tensor, first: Tensor, stats: Tensor, norm_weight: Tensor, norm_bias: Tensor,
     factor: Tensor | None, weight: Tensor, eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     parts, _ = launch.chunks_bwd(len(x), x.shape[2] * x.shape[3])
-    e, rows = x.shape[1], len(weight) + 2 * first.shape[1]
-    float32 = torch.float32
-    return x.new_empty((2, e), dtype=float32), x.new_empty((parts, rows, e), dtype=float32)
+    e, k, c = x.shape[1], len(weight), first.shape[1]
+    shapes = (2, e), (parts, k + 2 * c, e), (parts, k + c)
+    sums, products, columns = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return sums, products, columns, torch.empty_like(norm_weight), torch.empty_like(norm_bias)
 
 
 @torch.library.custom_op("fastseg::head_bwd_maps", mutates_args=(), device_types=DEVICES)
@@ -111,22 +138,21 @@ def _(
 
 @torch.library.custom_op("fastseg::head_bwd_weights", mutates_args=(), device_types=DEVICES)
 def _bwd_weights(
-    products: Tensor, stats: Tensor, sums: Tensor, norm_weight: Tensor, first: Tensor,
-    weight: Tensor, projection: Tensor, eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    products: Tensor, columns: Tensor, stats: Tensor, sums: Tensor, norm_weight: Tensor,
+    weight: Tensor, bias: Tensor, projection: Tensor, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return launch.backward_weights(
-        products, stats, sums, norm_weight, first, weight, projection, eps
+        products, columns, stats, sums, norm_weight, weight, bias, projection, eps
     )
 
 
 @_bwd_weights.register_fake
 def _(
-    products: Tensor, stats: Tensor, sums: Tensor, norm_weight: Tensor, first: Tensor,
-    weight: Tensor, projection: Tensor, eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    shapes = (weight.shape, weight.dtype), (projection.shape, projection.dtype)
-    d_weight, d_projection = (weight.new_empty(shape, dtype=dtype) for shape, dtype in shapes)
-    return d_weight, d_projection
+    products: Tensor, columns: Tensor, stats: Tensor, sums: Tensor, norm_weight: Tensor,
+    weight: Tensor, bias: Tensor, projection: Tensor, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    d_weight, d_bias, d_projection = (x.new_empty(x.shape) for x in (weight, bias, projection))
+    return d_weight, d_bias, d_projection
 
 
 def _setup_logits(ctx: Any, inputs: Any, output: Any) -> None:
@@ -137,18 +163,15 @@ def _setup_logits(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward_logits(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, first, projection, stats, norm_weight, norm_bias, factor, weight, bias = ctx.saved_tensors
     norm = norm_weight, norm_bias, factor, weight
-    own, products = _bwd_sums(grad, x, first, stats, *norm, ctx.eps)
+    own, *parts, d_norm_weight, d_norm_bias = _bwd_sums(grad, x, first, stats, *norm, ctx.eps)
     sums = own
     if ctx.group:
         reduced = torch.ops._c10d_functional.all_reduce(own, "sum", ctx.group)
         sums = torch.ops._c10d_functional.wait_tensor(reduced)
     dx, d_first = _bwd_maps(grad, x, stats, sums, *norm, projection, ctx.eps)
-    d_weight, d_projection = _bwd_weights(
-        products, stats, sums, norm_weight, first, weight, projection, ctx.eps
+    d_weight, d_bias, d_projection = _bwd_weights(
+        *parts, stats, sums, norm_weight, weight, bias, projection, ctx.eps
     )
-    d_norm_weight = (own[1] * (stats[1] + ctx.eps).rsqrt()).to(norm_weight.dtype)
-    d_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype)
-    d_norm_bias = own[0].to(norm_bias.dtype)
     found = dx, d_first, d_projection, None, d_norm_weight, d_norm_bias, None, d_weight, d_bias
     return (*found, None, None)
 
@@ -170,34 +193,19 @@ def _(
     return new_map(first.shape[0], first.shape[2:], len(weight), first)
 
 
-def combined(rows: Tensor) -> Tensor:
-    """Statistics ``[3, E]`` of all processes from ``[R, 3, E]``: mean, variance and number."""
-    means, variances, counts = rows.unbind(1)
-    total = counts.sum(0)
-    share = counts / total
-    mean = (share * means).sum(0)
-    return torch.stack([mean, (share * (variances + (means - mean) ** 2)).sum(0), total])
-
-
-def _batch_statistics(norm: nn.BatchNorm2d, own: Tensor, group: Any) -> Tensor:
-    """Statistics of all processes; the running ones take their share of them."""
-    stats = own
-    if group is not None:
-        world = group.size()
-        gathered = torch.ops._c10d_functional.all_gather_into_tensor(own, world, group.group_name)
-        rows = torch.ops._c10d_functional.wait_tensor(gathered)
-        stats = combined(rows.view(world, *own.shape))
-    if norm.track_running_stats:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.num_batches_tracked is not None
-        assert norm.momentum is not None
-        with torch.no_grad():
-            norm.num_batches_tracked.add_(1)
-            mean, var, count = stats.unbind()
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-            unbiased = (var * (count / (count - 1))).to(norm.running_var.dtype)
-            norm.running_var.lerp_(unbiased, norm.momentum)
+def _batch_statistics(norm: nn.BatchNorm2d, rows: Tensor, counts: Tensor, group: Any) -> Tensor:
+    """Statistics of all processes from those of chunks; the running ones take their share."""
+    running: tuple[Tensor | None, ...] = (None, None, None)
+    with torch.no_grad():
+        if group is not None:
+            own, world = _head_statistics(rows, counts, *running, 0.0), group.size()
+            functional = torch.ops._c10d_functional
+            gathered = functional.all_gather_into_tensor(own, world, group.group_name)
+            parts = functional.wait_tensor(gathered).view(world, *own.shape)
+            rows, counts = parts[:, :2], parts[:, 2, 0]
+        if norm.track_running_stats:
+            running = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        stats: Tensor = _head_statistics(rows, counts, *running, norm.momentum)
     return stats
 
 
@@ -273,8 +281,8 @@ def mlp_head(
         return out
     group = getattr(norm, "group", None) if training else None
     name = "" if group is None else str(group.group_name)
-    x, own = _head_sum(levels, first.detach(), projection.detach())
-    stats = _batch_statistics(norm, own, group) if training else _running_statistics(norm)
+    x, *parts = _head_sum(levels, first.detach(), projection.detach())
+    stats = _batch_statistics(norm, *parts, group) if training else _running_statistics(norm)
     out = _head_logits(
         x, first, projection, stats, norm.weight, norm.bias,
         None if factor is None else factor.detach(), weight, bias, norm.eps, name,

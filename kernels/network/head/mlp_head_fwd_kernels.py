@@ -2,40 +2,17 @@
 
 The map before the BatchNorm is ``x = sum_i up(y_i) + W f`` with the projected levels ``y_i`` and
 the first level ``f [C, pixels]``, which is multiplied where it is added. Each program sums a chunk
-of pixels around its first value; a second launch combines the chunks in a fixed order. The logits
-are one more pass over x, in which what is normalised stays in registers.
+of pixels around its first value; a second launch combines the chunks in a fixed order, and the
+statistics of processes likewise. The logits are one more pass over x, in which what is normalised
+stays in registers.
 """
 
 import triton
 import triton.language as tl
 
-from ..common.rounding import rounded_to
+from ...common.rounding import rounded_to
+from .mlp_head_tiles import factor_of, load_as, load_norm
 from .upsampling_kernels import sum_of_levels
-
-
-@triton.jit
-def load_as(ptrs, mask, dtype: tl.constexpr, UP: tl.constexpr):
-    """Values in the dtype of a product; in the interpreter as float32 that the dtype can hold."""
-    x = rounded_to(tl.load(ptrs, mask=mask, other=0.0).to(tl.float32), dtype, UP)
-    return x.to(tl.float32) if UP else x
-
-
-@triton.jit
-def factor_of(x, dtype: tl.constexpr, UP: tl.constexpr):
-    """Float32 as a factor of a product in a dtype."""
-    x = rounded_to(x, dtype, UP)
-    return x.to(tl.float32) if UP else x
-
-
-@triton.jit
-def load_norm(stats_ptr, weight_ptr, bias_ptr, offs_e, in_e, E, eps):
-    """Mean, 1 / sqrt(var + eps), weight over that root, and bias of some channels, ``[1, E]``."""
-    mean = tl.load(stats_ptr + offs_e, mask=in_e, other=0.0)
-    var = tl.load(stats_ptr + E + offs_e, mask=in_e, other=1.0)
-    inverse = tl.rsqrt(var + eps)
-    scale = tl.load(weight_ptr + offs_e, mask=in_e, other=0.0).to(tl.float32) * inverse
-    bias = tl.load(bias_ptr + offs_e, mask=in_e, other=0.0).to(tl.float32)
-    return mean[None, :], inverse[None, :], scale[None, :], bias[None, :]
 
 
 @triton.jit
@@ -51,18 +28,20 @@ def first_product(first_ptr, weight, line, column, in_x, W, C, total,
 
 @triton.jit
 def _head_sum_kernel(
-    levels, first_ptr, weight_ptr, out_ptr, sums_ptr, lines, rows, H, W, E, C, tiles, blocks,
+    levels, first_ptr, weight_ptr, out_ptr, rows_ptr, counts_ptr, lines, rows, H, W, E, C, tiles,
+    blocks,
     BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr, DOT: tl.constexpr,
     UP: tl.constexpr,
 ):  # fmt: skip
-    """The map before the BatchNorm, and mean and squared deviations of chunks of its pixels.
+    """The map before the BatchNorm, and the statistics of chunks of its pixels.
 
     Args:
         levels: ``Levels``, projected.
         first_ptr: ``[B, H, W, C]``, the first level.
         weight_ptr: ``[E, C]``, its projection.
         out_ptr: ``[B, H, W, E]``, written.
-        sums_ptr: ``[chunks, 2, E]`` float32, written.
+        rows_ptr: ``[chunks, 2, E]`` float32, written: mean and variance.
+        counts_ptr: ``[chunks]`` float32, written: number of pixels.
         lines: B H.
         rows: lines of a chunk.
         H: rows of the map.
@@ -111,54 +90,77 @@ def _head_sum_kernel(
     total = tl.sum(sums, axis=0)[None, :]
     offset = total / count
     deviations = tl.maximum(tl.sum(squares, axis=0)[None, :] - offset * total, 0.0)
-    sums_ptrs = sums_ptr + chunk.to(tl.int64) * 2 * E + offs_e[None, :]
-    tl.store(sums_ptrs, shift + offset, mask=in_e[None, :])
-    tl.store(sums_ptrs + E, deviations, mask=in_e[None, :])
+    rows_ptrs = rows_ptr + chunk.to(tl.int64) * 2 * E + offs_e[None, :]
+    tl.store(rows_ptrs, shift + offset, mask=in_e[None, :])
+    tl.store(rows_ptrs + E, deviations / count, mask=in_e[None, :])
+    tl.store(counts_ptr + chunk, count)
 
 
 @triton.jit
 def _head_statistics_kernel(
-    sums_ptr, out_ptr, chunks, lines, rows, W, E, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr
-):
-    """Mean, variance and number of pixels from those of the chunks.
+    rows_ptr, counts_ptr, out_ptr, running_mean_ptr, running_var_ptr, batches_ptr, rows,
+    row_stride, count_stride, E, momentum,
+    HAS_RUNNING: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, UP: tl.constexpr,
+):  # fmt: skip
+    """Statistics of all pixels from those of their parts; the running ones take their share.
 
     Args:
-        sums_ptr: ``[chunks, 2, E]`` float32, means and squared deviations.
-        out_ptr: ``[3, E]`` float32, written.
-        chunks: how many.
-        lines: B H.
-        rows: lines of a chunk.
-        W: columns of the map.
+        rows_ptr: ``[rows, 2, E]`` float32: mean and variance of each part.
+        counts_ptr: ``[rows]`` float32: number of its pixels.
+        out_ptr: ``[3, E]`` float32, written: mean, variance and number of all together.
+        running_mean_ptr: ``[E]``, updated, if there are running statistics.
+        running_var_ptr: ``[E]``, likewise, without bias.
+        batches_ptr: int64 scalar, batches that they have seen, likewise.
+        rows: parts.
+        row_stride: elements from part to part.
+        count_stride: the same of the numbers.
         E: channels.
-        BLOCK_S: chunks of a tile.
+        momentum: share of these statistics in the running ones.
+        HAS_RUNNING: there are running statistics.
+        BLOCK_S: parts of a tile.
         BLOCK_E: channels of a tile.
+        UP: round to bfloat16 by hand, as the interpreter does not.
     """
     offs_e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     in_e = offs_e < E
-    whole = (lines * W).to(tl.float32)
+    number = tl.zeros((BLOCK_E,), dtype=tl.float32)
     mean = tl.zeros((BLOCK_E,), dtype=tl.float32)
     var = tl.zeros((BLOCK_E,), dtype=tl.float32)
     for sweep in tl.static_range(2):
+        counts = tl.zeros((BLOCK_S, BLOCK_E), dtype=tl.float32)
         total = tl.zeros((BLOCK_S, BLOCK_E), dtype=tl.float32)
-        for start in range(0, chunks, BLOCK_S):
+        for start in range(0, rows, BLOCK_S):
             offs_s = start + tl.arange(0, BLOCK_S)
-            mask = (offs_s < chunks)[:, None] & in_e[None, :]
-            count = tl.maximum(tl.minimum(rows, lines - offs_s * rows) * W, 0)
-            share = (count.to(tl.float32) / whole)[:, None]
-            ptrs = sums_ptr + (offs_s.to(tl.int64) * 2 * E)[:, None] + offs_e[None, :]
+            mask = (offs_s < rows)[:, None] & in_e[None, :]
+            ptrs = rows_ptr + (offs_s.to(tl.int64) * row_stride)[:, None] + offs_e[None, :]
             means = tl.load(ptrs, mask=mask, other=0.0)
+            count_ptrs = counts_ptr + offs_s.to(tl.int64) * count_stride
+            count = tl.load(count_ptrs, mask=offs_s < rows, other=0.0)[:, None]
             if sweep == 0:
-                total += share * means
+                counts += tl.broadcast_to(count, (BLOCK_S, BLOCK_E))
+                total += count * means
             else:
                 off = means - mean[None, :]
-                total += tl.load(ptrs + E, mask=mask, other=0.0) / whole + share * off * off
+                total += count * (tl.load(ptrs + E, mask=mask, other=0.0) + off * off)
         if sweep == 0:
-            mean = tl.sum(total, axis=0)
+            number = tl.sum(counts, axis=0)
+            mean = tl.sum(total, axis=0) / number
         else:
-            var = tl.sum(total, axis=0)
+            var = tl.sum(total, axis=0) / number
     tl.store(out_ptr + offs_e, mean, mask=in_e)
     tl.store(out_ptr + E + offs_e, var, mask=in_e)
-    tl.store(out_ptr + 2 * E + offs_e, tl.zeros((BLOCK_E,), tl.float32) + whole, mask=in_e)
+    tl.store(out_ptr + 2 * E + offs_e, number, mask=in_e)
+    if HAS_RUNNING:
+        dtype: tl.constexpr = running_mean_ptr.dtype.element_ty
+        before = tl.load(running_mean_ptr + offs_e, mask=in_e, other=0.0).to(tl.float32)
+        mean = (1.0 - momentum) * before + momentum * mean
+        tl.store(running_mean_ptr + offs_e, rounded_to(mean, dtype, UP), mask=in_e)
+        before = tl.load(running_var_ptr + offs_e, mask=in_e, other=0.0).to(tl.float32)
+        unbiased = var * (number / tl.maximum(number - 1.0, 1.0))
+        var = (1.0 - momentum) * before + momentum * unbiased
+        tl.store(running_var_ptr + offs_e, rounded_to(var, dtype, UP), mask=in_e)
+        if tl.program_id(0) == 0:
+            tl.store(batches_ptr, tl.load(batches_ptr) + 1)
 
 
 @triton.jit

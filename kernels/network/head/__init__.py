@@ -1,0 +1,1 @@
+"""The segmentation head: its folded projections, its fused map and its logits."""
