@@ -37,6 +37,7 @@ class Output:
 
     def __init__(self, folder: Path, kinds: Sequence[Kind], settings: dict[str, Any]) -> None:
         self.folder, self.kinds, self.settings = folder, tuple(kinds), settings
+        self._earlier: list[str] = []
 
     def path(self, kind: Kind, name: str) -> Path:
         """The file of one kind of a sample."""
@@ -53,7 +54,10 @@ class Output:
         """
         manifest = self.folder / MANIFEST
         if manifest.exists():
-            self._compare(_read(manifest))
+            found = _read(manifest)
+            self._compare(found)
+            written = found.get("written")
+            self._earlier = written if isinstance(written, list) else []
             for path in unfinished(self.folder):
                 remove(path)
             if overwrite:
@@ -119,7 +123,7 @@ class Output:
             "fastseg": fastseg.__version__,
             "command": [readable(word) for word in command],
             "finished": bool(more),
-            "written": list(self.kinds),
+            "written": [*dict.fromkeys([*self._earlier, *self.kinds])],
             "settings": self.settings,
             **more,
         }

@@ -14,6 +14,9 @@ import torch
 from PIL import Image
 
 from fastseg import evaluate
+from fastseg.checkpoint.weights import save_weights
+from fastseg.config.serialise import read_config
+from fastseg.engine.context import RunContext
 from fastseg.evaluation.metrics import ConfusionMatrix
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
@@ -182,17 +185,19 @@ def test_other_predictions_are_not_mixed_into_a_folder(predict, folder, run, tmp
     for more, difference in (
         (["--network", "teacher"], "network: student there, teacher wanted"),
         (["--without", "lidar"], "without: none there, lidar wanted"),
-        (["--folder", folder], f"input: {folder.parent}"),
+        (["--folder", folder], f"{folder.resolve()} wanted"),
         (["--overwrite", "--size", "96"], "size: 64 there, 96 wanted"),
     ):
         code, _, error = predict("--write", "labels", *more)
         assert code == 2
         assert "Choose another folder with --out, or move that one away" in error
-        assert difference.partition(" there")[0].split(":")[0] in error
-    weights = shutil.copytree(run, tmp_path / "retrained")
-    shutil.copy(weights / "teacher.safetensors", weights / "student.safetensors")
-    code, _, error = predict(checkpoint=weights)
-    assert (code, "network: teacher in the file" in error) == (2, True)
+        assert difference in error
+    retrained = shutil.copytree(run, tmp_path / "retrained")
+    context = RunContext(read_config(run / "config.json"))
+    network, identity = context.new_network(5, "student"), context.identity("student")
+    save_weights(retrained / "student.safetensors", network, identity, {"size": 64})
+    code, _, error = predict("--write", "labels", checkpoint=retrained)
+    assert (code, error.count("weights: ")) == (2, 1)
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").touch()
@@ -218,6 +223,28 @@ def test_an_unreadable_file_stops_or_counts_as_missing(folder, predict, labels, 
     again = predict("--folder", folder, "--unreadable", "missing")[1]
     assert again.splitlines()[:4] == said.splitlines()[:4]
     assert "2 of them finished before" in again
+
+
+def test_a_file_of_a_list_that_is_not_there_may_count_as_missing(folder, predict, tmp_path):
+    table = folder / "list.csv"
+    table.write_text("img,lidar\nimg/b.png,lidar/b.png\n")
+    code, _, error = predict("--list", table)
+    assert code == 2
+    assert f"line 2: {folder / 'lidar' / 'b.png'}" in error
+    code, said, _ = predict("--list", table, "--unreadable", "missing", "--write", "labels")
+    assert code == 0
+    assert said.splitlines()[1].split() == ["R", "img", "1"]
+    (folder / "img" / "b.png").unlink()
+    code, _, error = predict("--list", table, "--unreadable", "missing", "--overwrite")
+    assert code == 2
+    assert "sample img/b has no sensor left, as none of its files can be read" in error
+
+
+def test_what_is_written_adds_up(folder, predict, tmp_path):
+    for kind in ("labels", "palette"):
+        assert predict("--folder", folder, "--write", kind)[0] == 0
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert record["written"] == ["labels", "palette"]
 
 
 def test_sizes_that_differ_are_refused_unless_one_is_chosen(folder, predict, labels):
