@@ -143,6 +143,8 @@ def _latency(folder: Path, deployed: dict[Half, Deployed], options: ExportConfig
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
     """A folder that gets its name when all is well, and is removed when not."""
+    # a dot has no name
+    out = out.absolute()
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         try:

@@ -154,7 +154,7 @@ def _unsupported(deployed: Deployed, what: str, error: Exception) -> ConfigError
     return ConfigError(
         f"{type(deployed.network).__name__} cannot be exported by {what} ({reason.strip()}): its "
         "forward pass must not depend on values of tensors or on Python numbers made of them; "
-        "export it in another of the --formats, or train another backbone"
+        "leave that out of the model, or take one of fastseg's own"
     )
 
 

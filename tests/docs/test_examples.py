@@ -38,7 +38,13 @@ def exported_and_images(request):
     return [str(made), f"img={rgb}", f"depth={hha}", "labels.png"]
 
 
-@pytest.mark.parametrize("name", PRINTED)
+SLOW = {"onnx_segment"}
+"""Those that wait for an export."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PRINTED]
+)
 def test_an_example_runs(name, folder, monkeypatch, capsys, request):
     monkeypatch.chdir(folder)
     path = EXAMPLES / f"{name}.py"

@@ -19,6 +19,9 @@ from fastseg.exporting.formats import run_module, run_onnx
 from fastseg.exporting.sensors import as_loaded, random_images
 from fastseg.pipelines.transform.normalise import Normaliser
 
+# the first of them waits for the export
+pytestmark = pytest.mark.slow
+
 FORMATS = ["pt2", "onnx"]
 MASKS = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]], bool)
 
