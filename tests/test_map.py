@@ -53,7 +53,7 @@ ROOMS = {
         "errors": "",
         "choice": "",
         "console": "",
-        "models": "errors choice kernels/. pipelines/tools",
+        "models": "errors choice kernels/. kernels/common pipelines/tools",
         "distributed": "errors models",
         "checkpoint": "errors console models distributed pipelines/. pipelines/datasets "
         "pipelines/tools",

@@ -4,11 +4,13 @@
     y = (s - mean) / sqrt(var + eps) weight + bias
     ds = rstd (g - mean g - y^ mean(g y^)) + ds',   g = dy weight,   y^ = (s - mean) rstd
     dx = ds,   dbranch = factor ds,   dweight = sum_r dy y^,   dbias = sum_r dy
+    dbranch_bias = sum_r dbranch
 
 Each pass reads and writes every tensor once: the sum, the factor of stochastic depth and the
-gradient ``ds'`` that reaches the sum by other ways cost no pass of their own. Nothing is kept for
+gradient ``ds'`` that reaches the sum by other ways cost no pass of their own, nor does the gradient
+of a bias that the branch has in it. Nothing is kept for
 backward but the rows that were normalised. The programs of backward write parts of the gradients
-of weight and bias, a second launch adds them in a fixed order: results repeat bit by bit.
+of weight and biases, a second launch adds them in a fixed order: results repeat bit by bit.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ def _residual_layer_norm(
     bias: Tensor,
     eps: float,
     dtype: torch.dtype,
+    branch_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     total = x.new_empty(x.shape, dtype=_wider(x.dtype, branch.dtype))
     out = x.new_empty(x.shape, dtype=dtype)
@@ -69,20 +72,27 @@ def _(
     bias: Tensor,
     eps: float,
     dtype: torch.dtype,
+    branch_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     total = x.new_empty(x.shape, dtype=_wider(x.dtype, branch.dtype))
     return total, x.new_empty(x.shape, dtype=dtype)
 
 
 def _gradients(
-    x: Tensor, of_x: torch.dtype, of_branch: torch.dtype | None, weight: Tensor, learns: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor,
+    of_x: torch.dtype,
+    of_branch: torch.dtype | None,
+    weight: Tensor,
+    learns: bool,
+    of_branch_bias: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients to be written; those that are not wanted are empty."""
     return (
         x.new_empty(x.shape, dtype=of_x),
         x.new_empty(0 if of_branch is None else x.shape, dtype=of_branch),
         weight.new_empty(weight.shape if learns else 0),
         weight.new_empty(weight.shape if learns else 0),
+        weight.new_empty(0 if of_branch_bias is None else weight.shape, dtype=of_branch_bias),
     )
 
 
@@ -97,14 +107,16 @@ def _layer_norm_bwd(
     of_x: torch.dtype,
     of_branch: torch.dtype | None,
     learns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, branch, weight and bias; ``of_x`` and ``of_branch`` are their dtypes."""
-    found = _gradients(x, of_x, of_branch, weight, learns)
-    dx, dbranch, dweight, dbias = found
+    of_branch_bias: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, branch, weight, bias and branch_bias; ``of_*`` are their dtypes."""
+    found = _gradients(x, of_x, of_branch, weight, learns, of_branch_bias)
+    dx, dbranch, dweight, dbias, dbranch_bias = found
     factor = None if factor is None else factor.contiguous()
     launch_backward(
         grad, above, factor, x, weight.contiguous(), eps,
         dx, None if of_branch is None else dbranch, *((dweight, dbias) if learns else (None, None)),
+        None if of_branch_bias is None else dbranch_bias,
     )  # fmt: skip
     return found
 
@@ -120,8 +132,9 @@ def _(
     of_x: torch.dtype,
     of_branch: torch.dtype | None,
     learns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _gradients(x, of_x, of_branch, weight, learns)
+    of_branch_bias: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _gradients(x, of_x, of_branch, weight, learns, of_branch_bias)
 
 
 def _context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -132,8 +145,8 @@ def _context(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     learns = any(ctx.needs_input_grad[1:3])
-    dx, _, dweight, dbias = _layer_norm_bwd(
-        grad, None, None, x, weight, ctx.eps, x.dtype, None, learns
+    dx, _, dweight, dbias, _ = _layer_norm_bwd(
+        grad, None, None, x, weight, ctx.eps, x.dtype, None, learns, None
     )
     return dx, *((dweight, dbias) if learns else (None, None)), None, None
 
@@ -142,9 +155,9 @@ _layer_norm.register_autograd(_backward, setup_context=_context)
 
 
 def _residual_context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, branch, factor, weight, _, ctx.eps, _ = inputs
+    x, branch, factor, weight, _, ctx.eps, _, branch_bias = inputs
     ctx.save_for_backward(output[0], factor, weight)
-    ctx.dtypes = x.dtype, branch.dtype
+    ctx.dtypes = x.dtype, branch.dtype, None if branch_bias is None else branch_bias.dtype
     ctx.normalised_dtype = output[1].dtype
     # the last sum of a level is only normalised: no zeros are written and read for it
     ctx.set_materialize_grads(False)
@@ -156,34 +169,40 @@ def _residual_backward(
     total, factor, weight = ctx.saved_tensors
     if grad is None:
         grad = torch.zeros_like(total, dtype=ctx.normalised_dtype)
-    of_x, of_branch = ctx.dtypes
-    learns = any(ctx.needs_input_grad[3:5])
+    of_x, of_branch, of_branch_bias = ctx.dtypes
+    of_branch_bias = of_branch_bias if ctx.needs_input_grad[7] else None
+    learns = any(ctx.needs_input_grad[3:5]) or of_branch_bias is not None
     # without factors and in one dtype both have the same gradient
     alike = factor is None and of_x == of_branch
-    dx, dbranch, dweight, dbias = _layer_norm_bwd(
-        grad, above, factor, total, weight, ctx.eps, of_x, None if alike else of_branch, learns
-    )
+    dx, dbranch, dweight, dbias, dbranch_bias = _layer_norm_bwd(
+        grad, above, factor, total, weight, ctx.eps,
+        of_x, None if alike else of_branch, learns, of_branch_bias,
+    )  # fmt: skip
     of_affine = (dweight, dbias) if learns else (None, None)
-    return dx, dx if alike else dbranch, None, *of_affine, None, None
+    of_bias = None if of_branch_bias is None else dbranch_bias
+    return dx, dx if alike else dbranch, None, *of_affine, None, None, of_bias
 
 
 _residual_layer_norm.register_autograd(_residual_backward, setup_context=_residual_context)
 
 
-def _fit(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> bool:
-    """True if the kernels take these tokens; never if the definition refuses them.
-
-    Raises:
-        ValueError: the tensors are on several devices.
-    """
-    if len(devices := {y.device for y in (x, weight, bias)}) > 1:
+def _check_devices(*tensors: Tensor | None) -> None:
+    if len(devices := {y.device for y in tensors if y is not None}) > 1:
         raise ValueError(f"expected all tensors on one device, got {sorted(map(str, devices))}")
+
+
+def _is_row(y: Tensor, x: Tensor) -> bool:
+    return y.shape == x.shape[-1:] and y.is_floating_point() and y.dtype.itemsize <= 4
+
+
+def _fit(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> bool:
+    """True if the kernels take these tokens; never if the definition refuses them."""
     return (
         x.ndim >= 2
         and x.is_floating_point()
-        and weight.shape == bias.shape == x.shape[-1:]
+        and _is_row(weight, x)
+        and _is_row(bias, x)
         and weight.dtype == bias.dtype
-        and weight.dtype.itemsize <= 4
         and x.numel() > 0
         and x.shape[-1] <= MAX_CHANNELS
         and eps >= LEAST_EPS
@@ -221,6 +240,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
+    _check_devices(x, weight, bias)
     if not _fit(x, weight, bias, eps):
         return reference.layer_norm(x, weight, bias, eps)
     result: Tensor = _layer_norm(x, weight, bias, eps, _normalised_dtype(x, x.dtype))
@@ -228,7 +248,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def residual_layer_norm(
-    x: Tensor, branch: Tensor, factor: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor,
+    branch: Tensor,
+    factor: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    branch_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add a branch to a residual stream and normalise the sum.
 
@@ -245,6 +271,9 @@ def residual_layer_norm(
         weight: ``[C]``, any float dtype.
         bias: ``[C]``, in the dtype of weight.
         eps: added to the variance.
+        branch_bias: ``[C]``, any float dtype: what the branch has in it already as a constant, the
+            bias of the layer that made it. It changes no value; its gradient is that of the branch,
+            summed over the tokens in float32. None for none.
 
     Returns:
         ``(s, y)``, both contiguous in the shape of x. s has the dtype that x and branch promote to,
@@ -254,19 +283,17 @@ def residual_layer_norm(
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
-    others = [branch, *([] if factor is None else [factor])]
-    if any(y.device != x.device for y in others):
-        devices = sorted({str(y.device) for y in (x, *others)})
-        raise ValueError(f"expected all tensors on one device, got {devices}")
+    _check_devices(x, branch, factor, weight, bias, branch_bias)
     fits = (
         branch.shape == x.shape
         and branch.is_floating_point()
         and branch.dtype != torch.float64
         and (factor is None or (factor.numel() == len(x) and factor.is_floating_point()))
+        and (branch_bias is None or _is_row(branch_bias, x))
     )
     if not (fits and _fit(x, weight, bias, eps)):
-        return reference.residual_layer_norm(x, branch, factor, weight, bias, eps)
+        return reference.residual_layer_norm(x, branch, factor, weight, bias, eps, branch_bias)
     dtype = _normalised_dtype(x, _wider(x.dtype, branch.dtype))
     factor = None if factor is None else factor.detach()
-    total, result = _residual_layer_norm(x, branch, factor, weight, bias, eps, dtype)
+    total, result = _residual_layer_norm(x, branch, factor, weight, bias, eps, dtype, branch_bias)
     return total, result

@@ -87,9 +87,9 @@ def _layer_norm_bwd_kernel(
     grad_ptr, above_ptr, factor_ptr, x_ptr, weight_ptr, dx_ptr, dbranch_ptr, parts_ptr,
     R, PER_IMAGE, C, stride_grad, stride_above, stride_x, eps, TILES,
     HAS_ABOVE: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_BRANCH: tl.constexpr,
-    LEARNS: tl.constexpr, UP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    SUMS: tl.constexpr, UP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of some tiles of rows, and their part of those of weight and bias.
+    """Gradients of some tiles of rows, and their part of those of weight, bias and branch_bias.
 
     Args:
         grad_ptr: gradient of the normalised rows, stride_grad apart.
@@ -99,8 +99,8 @@ def _layer_norm_bwd_kernel(
         weight_ptr: ``[C]``.
         dx_ptr: gradient of the rows, contiguous, written.
         dbranch_ptr: the same times the factors, contiguous, written if there is a branch.
-        parts_ptr: ``[programs, 2, C]`` float32, parts of the gradients of weight and bias, written
-            if these learn.
+        parts_ptr: ``[programs, SUMS, C]`` float32, written: parts of the gradients of weight, of
+            bias, and of branch_bias, which is the sum of the branch's.
         R: rows.
         PER_IMAGE: rows of an image.
         C: channels.
@@ -112,7 +112,7 @@ def _layer_norm_bwd_kernel(
         HAS_ABOVE: there is a gradient by other ways.
         HAS_FACTOR: the branch has factors.
         HAS_BRANCH: the branch has a gradient of its own, not that of the rows.
-        LEARNS: weight and bias have gradients.
+        SUMS: 3, without branch_bias 2, 0 if nothing of these learns.
         UP: round to bfloat16 by hand, as the interpreter does not.
         BLOCK_R: rows of a tile.
         BLOCK_C: channels of a tile: all of them.
@@ -124,6 +124,7 @@ def _layer_norm_bwd_kernel(
     weight = tl.load(weight_ptr + offs_c, mask=offs_c < C, other=0.0).to(tl.float32)[None, :]
     dweight = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
     dbias = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    of_branch = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
     for i in range(0, TILES):
         first = (pid * TILES + i) * BLOCK_R
         in_r = offs_r < R - first
@@ -135,7 +136,7 @@ def _layer_norm_bwd_kernel(
             mask=mask, other=0.0,
         ).to(tl.float32)  # fmt: skip
         x, inverse = _standardised(x, in_c, C, eps)
-        if LEARNS:
+        if SUMS > 0:
             dweight += grad * x
             dbias += grad
         grad *= weight
@@ -147,46 +148,60 @@ def _layer_norm_bwd_kernel(
             dx += tl.load(above_at + ((offs_r * stride_above)[:, None] + offs_c[None, :]),
                           mask=mask, other=0.0).to(tl.float32)  # fmt: skip
         tl.store(dx_ptr + first * C + place, rounded_to(dx, dx_ptr.dtype.element_ty, UP), mask=mask)
+        if HAS_FACTOR:
+            image = (first + offs_r).to(tl.int32) // PER_IMAGE
+            factor = tl.load(factor_ptr + image, mask=in_r, other=0.0).to(tl.float32)
+            dx *= factor[:, None]
+        if SUMS > 2:
+            of_branch += dx
         if HAS_BRANCH:
-            if HAS_FACTOR:
-                image = (first + offs_r).to(tl.int32) // PER_IMAGE
-                factor = tl.load(factor_ptr + image, mask=in_r, other=0.0).to(tl.float32)
-                dx *= factor[:, None]
             tl.store(dbranch_ptr + first * C + place,
                      rounded_to(dx, dbranch_ptr.dtype.element_ty, UP), mask=mask)  # fmt: skip
-    if LEARNS:
-        parts_ptr += pid * 2 * C
+    if SUMS > 0:
+        parts_ptr += pid * SUMS * C
         tl.store(parts_ptr + offs_c, tl.sum(dweight, axis=0), mask=offs_c < C)
         tl.store(parts_ptr + C + offs_c, tl.sum(dbias, axis=0), mask=offs_c < C)
+    if SUMS > 2:
+        tl.store(parts_ptr + 2 * C + offs_c, tl.sum(of_branch, axis=0), mask=offs_c < C)
+
+
+@triton.jit
+def _store_sum(ptr, offs_c, total, C, UP: tl.constexpr):
+    """Write sums of some channels in the dtype that they are to have."""
+    tl.store(ptr + offs_c, rounded_to(total, ptr.dtype.element_ty, UP), mask=offs_c < C)
 
 
 @triton.jit
 def _layer_norm_reduce_kernel(
-    parts_ptr, dweight_ptr, dbias_ptr, PARTS, C,
-    UP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    parts_ptr, dweight_ptr, dbias_ptr, of_branch_ptr, PARTS, C,
+    SUMS: tl.constexpr, UP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Add the parts of a block of channels up, in the order of the programs that wrote them.
 
     Args:
-        parts_ptr: ``[PARTS, 2, C]`` float32.
+        parts_ptr: ``[PARTS, SUMS, C]`` float32.
         dweight_ptr: ``[C]``, written.
         dbias_ptr: ``[C]``, written.
+        of_branch_ptr: ``[C]``, written if there is a third sum.
         PARTS: parts.
         C: channels.
+        SUMS: 2 or 3.
         UP: round to bfloat16 by hand, as the interpreter does not.
         BLOCK_P: parts of a tile.
         BLOCK_C: channels of a tile.
     """
     offs_p = tl.arange(0, BLOCK_P)
     offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    of_bias = tl.program_id(1)
+    which = tl.program_id(1)
     total = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     for first in range(0, PARTS, BLOCK_P):
         mask = (first + offs_p < PARTS)[:, None] & (offs_c < C)[None, :]
-        row = (first + offs_p) * 2 + of_bias
+        row = (first + offs_p) * SUMS + which
         total += tl.load(parts_ptr + ((row * C)[:, None] + offs_c[None, :]), mask=mask, other=0.0)
-    result = rounded_to(tl.sum(total, axis=0), dweight_ptr.dtype.element_ty, UP)
-    if of_bias == 0:
-        tl.store(dweight_ptr + offs_c, result, mask=offs_c < C)
-    else:
-        tl.store(dbias_ptr + offs_c, result, mask=offs_c < C)
+    result = tl.sum(total, axis=0)
+    if which == 0:
+        _store_sum(dweight_ptr, offs_c, result, C, UP)
+    elif which == 1:
+        _store_sum(dbias_ptr, offs_c, result, C, UP)
+    elif SUMS > 2:
+        _store_sum(of_branch_ptr, offs_c, result, C, UP)

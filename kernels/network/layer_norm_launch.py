@@ -67,8 +67,12 @@ def launch_backward(
     dbranch: Tensor | None,
     dweight: Tensor | None,
     dbias: Tensor | None,
+    dbranch_bias: Tensor | None = None,
 ) -> None:
-    """The backward launches: write the gradients; those of weight and bias if they are wanted."""
+    """The backward launches: write the gradients; those of weight and bias if they are wanted.
+
+    With these alone that of branch_bias can be had, too.
+    """
     rows, grads = _rows(x), _rows(grad)
     aboves = grads if above is None else _rows(above)
     channels = rows.shape[1]
@@ -78,19 +82,18 @@ def launch_backward(
     blocks = triton.cdiv(len(rows), tile["BLOCK_R"])
     each = min(blocks, max(_LEAST_TILES, triton.cdiv(blocks, _PROGRAMS)))
     programs = triton.cdiv(blocks, each)
-    parts = None
-    if dweight is not None:
-        parts = x.new_empty((programs, 2, channels), dtype=torch.float32)
+    sums = 0 if dweight is None else 2 if dbranch_bias is None else 3
+    parts = x.new_empty((programs, sums, channels), dtype=torch.float32) if sums else None
     with on_device_of(x):
         _layer_norm_bwd_kernel[(programs,)](
             grads, aboves, factor, rows, weight, dx, dbranch, parts,
             len(rows), len(rows) // len(x), channels,
             grads.stride(0), aboves.stride(0), rows.stride(0), eps, each,
             HAS_ABOVE=above is not None, HAS_FACTOR=factor is not None,
-            HAS_BRANCH=dbranch is not None, LEARNS=parts is not None, UP=UP, **tile,
+            HAS_BRANCH=dbranch is not None, SUMS=sums, UP=UP, **tile,
         )  # fmt: skip
         if parts is not None:
-            _layer_norm_reduce_kernel[(triton.cdiv(channels, 16), 2)](
-                parts, dweight, dbias, programs, channels,
-                UP=UP, BLOCK_P=256, BLOCK_C=16, num_warps=8,
+            _layer_norm_reduce_kernel[(triton.cdiv(channels, 16), sums)](
+                parts, dweight, dbias, dbranch_bias, programs, channels,
+                SUMS=sums, UP=UP, BLOCK_P=256, BLOCK_C=16, num_warps=8,
             )  # fmt: skip

@@ -6,7 +6,7 @@ Source: SegFormer, arXiv:2105.15203, section 3.1 ("efficient self-attention").
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastseg.kernels import reduced_attention
 
+from .linear import linear
 from .norms import normalise
 
 Kernel = SDPBackend | Literal["fastseg"]
@@ -85,11 +86,11 @@ class Attention(nn.Module):
             self.sr = nn.Conv2d(width, width, reduction, reduction)
             self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[N, h, w, C]`` to the same shape."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``[N, h, w, C]`` to the same shape, and the bias in them, see :func:`linear`."""
         n, h, w, c = x.shape
         q = self.q(x).view(n, h * w, self.heads, -1)
         if self.reduction > 1:
             x = normalise(self.norm, self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         kv = self.kv(x).view(n, -1, 2, self.heads, c // self.heads)
-        return cast(Tensor, self.proj(token_attention(q, kv, self.backend).reshape(n, h, w, c)))
+        return linear(self.proj, token_attention(q, kv, self.backend).reshape(n, h, w, c))

@@ -154,7 +154,8 @@ class Block(nn.Module):
                 :meth:`MixTransformer.draw`; None for 1.
         """
         x, normalised = add_and_normalise(self.norm1, x, branch, factors[0])
-        x, normalised = add_and_normalise(self.norm2, x, self.attn(normalised), factors[1])
+        attended, bias = self.attn(normalised)
+        x, normalised = add_and_normalise(self.norm2, x, attended, factors[1], bias)
         return x, self.mlp(normalised)
 
 

@@ -21,7 +21,11 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def add_and_normalise(
-    norm: nn.Module, x: Tensor, branch: Tensor | None, factor: Tensor | None
+    norm: nn.Module,
+    x: Tensor,
+    branch: Tensor | None,
+    factor: Tensor | None,
+    branch_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sum ``x + factor * branch`` of tokens ``[N, h, w, C]``, and ``norm`` of it.
 
@@ -30,11 +34,17 @@ def add_and_normalise(
         x: the residual stream.
         branch: what is added to it; None for nothing.
         factor: a number per image, see :meth:`MixTransformer.draw`; None for 1.
+        branch_bias: in the branch, without a gradient so far, see :func:`linear`.
     """
     if branch is None:
         return x, normalise(norm, x)
     if type(norm) is nn.LayerNorm:
-        return kernels.residual_layer_norm(x, branch, factor, norm.weight, norm.bias, norm.eps)
+        return kernels.residual_layer_norm(
+            x, branch, factor, norm.weight, norm.bias, norm.eps, branch_bias
+        )
+    if branch_bias is not None:
+        # zeros that have the gradient of the bias
+        branch = branch + (branch_bias - branch_bias.detach()).to(branch.dtype)
     x = add(x, branch, factor)
     return x, norm(x)
 

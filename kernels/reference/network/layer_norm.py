@@ -33,7 +33,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def residual_layer_norm(
-    x: Tensor, branch: Tensor, factor: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor,
+    branch: Tensor,
+    factor: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    branch_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add a branch to a residual stream and normalise the sum.
 
@@ -46,13 +52,16 @@ def residual_layer_norm(
         weight: ``[C]``.
         bias: ``[C]``.
         eps: added to the variance.
+        branch_bias: ``[C]``, what the branch has in it already as a constant, the bias of the layer
+            that made it. It changes no value; its gradient is that of the branch, summed over
+            the tokens. None for none.
 
     Returns:
         ``(s, y)``, both in the shape of x; s in the dtype that x and branch promote to.
 
     Raises:
-        ValueError: as for :func:`layer_norm`, branch does not have the shape of x, or factor is not
-            a number per image.
+        ValueError: as for :func:`layer_norm`, branch does not have the shape of x, factor is not a
+            number per image, or branch_bias is not ``[C]``.
     """
     check_tokens(x, weight, bias)
     if branch.shape != x.shape or not branch.is_floating_point():
@@ -60,6 +69,14 @@ def residual_layer_norm(
             f"expected a branch of floats {list(x.shape)} like the tokens, "
             f"got {branch.dtype} {list(branch.shape)}"
         )
+    if branch_bias is not None:
+        if branch_bias.shape != x.shape[-1:] or not branch_bias.is_floating_point():
+            raise ValueError(
+                f"expected a branch_bias of floats [{x.shape[-1]}], "
+                f"got {branch_bias.dtype} {list(branch_bias.shape)}"
+            )
+        # zeros that have the gradient of the bias
+        branch = branch + (branch_bias - branch_bias.detach()).to(branch.dtype)
     if factor is None:
         total = x + branch
     else:

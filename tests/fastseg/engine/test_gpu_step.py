@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastseg.config.sections import SpeedConfig
-from fastseg.engine import step as step_module
+from fastseg.engine import stage_setup
 from fastseg.engine.speed.cuda_graphs import StepGraphs
 from fastseg.methods import robustseg
 from fastseg.methods.robustseg import RobustSegWeights
@@ -84,7 +84,7 @@ def test_a_graph_for_each_number_of_modalities_learns_the_same(
 
 def test_a_replay_draws_other_dropout_masks_in_every_step(tiny_step, random_batch, monkeypatch):
     # nothing is learnt, so nothing but the masks can change the loss
-    monkeypatch.setattr(step_module, "learning_rate", lambda *_: 0.0)
+    monkeypatch.setattr(stage_setup, "learning_rate", lambda *_: 0.0)
     batch, runs = random_batch(device="cuda"), []
     for _ in range(2):
         train = tiny_step(speed=GRAPHS, dropout=0.5, device="cuda")

@@ -39,6 +39,19 @@ def test_the_sum_and_its_norm_are_what_the_layers_give(kind, factor, tokens):
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("kind", [nn.LayerNorm, Doubled])
+def test_a_bias_in_the_branch_has_its_gradient_behind_any_norm(kind, tokens):
+    norm, (x, branch) = kind(8), tokens
+    factor, bias = FACTORS["factors"], torch.ones(8, requires_grad=True)
+    wanted = add_and_normalise(norm, x, branch - 1 + bias, factor)
+    (grad,) = torch.autograd.grad(sum(y.sin().sum() for y in wanted), bias)
+    found = add_and_normalise(norm, x, branch, factor, bias)
+    assert all(map(torch.equal, found, add_and_normalise(norm, x, branch, factor)))
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(y.sin().sum() for y in found), bias)[0], grad
+    )
+
+
 def test_a_float32_factor_does_not_widen_a_short_stream(tokens):
     x, branch = (y.bfloat16() for y in tokens)
     factor = torch.tensor([0.0, 1.25]).view(2, 1, 1, 1)

@@ -27,7 +27,10 @@ def layer(device):
 def passes(layer, x, upstream, call=None):
     """The result, and the gradients of the tokens and of every weight."""
     x = x.detach().requires_grad_()
-    out = (layer if call is None else call)(x)
+    out, bias = (layer if call is None else call)(x)
+    if bias is not None:
+        # the sum that follows in a block sees to its gradient
+        out = out + (bias - bias.detach())
     return out, *torch.autograd.grad(out, (x, *layer.parameters()), upstream.to(out.dtype))
 
 

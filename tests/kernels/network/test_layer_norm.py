@@ -224,6 +224,59 @@ def test_weights_that_do_not_learn_cost_nothing(device, launched):
     assert all(map(torch.equal, frozen, learning))
 
 
+def bias_inputs(device, dtype=torch.float32, factor=True, **options):
+    inputs = make_inputs((3, 7, 3, 48), device, dtype, dtype, factor=factor, **options)
+    return (*inputs[:5], torch.linspace(-1, 1, 48).to(device, dtype), *inputs[5:])
+
+
+def run_with_bias(function, x, branch, factor, weight, bias, branch_bias, above, upstream):
+    """Gradients of all tensors, that of branch_bias last."""
+    leaves = [y.detach().requires_grad_() for y in (x, branch, weight, bias, branch_bias)]
+    results = function(*leaves[:2], factor, *leaves[2:4], EPS, leaves[4])
+    return torch.autograd.grad(results, leaves, [above, upstream])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("factor", [False, True], ids=["plain", "factors"])
+def test_the_gradient_of_a_bias_in_the_branch(dtype, factor, device, launched):
+    inputs = bias_inputs(device, dtype, factor)
+    got = run_with_bias(kernels.residual_layer_norm, *inputs)
+    assert launched == [f"_layer_norm_{part}_kernel" for part in ("fwd", "bwd", "reduce")]
+    assert [y.dtype for y in got] == [dtype] * 5
+    with kernels.force_reference():
+        eager, truth = (
+            run_with_bias(kernels.residual_layer_norm, *values)
+            for values in (inputs, double(inputs))
+        )
+    for result, plain, exact in zip(got, eager, truth, strict=True):
+        assert_as_accurate(result, plain, exact, SLACKS[dtype] * max(1, float(exact.abs().max())))
+    # and all others are as they are without it
+    assert all(map(torch.equal, got, run(kernels, *inputs[:5], *inputs[6:])[2:]))
+
+
+def test_the_definition_gives_the_bias_the_gradient_of_what_was_added():
+    x, branch, factor, weight, bias, own, *upstream = double(bias_inputs("cpu"))
+
+    def by_hand(x, branch, factor, weight, bias, eps, branch_bias):
+        whole = branch - branch_bias.detach() + branch_bias
+        return reference.residual_layer_norm(x, whole, factor, weight, bias, eps)
+
+    inputs = (x, branch, factor, weight, bias, own, *upstream)
+    both = (run_with_bias(f, *inputs) for f in (reference.residual_layer_norm, by_hand))
+    for found, wanted in zip(*both, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_bias_learns_behind_a_norm_that_does_not(device):
+    x, branch, factor, weight, bias, own, *upstream = bias_inputs(device)
+    whole = run_with_bias(
+        kernels.residual_layer_norm, x, branch, factor, weight, bias, own, *upstream
+    )
+    own = own.requires_grad_()
+    results = kernels.residual_layer_norm(x, branch, factor, weight, bias, EPS, own)
+    assert torch.equal(*torch.autograd.grad(results, own, upstream), whole[4])
+
+
 def test_without_factors_the_gradient_is_written_once(device):
     inputs = make_inputs((2, 3, 3, 32), device, branch=torch.float32)
     _, _, dx, dbranch, *_ = run(kernels, *inputs)
@@ -254,7 +307,11 @@ def test_they_are_operators(device):
     x, branch, *affine = leaves
     torch.library.opcheck(operators._layer_norm, (x, *affine, EPS, torch.float32))
     torch.library.opcheck(
-        operators._residual_layer_norm, (x, branch, factor, *affine, EPS, torch.float32)
+        operators._residual_layer_norm, (x, branch, factor, *affine, EPS, torch.float32, None)
+    )
+    bias = torch.ones(5, device=device, requires_grad=True)
+    torch.library.opcheck(
+        operators._residual_layer_norm, (x, branch, None, *affine, EPS, torch.float32, bias)
     )
 
 
@@ -300,6 +357,7 @@ def test_what_the_kernels_do_not_take_the_definition_does(shape, eps, device, la
         ({"branch": torch.zeros(2, 3, 4, dtype=torch.long)}, "branch of floats .*int64"),
         ({"factor": torch.zeros(3)}, r"factor for each of 2 images, got torch.float32 \[3\]"),
         ({"factor": torch.zeros(2, dtype=torch.bool)}, "float factor .*torch.bool"),
+        ({"branch_bias": torch.zeros(3)}, r"branch_bias of floats \[4\], got torch.float32 \[3\]"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastseg.choice import Choice
-from fastseg.engine import step as step_module
+from fastseg.engine import stage_setup
 from fastseg.engine.speed import cuda_graphs as graphs_module
 from fastseg.engine.speed.cuda_graphs import StepGraphs
 from fastseg.methods import robustseg
@@ -149,9 +149,9 @@ def simple(monkeypatch):
 @pytest.fixture(autouse=True)
 def short_rates(monkeypatch):
     """A graph reads a float32; give the usual steps the same number."""
-    rate = step_module.learning_rate
+    rate = stage_setup.learning_rate
     monkeypatch.setattr(
-        step_module, "learning_rate", lambda *args: float(torch.tensor(rate(*args)))
+        stage_setup, "learning_rate", lambda *args: float(torch.tensor(rate(*args)))
     )
 
 
@@ -366,7 +366,7 @@ def test_usual_steps_before_a_capture_read_what_a_replay_reads(tiny_step, random
         train(step, random_batch(step, **ONE_SAMPLE))
     assert all(replayed and on_device for replayed, on_device, _ in seen)
     rates = [
-        step_module.learning_rate(train.stage, s, train.setup.steps_per_epoch) for s in range(6)
+        stage_setup.learning_rate(train.stage, s, train.setup.steps_per_epoch) for s in range(6)
     ]
     assert {rate for *_, rate in seen} <= set(rates)
     assert isinstance(train.optimizer.param_groups[0]["lr"], float)
