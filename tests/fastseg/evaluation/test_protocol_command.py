@@ -88,14 +88,14 @@ def test_a_wrong_option_is_refused(run_of_networks, capsys, wrong, message):
 
 
 def test_views_go_with_the_table_and_with_protocols(run_of_networks, capsys):
-    views = ["--evaluation.scales", "0.5", "1", "--evaluation.flip", "--evaluation.window", "32"]
-    command = ["--checkpoint", str(run_of_networks), *views]
+    views = ["--evaluation.flip", "--evaluation.window", "32", "--evaluation.stride", "32"]
+    command = ["--checkpoint", str(run_of_networks / "student.safetensors"), *views]
     assert evaluate.main(command) == 0
     table = capsys.readouterr()
-    assert "scored by scales 0.5 1, with mirror images, windows of 32 every 24 pix" in table.err
+    assert "scored by scales 1, with mirror images, windows of 32 every 32 pixels" in table.err
     assert evaluate.main([*command, "--protocols", "full"]) == 0
     full = capsys.readouterr().out
-    assert "scales 0.5 1, with mirror images" in full
+    assert "scales 1, with mirror images" in full
     student = next(line.split() for line in table.out.splitlines() if line.startswith("student"))
     again = next(line.split() for line in full.splitlines() if line.startswith("student   "))
     assert student[15] == again[1]
