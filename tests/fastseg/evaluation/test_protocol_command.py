@@ -76,7 +76,7 @@ def test_what_only_protocols_do_needs_one(run_of_networks, capsys, alone):
         (["--evaluation.window", "33"], "window must be a multiple of 32"),
         (["--evaluation.window", "32", "--evaluation.stride", "33"], "at most the window of 32"),
         (["--evaluation.scales", "0"], "scales must be a list whose values are from 0.1 to 8"),
-        (["--resamples", "-1"], "resamples must be at least 0"),
+        (["--resamples", "-1"], "resamples must be from 0 to 10000"),
     ],
 )
 def test_a_wrong_option_is_refused(run_of_networks, capsys, wrong, message):
