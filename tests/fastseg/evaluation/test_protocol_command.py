@@ -26,7 +26,7 @@ def test_all_protocols_of_a_run(run_of_networks, tmp_path, capsys):
         assert "missing modalities: " in table
         assert "5 samples of val, faults: none" in table
         assert "student trained on random subsets (drop, per batch), no faults" in table
-        assert "95 % interval over 5 resamples" in table
+        assert "95 % intervals over 5 resamples" in table
     rows = rows_of(out)
     assert tuple(rows[0]) == COLUMNS
     assert {row["protocol"] for row in rows} == set(PROTOCOLS)
