@@ -21,7 +21,7 @@ from fastseg.methods import METHODS
 from fastseg.methods.robustseg import RobustSeg
 from fastseg.models.precision import Precision
 from fastseg.pipelines import CorruptionConfig, DataConfig
-from fastseg.pipelines.tools.settings import Count, Natural, Side, Workers, check_fields
+from fastseg.pipelines.tools.settings import Count, Range, Side, Workers, check_fields
 from fastseg.pipelines.tools.unknown import did_you_mean
 
 
@@ -36,7 +36,7 @@ class EvaluateConfig:
     split: Annotated[str | None, arg(aliases=["--data.eval-split"])] = None
     """Split to score; default: the evaluation split of the run."""
     missing: Annotated[Literal["drop", "zero"] | None, arg(aliases=["--evaluation.missing"])] = None
-    """How a missing modality is treated; default: as in the run."""
+    """How a missing modality is treated; default: as in the run. Protocols name theirs."""
     size: Annotated[Side | None, arg(aliases=["--data.eval-size"])] = None
     """Short side of the images in pixels; default: as in the run."""
     batch_size: Annotated[Count | None, arg(aliases=["--data.eval-batch-size"])] = None
@@ -52,7 +52,7 @@ class EvaluateConfig:
     none: the table of a run, which is every subset with missing modalities as above."""
     views: Annotated[ViewsConfig, arg(name="evaluation")] = field(default_factory=ViewsConfig)
     """Scales, mirror images and sliding windows, whose answers are averaged."""
-    resamples: Natural = 0
+    resamples: Annotated[int, Range(0, 10**4)] = 0
     """Resamples of the images, such as 1000, for 95 % intervals of the protocols' scores; 0: no
     intervals."""
     published: PublishedConfig = field(default_factory=PublishedConfig)

@@ -82,7 +82,10 @@ class Protocol:
         if scorer.config.published.active:
             lines[-1] += f"; {scorer.config.published}"
         if resamples := scorer.config.resamples:
-            lines.append(f"from, to: 95 % interval over {resamples} resamples of the images")
+            lines.append(
+                f"95 % intervals over {resamples} resamples of the images: rows from and to, and "
+                "those of all scores in the file of --out"
+            )
         config = scorer.context.config
         notes = (f"{name} trained on {training_note(config, name)}" for name in scorer.networks)
         return "\n".join([*lines, "; ".join(notes)])

@@ -44,7 +44,7 @@ class Conditions(Protocol):
         rows: dict[str, list[float]] = {}
         for name, chosen in groups(scorer.files.spec).items():
             count = scorer.number_of(chosen)
-            row = rows.setdefault(f"{name}, {count} samples", [])
+            row = rows.setdefault(f"{name}, {count} sample{'s' * (count != 1)}", [])
             for network in scorer.networks:
                 measures = scorer.score(network, case, chosen)
                 if not count:

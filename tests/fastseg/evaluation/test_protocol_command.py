@@ -26,7 +26,7 @@ def test_all_protocols_of_a_run(run_of_networks, tmp_path, capsys):
         assert "missing modalities: " in table
         assert "5 samples of val, faults: none" in table
         assert "student trained on random subsets (drop, per batch), no faults" in table
-        assert "95 % interval over 5 resamples" in table
+        assert "95 % intervals over 5 resamples" in table
     rows = rows_of(out)
     assert tuple(rows[0]) == COLUMNS
     assert {row["protocol"] for row in rows} == set(PROTOCOLS)
@@ -76,7 +76,7 @@ def test_what_only_protocols_do_needs_one(run_of_networks, capsys, alone):
         (["--evaluation.window", "33"], "window must be a multiple of 32"),
         (["--evaluation.window", "32", "--evaluation.stride", "33"], "at most the window of 32"),
         (["--evaluation.scales", "0"], "scales must be a list whose values are from 0.1 to 8"),
-        (["--resamples", "-1"], "resamples must be at least 0"),
+        (["--resamples", "-1"], "resamples must be from 0 to 10000"),
     ],
 )
 def test_a_wrong_option_is_refused(run_of_networks, capsys, wrong, message):
@@ -88,14 +88,14 @@ def test_a_wrong_option_is_refused(run_of_networks, capsys, wrong, message):
 
 
 def test_views_go_with_the_table_and_with_protocols(run_of_networks, capsys):
-    views = ["--evaluation.scales", "0.5", "1", "--evaluation.flip", "--evaluation.window", "32"]
-    command = ["--checkpoint", str(run_of_networks), *views]
+    views = ["--evaluation.flip", "--evaluation.window", "32", "--evaluation.stride", "32"]
+    command = ["--checkpoint", str(run_of_networks / "student.safetensors"), *views]
     assert evaluate.main(command) == 0
     table = capsys.readouterr()
-    assert "scored by scales 0.5 1, with mirror images, windows of 32 every 24 pix" in table.err
+    assert "scored by scales 1, with mirror images, windows of 32 every 32 pixels" in table.err
     assert evaluate.main([*command, "--protocols", "full"]) == 0
     full = capsys.readouterr().out
-    assert "scales 0.5 1, with mirror images" in full
+    assert "scales 1, with mirror images" in full
     student = next(line.split() for line in table.out.splitlines() if line.startswith("student"))
     again = next(line.split() for line in full.splitlines() if line.startswith("student   "))
     assert student[15] == again[1]
