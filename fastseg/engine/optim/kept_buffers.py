@@ -34,7 +34,7 @@ class KeptBuffers:
         kept = self._bytes
         if decision is not None:
             kept = torch.where(decision, kept, self._now())
-        torch._foreach_copy_(self._places, list(kept.split([len(x) for x in self._places])))
+        torch._foreach_copy_(self._places, torch.split(kept, [len(x) for x in self._places]))
 
     def _now(self) -> Tensor:
         return torch.cat(self._places) if self._places else torch.empty(0)

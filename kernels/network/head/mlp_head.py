@@ -281,8 +281,8 @@ def mlp_head(
         return out
     group = getattr(norm, "group", None) if training else None
     name = "" if group is None else str(group.group_name)
-    x, *parts = _head_sum(levels, first.detach(), projection.detach())
-    stats = _batch_statistics(norm, *parts, group) if training else _running_statistics(norm)
+    x, rows, counts = _head_sum(levels, first.detach(), projection.detach())
+    stats = _batch_statistics(norm, rows, counts, group) if training else _running_statistics(norm)
     out = _head_logits(
         x, first, projection, stats, norm.weight, norm.bias,
         None if factor is None else factor.detach(), weight, bias, norm.eps, name,

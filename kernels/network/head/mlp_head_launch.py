@@ -178,7 +178,7 @@ def backward_sums(
     # large or prefetched tiles of float32 do not fit into the registers beside the sums
     block_p, step_k, stages = _PIXELS, block_k, 3
     if x.dtype == torch.float32:
-        block_p, step_k, stages = _PIXELS // 2, 32 if block_k > 64 else block_k, 1
+        block_p, step_k, stages = _PIXELS // 2, min(block_k, 16 if 32 < rows <= 64 else 32), 1
     parts, chunk = chunks_bwd(b, pixels)
     sums = x.new_empty((parts, 2, e), dtype=torch.float32)
     products = x.new_empty((parts, k + 2 * c, e), dtype=torch.float32)

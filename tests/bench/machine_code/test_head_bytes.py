@@ -27,7 +27,7 @@ def passes(backbone, channels, frozen=False):
 
 
 # six passes over the map, two over the projected levels, three over the first one and the logits
-@pytest.mark.parametrize(("backbone", "most"), [("b0", 7.001), ("b2", 7.2)])
+@pytest.mark.parametrize(("backbone", "most"), [("b0", 7.003), ("b2", 7.2)])
 def test_a_training_step_moves_the_map_seven_times(backbone, most):
     assert 6 < passes(backbone, 768) <= most
 
