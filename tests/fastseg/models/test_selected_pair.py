@@ -192,7 +192,7 @@ def test_all_subsets_are_scored_from_one_encoding_and_counted(pair, images, miss
     for network in (pair.full, pair.robust):
         encode = network.encode
         monkeypatch.setattr(
-            network, "encode", lambda *a, _e=encode: calls.append(len(a[0])) or _e(*a)
+            network, "encode", lambda *a, _e=encode, **b: calls.append(len(a[0])) or _e(*a, **b)
         )
     with torch.no_grad():
         found = list(pair.logits_of_subsets(images, SUBSETS, missing))
