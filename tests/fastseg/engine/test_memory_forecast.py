@@ -119,7 +119,8 @@ def test_a_larger_batch_and_less_recomputation_need_more(config):
     more = replace(context.config, data=replace(context.config.data, batch_size=4))
     larger = RunContext(more), replace(setup, config=more)
     assert count_memory(*again).step < usual.step
-    assert 1.8 * usual.step < count_memory(*larger).step < 2.05 * usual.step
+    # a tile of the loss has the same size for any batch
+    assert 1.6 * usual.step < count_memory(*larger).step < 2.05 * usual.step
 
 
 def test_the_layout_of_a_gpu_is_counted_too(config, monkeypatch):
