@@ -11,9 +11,9 @@ Four ways of the same confusion matrices, on rendered scenes and random weights:
 - ``read once``: images are read once, and each subset has a forward pass of its own;
 - ``encode once``: `Segmenter.logits_of_subsets`, as every evaluation here.
 
-They are timed in turn, so that a change of the machine's pace reaches all alike, and their matrices
-are compared. The table is written to ``bench/results/<device>/subsets.md``, below the tables of
-other sizes.
+They are timed in turn, so that a change of the machine's pace reaches all alike, on a CPU by the
+time of the process, which other programs change little; and their matrices are compared. The table
+is written to ``bench/results/<device>/subsets.md``, below the tables of other sizes.
 """
 
 from __future__ import annotations
@@ -124,17 +124,25 @@ def rows(config: TrainConfig, treatment: str, rounds: int) -> str:
     counts: dict[str, dict[str, Tensor]] = {}
     for turn in range(rounds + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock()
             counts[name] = way(context, network)
             # the first turn warms up
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     medians = {name: statistics.median(found) for name, found in times.items()}
     return "\n".join(
         f"| {treatment} | {name} | {median:.2f} | {medians[BASE] / median:.1f} | "
         f"{moved(counts[BASE], counts[name])} |"
         for name, median in medians.items()
     )
+
+
+def clock() -> float:
+    """Seconds of this process on a CPU, whatever else it computes; of a GPU, with a wait for it."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def moved(base: dict[str, Tensor], other: dict[str, Tensor]) -> str:
