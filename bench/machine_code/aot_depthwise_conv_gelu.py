@@ -28,6 +28,7 @@ def cases() -> list[tuple[Any, ...]]:
         shape: tuple[int, int, int, int],
         dtype: torch.dtype = torch.bfloat16,
         weights: torch.dtype | None = None,
+        biased: bool = False,
     ) -> None:
         c = shape[3]
         x = torch.empty(shape, dtype=dtype, device="meta")
@@ -35,7 +36,7 @@ def cases() -> list[tuple[Any, ...]]:
         bias = torch.empty(c, dtype=weights or dtype, device="meta")
         with recorded(depthwise, *KERNELS) as launches:
             depthwise.convolve_forward(x, weight, bias)
-            depthwise.convolve_backward(x, x, weight, bias)
+            depthwise.convolve_backward(x, x, weight, bias, bias if biased else None)
         for kernel, arguments, options in launches:
             warps = options.pop("num_warps")
             budget = KERNELS[kernel.__name__]
@@ -44,6 +45,9 @@ def cases() -> list[tuple[Any, ...]]:
     level = (8, 1024 // STRIDES[0], 1024 // STRIDES[0], RATIO * WIDTHS["b0"][0])
     add("b0-1024-level1-bf16", level)
     add("b0-1024-level1-fp32", level, torch.float32)
+    # with the gradient of a bias in the tokens
+    add("b0-1024-level1-bf16-input-bias", level, biased=True)
+    add("b0-1024-level1-fp32-input-bias", level, torch.float32, biased=True)
     # one element at a time, and weights as they are under autocast
     add("unaligned-bf16-weights-fp32", (1, 5, 7, 33), weights=torch.float32)
     return found

@@ -26,6 +26,7 @@ def launches_of(
     branch: torch.dtype | None = None,
     factor: bool = False,
     weights: torch.dtype | None = None,
+    biased: bool = False,
 ) -> list[tuple[Any, Any, Any]]:
     """Both passes of a LayerNorm of eight images, behind a sum if there is a branch."""
 
@@ -42,7 +43,17 @@ def launches_of(
     with recorded(layer_norm_launch, *KERNELS) as launches:
         layer_norm_launch.launch_forward(x, other, each, weight, weight, 1e-6, above, out)
         layer_norm_launch.launch_backward(
-            out, above, each, x, weight, 1e-6, tokens(dtype), of_branch, weight, weight
+            out,
+            above,
+            each,
+            x,
+            weight,
+            1e-6,
+            tokens(dtype),
+            of_branch,
+            weight,
+            weight,
+            weight if biased else None,
         )
     return launches
 
@@ -68,6 +79,9 @@ def cases() -> list[tuple[Any, ...]]:
         add(f"C{channels}-bf16", channels, side, BF16, reduce=True)
         add(f"C{channels}-bf16-sum", channels, side, BF16, BF16)
         add(f"C{channels}-fp32-sum-factors", channels, side, FP32, FP32, True)
+    # with the gradient of a bias in the branch
+    add("C32-bf16-sum-factors-bias", 32, 256, BF16, BF16, True, biased=True, reduce=True)
+    add("C320-fp32-sum-factors-bias", 320, 64, FP32, FP32, True, biased=True)
     # autocast: products in bfloat16, a float32 stream and branches in bfloat16
     add("C32-bf16-fp32-weights", 32, 256, BF16, weights=FP32, reduce=True)
     add("C128-fp32-bf16-sum-factors", 128, 128, FP32, BF16, True)

@@ -125,7 +125,8 @@ def _depthwise_conv_gelu_fwd_kernel(
 @triton.jit(do_not_specialize=["h", "w", "rows"])
 def _depthwise_conv_gelu_bwd_kernel(
     x_ptr, weight_ptr, bias_ptr, upstream_ptr, dz_ptr, sums_ptr, h, w, rows,
-    C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, UP: tl.constexpr,
+    C: tl.constexpr, SUMS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    UP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the convolution's result, which is computed again, and sums for the weights'.
 
@@ -135,11 +136,13 @@ def _depthwise_conv_gelu_bwd_kernel(
         bias_ptr: ``[C]``.
         upstream_ptr: ``[N, h, w, C]``, contiguous.
         dz_ptr: ``[N, h, w, C]``, written.
-        sums_ptr: ``[parts, 10, C]`` float32, written: of each weight, and of the bias.
+        sums_ptr: ``[parts, SUMS, C]`` float32, written: of each weight, of the bias, and of the
+            gradient of x.
         h: rows.
         w: columns.
         rows: rows of a program.
         C: channels.
+        SUMS: 10, or 11 with that of x.
         BLOCK_W: columns of a program.
         BLOCK_C: channels of a program.
         UP: the interpreter's bfloat16.
@@ -162,6 +165,7 @@ def _depthwise_conv_gelu_bwd_kernel(
     zero = tl.zeros((BLOCK_W, BLOCK_C), dtype=tl.float32)
     s0, s1, s2, s3, s4 = zero, zero, zero, zero, zero
     s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero
+    top, dz = zero, zero
     for r in range(first, last):
         x_ptrs += w * C
         up_ptrs += w * C
@@ -179,27 +183,38 @@ def _depthwise_conv_gelu_bwd_kernel(
         s3, s4, s5 = s3 + dz * x3, s4 + dz * x4, s5 + dz * x5
         s6, s7, s8 = s6 + dz * x6, s7 + dz * x7, s8 + dz * x8
         s9 += dz
+        if SUMS > 10:
+            top += tl.where(r == 0, dz, 0.0)
         dz_ptrs += w * C
         x0, x1, x2, x3, x4, x5 = x3, x4, x5, x6, x7, x8
         a, b, c, upstream = next_a, next_b, next_c, next_up
     sums = (s0, s1, s2, s3, s4, s5, s6, s7, s8, s9)
-    sums_ptrs = sums_ptr + part.to(tl.int64) * (10 * C) + offs_c
+    sums_ptrs = sums_ptr + part.to(tl.int64) * (SUMS * C) + offs_c
     for tap in tl.static_range(10):
         tl.store(sums_ptrs + tap * C, tl.sum(sums[tap], 0), mask=offs_c < C)
+    if SUMS > 10:
+        # dx gets dz times each weight whose neighbour is in the image
+        above = tl.where(left, w0, 0.0) + w1 + tl.where(right, w2, 0.0)
+        here = tl.where(left, w3, 0.0) + w4 + tl.where(right, w5, 0.0)
+        below = tl.where(left, w6, 0.0) + w7 + tl.where(right, w8, 0.0)
+        bottom = tl.where(last == h, dz, 0.0)
+        of_x = (s9 - top) * above + s9 * here + (s9 - bottom) * below
+        tl.store(sums_ptrs + 10 * C, tl.sum(of_x, 0), mask=offs_c < C)
 
 
 @triton.jit
 def _add_up(
-    sums_ptr, dweight_ptr, dbias_ptr, parts, block,
-    C: tl.constexpr, UP: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+    sums_ptr, dweight_ptr, dbias_ptr, of_x_ptr, parts, block,
+    C: tl.constexpr, SUMS: tl.constexpr, UP: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of some weights and biases from the sums ``[parts, 10, C]``, in a fixed order."""
+    """Gradients of some weights and biases from the sums ``[parts, SUMS, C]``, in a fixed order."""
     offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros((BLOCK_S, BLOCK_N), dtype=tl.float32)
     for start in range(0, parts, BLOCK_S):
         offs_s = start + tl.arange(0, BLOCK_S)
-        mask = (offs_s < parts)[:, None] & (offs_n < 10 * C)[None, :]
-        ptrs = sums_ptr + offs_s.to(tl.int64)[:, None] * (10 * C) + offs_n[None, :]
+        mask = (offs_s < parts)[:, None] & (offs_n < SUMS * C)[None, :]
+        ptrs = sums_ptr + offs_s.to(tl.int64)[:, None] * (SUMS * C) + offs_n[None, :]
         total += tl.load(ptrs, mask=mask, other=0.0)
     found = tl.sum(total, 0)
     tap, channel = offs_n // C, offs_n % C
@@ -207,12 +222,16 @@ def _add_up(
     tl.store(dweight_ptr + channel * 9 + tap, dweight, mask=tap < 9)
     dbias = rounded_to(found, dbias_ptr.dtype.element_ty, UP)
     tl.store(dbias_ptr + channel, dbias, mask=tap == 9)
+    if SUMS > 10:
+        of_x = rounded_to(found, of_x_ptr.dtype.element_ty, UP)
+        tl.store(of_x_ptr + channel, of_x, mask=tap == 10)
 
 
 @triton.jit(do_not_specialize=["parts", "first_program", "h", "w", "rows"])
 def _depthwise_conv_gelu_input_kernel(
-    dz_ptr, weight_ptr, dx_ptr, sums_ptr, dweight_ptr, dbias_ptr, parts, first_program, h, w, rows,
-    C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    dz_ptr, weight_ptr, dx_ptr, sums_ptr, dweight_ptr, dbias_ptr, of_x_ptr,
+    parts, first_program, h, w, rows,
+    C: tl.constexpr, SUMS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the tokens, a gather of nine neighbours; the first programs add the sums up.
@@ -221,15 +240,17 @@ def _depthwise_conv_gelu_input_kernel(
         dz_ptr: ``[N, h, w, C]``, of the backward kernel.
         weight_ptr: ``[C, 9]``.
         dx_ptr: ``[N, h, w, C]``, written.
-        sums_ptr: ``[parts, 10, C]`` float32, of the backward kernel.
+        sums_ptr: ``[parts, SUMS, C]`` float32, of the backward kernel.
         dweight_ptr: ``[C, 9]``, written.
         dbias_ptr: ``[C]``, written.
+        of_x_ptr: ``[C]``, written if there is an eleventh sum.
         parts: programs of the backward kernel that share their channels.
         first_program: the first one that does not add up.
         h: rows.
         w: columns.
         rows: rows of a program.
         C: channels.
+        SUMS: 10 or 11.
         BLOCK_W: columns of a program.
         BLOCK_C: channels of a program.
         BLOCK_S: parts of a tile.
@@ -238,7 +259,9 @@ def _depthwise_conv_gelu_input_kernel(
     """
     pid = tl.program_id(0)
     if pid < first_program:
-        _add_up(sums_ptr, dweight_ptr, dbias_ptr, parts, pid, C, UP, BLOCK_S, BLOCK_N)
+        _add_up(
+            sums_ptr, dweight_ptr, dbias_ptr, of_x_ptr, parts, pid, C, SUMS, UP, BLOCK_S, BLOCK_N
+        )
     else:
         image, first, last, offs_w, offs_c, _ = _place(
             pid - first_program, h, w, rows, C, BLOCK_W, BLOCK_C

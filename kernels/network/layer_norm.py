@@ -116,7 +116,7 @@ def _layer_norm_bwd(
     launch_backward(
         grad, above, factor, x, weight.contiguous(), eps,
         dx, None if of_branch is None else dbranch, *((dweight, dbias) if learns else (None, None)),
-        None if of_branch_bias is None else dbranch_bias,
+        dbranch_bias=None if of_branch_bias is None else dbranch_bias,
     )  # fmt: skip
     return found
 

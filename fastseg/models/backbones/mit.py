@@ -25,6 +25,7 @@ from fastseg.kernels import depthwise_conv_gelu
 from fastseg.pipelines.tools.unknown import unknown
 
 from .attention import Attention
+from .linear import linear
 from .norms import add_and_normalise, normalise
 
 # the released weights were trained with 1e-6 in blocks and after levels, and with torch's default
@@ -104,9 +105,10 @@ class DepthwiseConv(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(width, width, 3, padding=1, groups=width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[N, h, w, C]`` to the same shape."""
-        return depthwise_conv_gelu(x, self.dwconv.weight, cast(Tensor, self.dwconv.bias))
+    def forward(self, x: Tensor, input_bias: Tensor | None = None) -> Tensor:
+        """Tokens ``[N, h, w, C]`` to the same shape; for the bias in them see :func:`linear`."""
+        bias = cast(Tensor, self.dwconv.bias)
+        return depthwise_conv_gelu(x, self.dwconv.weight, bias, input_bias)
 
 
 class Mlp(nn.Module):
@@ -120,7 +122,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``[N, h, w, C]`` to the same shape."""
-        return cast(Tensor, self.fc2(self.dwconv(self.fc1(x))))
+        return cast(Tensor, self.fc2(self.dwconv(*linear(self.fc1, x))))
 
 
 class Block(nn.Module):

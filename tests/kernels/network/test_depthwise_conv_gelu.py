@@ -70,6 +70,38 @@ def test_short_dtypes(name, device):
     check(make_inputs((1, 3, 5, 7), device, dtype), slack)
 
 
+def with_input_bias(function, x, weight, bias, upstream):
+    """Gradients of all tensors, that of a bias in the tokens last."""
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias, bias.flip(0))]
+    return torch.autograd.grad(function(*leaves), leaves, upstream)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (1, 40, 3, 5)], ids=[*SHAPES, "chunks"])
+def test_the_gradient_of_a_bias_in_the_tokens(shape, dtype, device, launched):
+    inputs, slack = make_inputs(shape, device, DTYPES[dtype][0]), DTYPES[dtype][1]
+    fused = with_input_bias(depthwise_conv_gelu, *inputs)
+    assert launched == [f"_depthwise_conv_gelu_{way}_kernel" for way in ("fwd", "bwd", "input")]
+    # the others are as they are without it
+    assert all(map(torch.equal, fused, both_ways(depthwise_conv_gelu, *inputs)[1:]))
+    eager = with_input_bias(reference.depthwise_conv_gelu, *inputs)
+    truth = with_input_bias(reference.depthwise_conv_gelu, *(x.double() for x in inputs))
+    assert fused[3].dtype == inputs[2].dtype
+    assert_as_accurate(fused[3], eager[3], truth[3], slack * max(float(truth[3].abs().max()), 1.0))
+
+
+def test_the_definition_gives_a_bias_the_gradient_of_what_was_added():
+    inputs = [t.double() for t in make_inputs((2, 3, 4, 5), "cpu")]
+
+    def by_hand(x, weight, bias, input_bias):
+        return reference.depthwise_conv_gelu(x - input_bias.detach() + input_bias, weight, bias)
+
+    both = (with_input_bias(f, *inputs) for f in (reference.depthwise_conv_gelu, by_hand))
+    for found, wanted in zip(*both, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
 @kernels
 def test_tokens_in_any_memory_order(device):
     x, weight, bias, upstream = make_inputs((2, 2, 6, 10), device)
@@ -193,9 +225,13 @@ def test_no_wait_for_the_device(device, monkeypatch):
 def test_the_operators_are_registered_as_they_behave(device):
     x, weight, bias, upstream = make_inputs((1, 3, 2, 4), device)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.library.opcheck(torch.ops.fastseg.depthwise_conv_gelu.default, leaves)
+    forward, backward = (
+        getattr(torch.ops.fastseg, f"depthwise_conv_gelu{way}").default for way in ("", "_bwd")
+    )
     constants = [t.detach() for t in leaves]
-    torch.library.opcheck(torch.ops.fastseg.depthwise_conv_gelu_bwd.default, (upstream, *constants))
+    for input_bias, dtype in ((None, None), (bias.detach().requires_grad_(), torch.float32)):
+        torch.library.opcheck(forward, (*leaves, input_bias))
+        torch.library.opcheck(backward, (upstream, *constants, dtype))
 
 
 @kernels
@@ -253,6 +289,7 @@ def test_no_images_and_shapes_alone(device):
         ({"x": (1, 0, 2, 4)}, r"with a pixel, got \(1, 0, 2, 4\)"),
         ({"weight": (4, 9)}, r"weight \(4, 1, 3, 3\) and bias \(4,\) for 4 channels, got \(4, 9\)"),
         ({"bias": (1,)}, r"got \(4, 1, 3, 3\) and \(1,\)"),
+        ({"input_bias": (3,)}, r"input_bias \(4,\) for 4 channels, got \(3,\)"),
         ({"dtype": torch.int64}, r"tokens must be floats, got torch\.int64"),
         ({"device": "meta"}, r"one device, got cpu and meta \(weight\)"),
     ],
@@ -262,4 +299,6 @@ def test_wrong_inputs_are_named(change, message):
     x = torch.zeros(change.get("x", (1, 3, 2, 4)), dtype=change.get("dtype"))
     weight = torch.zeros(change.get("weight", (4, 1, 3, 3)), device=change.get("device"))
     with pytest.raises(ValueError, match=message):
-        depthwise_conv_gelu(x, weight, torch.zeros(change.get("bias", (4,))))
+        depthwise_conv_gelu(
+            x, weight, *(torch.zeros(change.get(name, (4,))) for name in ("bias", "input_bias"))
+        )
