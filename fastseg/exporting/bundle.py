@@ -54,10 +54,10 @@ def export(
         ConfigError: the network cannot be exported, or a file is not the network.
     """
     deployed = {p: _deployed(context, options, network, p) for p in options.precision}
-    say("computing what the network says")
-    cases, real = make_cases(context, network)
-    say(real)
     with _folder(options.out) as folder:
+        say("computing what the network says")
+        cases, real = make_cases(context, network)
+        say(real)
         about = describe(context, next(iter(deployed.values())), name)
         checks: list[Comparison] = []
         about["files"] = {}
