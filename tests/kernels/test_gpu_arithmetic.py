@@ -153,6 +153,11 @@ def head(f, x):
     return f(x[:2], *x[2:], norm)
 
 
+def fold(f, x):
+    """The products of all levels in one vector."""
+    return torch.cat([y.flatten() for y in f(x[0], x[1:3], x[3:], x[0].dtype)])
+
+
 # the call, its tensors of floats, of which the first group learns, and the slack
 PAIRING = torch.tensor([[0, 1], [1, 0]])
 STUDENT, TEACHER = features(1), features(2)
@@ -199,6 +204,11 @@ CASES = {
     ),
     "sum_of_upsampled": (lambda f, x: f(x, (6, 8)), [LEVELS], 1e-5),
     "mlp_head": (head, [[*LEVELS, *HEAD]], 1e-5),
+    "folded_projections": (
+        fold,
+        [[normal(*size, seed=i) for i, size in enumerate(((8, 16), (8, 3), (8, 5), (8,), (8,)))]],
+        1e-5,
+    ),
 }  # fmt: skip
 INTEGERS = {"upsample_argmax", "upsample_confusion"}  # no value is close to another
 
