@@ -115,8 +115,9 @@ def _layer_norm_bwd(
     factor = None if factor is None else factor.contiguous()
     launch_backward(
         grad, above, factor, x, weight.contiguous(), eps,
-        dx, None if of_branch is None else dbranch, *((dweight, dbias) if learns else (None, None)),
-        dbranch_bias=None if of_branch_bias is None else dbranch_bias,
+        dx, None if of_branch is None else dbranch,
+        dweight if learns else None, dbias if learns else None,
+        None if of_branch_bias is None else dbranch_bias,
     )  # fmt: skip
     return found
 
