@@ -153,7 +153,6 @@ def head(f, x):
     return f(x[:2], *x[2:], norm)
 
 
-<<<<<<< HEAD
 def fusion(f, x):
     """All outputs together; as squares the branches have other gradients than the means."""
     means, (branch,) = f(x, torch.tensor([[[1, 1], [1, 0]]]).to(x[0].device), 1)
@@ -163,11 +162,11 @@ def fusion(f, x):
 def users(f, x):
     """Features of which three users have other gradients."""
     return torch.cat([y.flatten() ** n for n, user in enumerate(f(x, 3), 1) for y in user])
-=======
+
+
 def fold(f, x):
     """The products of all levels in one vector."""
     return torch.cat([y.flatten() for y in f(x[0], x[1:3], x[3:], x[0].dtype)])
->>>>>>> w-head
 
 
 # the call, its tensors of floats, of which the first group learns, and the slack
