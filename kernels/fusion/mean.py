@@ -142,11 +142,12 @@ def _means(features: Sequence[Tensor], fused: Tensor | None) -> list[Tensor]:
 
 def _served(features: Sequence[Tensor], fused: Tensor | None) -> bool:
     """True if the kernels take these levels, which the definition accepts."""
+    # asked first: a question about sizes would bind those of an exported graph
+    if not all(map(runs_on, features)):
+        return False
     rows = features[0].shape[1] * (1 if fused is None else len(fused))
-    return (
-        0 < rows <= _MOST_ROWS
-        and all(0 < x.shape[2:].numel() < _MOST and x.dtype in DTYPES for x in features)
-        and all(map(runs_on, features))
+    return 0 < rows <= _MOST_ROWS and all(
+        0 < x.shape[2:].numel() < _MOST and x.dtype in DTYPES for x in features
     )
 
 
