@@ -38,6 +38,7 @@ from fastseg.engine.optim.optimizer import build_optimizer  # noqa: E402
 from fastseg.engine.speed.clock import elapsed_ms  # noqa: E402
 from fastseg.engine.stage_setup import StageNetworks, StageSetup  # noqa: E402
 from fastseg.engine.step import TrainStep  # noqa: E402
+from fastseg.methods.stage import Stage  # noqa: E402
 from fastseg.models.precision import best_precision  # noqa: E402
 from fastseg.pipelines import Batch  # noqa: E402
 
@@ -124,23 +125,25 @@ def cases_of(
     *_, last = config.stages
     for key, stage in config.stages.items():
         stage = replace(stage, steps=10**6, epochs=1, warmup_epochs=0)
-        # the same index for all, so that all draw the same subsets
-        setup = StageSetup(config, key, 1, stage, steps_per_epoch=1)
-        learning, frozen = (
-            {n: context.new_network(i, n).to(context.device) for i, n in enumerate(names)}
-            for names in (stage.learners, stage.targets)
-        )
-        for network in learning.values():
-            network.train()
-        setup.method.hold(stage, learning)
-        setup.method.prepare(stage, learning, replace(context.surroundings, folder=None))
-        networks = StageNetworks(learning, frozen)
-        optimizer = build_optimizer(networks.together(), config.optim)
         per_batch = stage.modalities == "drop" and stage.modalities_per == "batch"
         sizes = SIZES if per_batch else (len(context.modalities),)
-        train = TrainStep(setup, networks, optimizer)
-        cases.append(Case(name, key, key == last, train, sizes))
+        cases.append(Case(name, key, key == last, new_step(context, key, stage), sizes))
     return cases
+
+
+def new_step(context: RunContext, key: str, stage: Stage) -> TrainStep:
+    """The step of a stage with random weights; all stages draw the same subsets."""
+    setup = StageSetup(context.config, key, 1, stage, steps_per_epoch=1)
+    learning, frozen = (
+        {n: context.new_network(i, n).to(context.device) for i, n in enumerate(names)}
+        for names in (stage.learners, stage.targets)
+    )
+    for network in learning.values():
+        network.train()
+    setup.method.hold(stage, learning)
+    setup.method.prepare(stage, learning, replace(context.surroundings, folder=None))
+    networks = StageNetworks(learning, frozen)
+    return TrainStep(setup, networks, build_optimizer(networks.together(), context.config.optim))
 
 
 def blank(side: int, batch: int) -> Batch:

@@ -26,14 +26,12 @@ sys.path.insert(0, str(ROOT))  # started as a script, from a checkout that is no
 import torch  # noqa: E402
 
 from bench.harness import shapes  # noqa: E402
-from bench.step.method_costs import blank  # noqa: E402
+from bench.step.method_costs import blank, new_step  # noqa: E402
 from fastseg.config.presets.registry import get_preset  # noqa: E402
 from fastseg.config.run import TrainConfig  # noqa: E402
 from fastseg.config.sections import ModelConfig, SpeedConfig  # noqa: E402
 from fastseg.engine.context import RunContext  # noqa: E402
-from fastseg.engine.optim.optimizer import build_optimizer  # noqa: E402
 from fastseg.engine.speed.clock import elapsed_ms  # noqa: E402
-from fastseg.engine.stage_setup import StageNetworks, StageSetup  # noqa: E402
 from fastseg.engine.step import TrainStep  # noqa: E402
 
 RECIPES = ("demo", "demo_logit_kd", "demo_anyseg", "demo_feedback", "demo_rmmss")
@@ -87,17 +85,7 @@ def step_of(name: str, way: str, backbone: str, side: int, batch: int) -> TrainS
     context = RunContext(config)
     *_, (key, stage) = config.stages.items()
     stage = replace(stage, steps=10**6, warmup_epochs=0, modalities_per="sample")
-    setup = StageSetup(config, key, 1, stage, steps_per_epoch=1)
-    learning, frozen = (
-        {n: context.new_network(i, n).to(context.device) for i, n in enumerate(names)}
-        for names in (stage.learners, stage.targets)
-    )
-    for network in learning.values():
-        network.train()
-    setup.method.hold(stage, learning)
-    setup.method.prepare(stage, learning, replace(context.surroundings, folder=None))
-    networks = StageNetworks(learning, frozen)
-    return TrainStep(setup, networks, build_optimizer(networks.together(), config.optim))
+    return new_step(context, key, stage)
 
 
 def cost_ms(call: partial[object]) -> float:
