@@ -35,7 +35,7 @@ def demo() -> TrainConfig:
 
     ``python -m fastseg.train``
 
-    About six minutes, data included. The student learns from the labels alone, with a
+    Under five minutes, data included. The student learns from the labels alone, with a
     subset of modalities for each sample: no distillation has bettered that in so short a training,
     see docs/studies.md. Mean mIoU over 15 subsets, seed 0: teacher 24, student 50; with all
     modalities 65 and 67.
