@@ -1,10 +1,14 @@
 """The comparison of methods: arithmetic of its table, and rows that are there are not run again."""
 
+from dataclasses import replace
+
 import pytest
 
-from bench.studies import compare_methods
+from bench.studies import compare_methods, teacher_size
 from bench.studies.compare_methods import CompareConfig, append_row, missing_runs, read_rows
 from bench.studies.method_table import expectation, format_table, paired_differences, scores_of
+from bench.studies.teacher_size import TeacherSizeConfig
+from fastseg.report.results import SubsetResult, write_results
 
 
 def row(method, seed, r, d, rd, missing="drop"):
@@ -89,3 +93,31 @@ def test_a_file_with_other_columns_is_refused(tmp_path):
 def test_unknown_methods_are_refused():
     with pytest.raises(ValueError, match="hpdm"):
         CompareConfig(methods=("hpdn",))
+
+
+def test_students_of_teachers_of_two_sizes(tmp_path, monkeypatch):
+    config = TeacherSizeConfig(seeds=(0,), runs=tmp_path / "runs", out=tmp_path / "t")
+    started = []
+
+    def run(_config, options, seed):
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        started.append(given)
+        scores = [SubsetResult("student", name, 0.4, 0.4, ()) for name in ("R", "D", "RD")]
+        scores += [replace(score, model="teacher", miou_all=0.6) for score in scores]
+        folder = tmp_path / "runs" / given["--name"]
+        folder.mkdir(parents=True)
+        write_results(folder / "results.csv", scores, [])
+        return "python -m fastseg.train"
+
+    monkeypatch.setattr(teacher_size, "train", run)
+    monkeypatch.setattr(teacher_size.tyro, "cli", lambda kind, **_: config)
+    teacher_size.main()
+    teacher_size.main()
+    assert len(started) == 5  # two teachers, three students, each once
+    students = [given for given in started if "--teacher" in given]
+    assert all(given["--stages.student.start"] == "random" for given in students)
+    of_b0 = next(given for given in students if given["--name"] == "logit_kd_b0-0")
+    assert of_b0["--model.teacher-backbone"] == "mit_b0"
+    assert of_b0["--teacher"].endswith("teacher-b0/teacher.safetensors")
+    assert "| mit_b0 | 60.00 | 60.00 |" in (tmp_path / "t.md").read_text()
+    assert [row["method"] for row in read_rows(tmp_path / "t.csv")] == [*teacher_size.ROWS]
