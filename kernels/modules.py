@@ -240,7 +240,7 @@ class RepresentationRegularisation(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """:func:`segmentation_loss` with fixed options."""
+    """:func:`segmentation_loss` with fixed options; ``class_weights`` are not part of the state."""
 
     def __init__(
         self,
@@ -248,8 +248,11 @@ class SegmentationLoss(nn.Module):
         min_kept: float = 1 / 16,
         ignore_index: int = 255,
         temperature: float = 1.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.options: dict[str, Any] = {
             "threshold": threshold,
             "min_kept": min_kept,
@@ -261,7 +264,8 @@ class SegmentationLoss(nn.Module):
         self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Both losses of a batch."""
-        return segmentation_loss(logits, labels, teacher_logits, **self.options)
+        options = self.options | {"class_weights": self.class_weights}
+        return segmentation_loss(logits, labels, teacher_logits, **options)
 
 
 class UpsampleArgmax(nn.Module):

@@ -36,9 +36,10 @@ def cases() -> list[tuple[Any, ...]]:
     for factor in FACTORS:
         found += _loss(small, "fp32", factor=factor)
     found += _loss(small, "fp32", labels="i64") + _loss(small, "fp32", wide=True)
-    found += _loss(small, "fp32", tempered=True)
+    found += _loss(small, "fp32", tempered=True) + _loss(small, "fp32", weighted=True)
     found += _loss(first, "bf16", last=(True, False))
     found += _loss(first, "bf16", last=(True, True), has_teacher=False)
+    found += _loss(first, "bf16", last=(True, True), weighted=True)
     return [*found, *_fold(), *_selection(), *_predictions()]
 
 
@@ -56,6 +57,7 @@ def _loss(
     factor: int = 4,
     has_teacher: bool = True,
     tempered: bool = False,
+    weighted: bool = False,
     wide: bool = False,
 ) -> list[tuple[Any, ...]]:
     b, k, h, w = shape
@@ -67,26 +69,27 @@ def _loss(
     cells = blocks * bilinear.LANES
     maps = _meta(4, factor, factor, cells)
     sums, counts = _meta(2, SLOTS), _meta(2, SLOTS, dtype=torch.int32)
+    class_weights = _meta(k) if weighted else None
     flags = {
-        "HAS_TEACHER": has_teacher, "TEMPERED": tempered, **layout, "FACTOR": factor,
-        "ROWS": bilinear.ROWS[factor], "BLOCK": bilinear.LANES, "WIDE": wide,
+        "HAS_TEACHER": has_teacher, "TEMPERED": tempered, "WEIGHTED": weighted, **layout,
+        "FACTOR": factor, "ROWS": bilinear.ROWS[factor], "BLOCK": bilinear.LANES, "WIDE": wide,
     }  # fmt: skip
     words = [f"K{k}-{h}x{w}-f{factor}-{dtype}", "" if labels == "u8" else labels]
     words += ["" if has_teacher else "no-teacher"]
     words += [{(0, 0): "", (1, 1): "nhwc", (1, 0): "nhwc-nchw", (0, 1): "nchw-nhwc"}[last]]
-    words += ["tempered" if tempered else "", "wide" if wide else ""]
+    words += ["tempered" * tempered, "weighted" * weighted, "wide" * wide]
     name = "-".join(word for word in words if word)
     more = 20 * tempered + 16 * wide
     registers = {way: ALL if any(last) else number + more for way, number in REGISTERS.items()}
     forward = (
         name, loss._segmentation_loss_fwd_kernel,
-        (x, teacher, target, maps, sums, counts, b, k, h, w, cells, 0.35, 1.0, 255),
+        (x, teacher, target, class_weights, maps, sums, counts, b, k, h, w, cells, 0.35, 1.0, 255),
         {**flags, "SAVE": True, "maxnreg": host.REGISTERS}, 1, 3, registers["fwd"], 8192,
     )  # fmt: skip
     corners = _meta(4, groups, k, cells)
     backward = (
         name, loss._segmentation_loss_bwd_kernel,
-        (x, teacher, target, maps, _meta(3), _meta(), _meta(), corners,
+        (x, teacher, target, class_weights, maps, _meta(3), _meta(), _meta(), corners,
          b, k, h, w, cells, 1.0, 1e-8, 255),
         flags, 1, 3, registers["bwd"], 8192,
     )  # fmt: skip

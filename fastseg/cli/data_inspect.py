@@ -87,6 +87,8 @@ class Stats(DataSet):
         labelled = sum(numbers["classes"].values())
         for name, pixels in numbers["classes"].items():
             print(f"  {name}: {pixels} pixels, {100 * pixels / max(labelled, 1):.4g} %")
+        weights = " ".join(f"{weight:g}" for weight in numbers["class_weights"])
+        print(f"to let rare classes count more: --losses.class-weights {weights}")
         content = {"fastseg": fastseg.__version__, **numbers}
         write_whole(self.out, json.dumps(content, indent=1) + "\n")
         print(f"{numbers['samples']} samples of {self.split}: {self.out}")

@@ -31,11 +31,12 @@ Saved = tuple[Path, dict[str, Any]]
 
 
 def check_models(context: RunContext) -> None:
-    """See before the first stage that the method can train the models of all stages.
+    """See before the first stage that the method can train the models of all stages on the classes.
 
     Raises:
         ConfigError: it cannot.
     """
+    context.config.losses.check_classes(context.spec.classes)
     for stage in context.config.stages.values():
         with torch.device("meta"):
             names = dict.fromkeys([*stage.learners, *stage.needed()])

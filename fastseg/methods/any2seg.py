@@ -60,7 +60,7 @@ class Any2SegWeights(BaselineWeights):
     """Weight of every loss term; a term of weight 0 is not computed. The paper's are not known."""
 
     # these terms compare with the embeddings, so no stage needs another network for them
-    supervised: ClassVar[frozenset[str]] = frozenset({"ohem"}) | _TERMS
+    supervised: ClassVar[frozenset[str]] = BaselineWeights.supervised | _TERMS
 
     inter: NotNegative = 0.0
     """Similarities between the modalities of a sample."""

@@ -7,7 +7,7 @@ names that the stage gives them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,9 @@ Forward = Callable[..., SegmenterOutput]
 @dataclass(frozen=True)
 class MethodOptions:
     """Forms of a method's loss terms; a method adds its own by inheritance."""
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raise ConfigError where options do not fit the classes of a data set."""
 
 
 @dataclass(frozen=True)

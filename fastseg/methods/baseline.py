@@ -1,6 +1,7 @@
 """Baselines: training on the labels, and from a teacher's logits, with or without dropout.
 
-    loss = ohem + logit,    logit = KL(teacher || network), mean over batch, classes and pixels
+    loss = ohem + dice + logit
+    logit = KL(teacher || network), mean over batch, classes and pixels
 
 Three recipes share these terms and differ in their stages:
 
@@ -13,16 +14,18 @@ Three recipes share these terms and differ in their stages:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from fastseg import kernels
+from fastseg.errors import ConfigError
 from fastseg.methods.base import Method, MethodOptions, StepInputs, register
+from fastseg.methods.losses.labels import class_weights_on, dice_loss
 from fastseg.methods.stage import LossWeights, Stage
-from fastseg.pipelines.tools.settings import Fraction, NotNegative, check_fields
+from fastseg.pipelines.tools.settings import Fraction, NotNegative, Positive, check_fields
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,26 @@ class BaselineWeights(LossWeights):
 
 @dataclass(frozen=True)
 class OhemOptions(MethodOptions):
-    """The pixels that count as hard."""
+    """The pixels that count as hard, and what classes count."""
 
     ohem_threshold: Fraction = 0.7
     """Pixels whose true class has a probability below this are hard."""
     ohem_min_kept: Fraction = 1 / 16
     """At least this share of the labelled pixels is kept."""
+    class_weights: tuple[Positive, ...] = ()
+    """Weight of each class in the cross-entropy, in the order of the data set, such as those that
+    fastseg.data stats prints; none: all count alike (as published)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """A weight for each class, or none."""
+        if len(self.class_weights) not in (0, len(classes)):
+            raise ConfigError(
+                f"--losses.class-weights has {len(self.class_weights)} numbers, and the data set "
+                f"has {len(classes)} classes: give one for each of {', '.join(classes)}"
+            )
 
 
 def ohem_and_logit(
@@ -56,6 +70,7 @@ def ohem_and_logit(
         target,
         threshold=options.ohem_threshold,
         min_kept=options.ohem_min_kept,
+        class_weights=class_weights_on(options.class_weights, logits.device),
     )
 
 
@@ -66,7 +81,7 @@ def label_terms(
     target: Tensor | None,
     labels: Tensor,
 ) -> dict[str, Tensor]:
-    """The terms ``ohem`` and ``logit`` as fp32 scalars, as far as they are active.
+    """The terms ``ohem``, ``dice`` and ``logit`` as fp32 scalars, as far as they are active.
 
     Args:
         active: the active terms; their weights are not read.
@@ -76,10 +91,13 @@ def label_terms(
         labels: ``[B, H, W]`` integer, 255 ignored.
     """
     target = target if "logit" in active else None
-    if "ohem" not in active and target is None:
-        return {}
-    ohem, logit = ohem_and_logit(options, logits, labels, target)
-    return {name: x for name, x in (("ohem", ohem), ("logit", logit)) if name in active}
+    terms: dict[str, Tensor] = {}
+    if "ohem" in active or target is not None:
+        terms["ohem"], terms["logit"] = ohem_and_logit(options, logits, labels, target)
+    if "dice" in active:
+        terms["dice"] = dice_loss(logits, labels)
+    order = ("ohem", "dice", "logit")
+    return {name: terms[name] for name in order if name in active and name in terms}
 
 
 def must_train_one(method: str, name: str, stage: Stage) -> None:
@@ -116,7 +134,7 @@ class Baseline(Method):
         return False
 
     def terms(self, step: StepInputs) -> dict[str, Tensor]:
-        """OHEM and logit distillation, as far as they are active."""
+        """OHEM, Dice and logit distillation, as far as they are active."""
         active, target = step.stage.losses.active(), None
         if "logit" in active:
             (teacher,) = step.stage.targets

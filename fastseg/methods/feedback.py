@@ -48,6 +48,7 @@ from fastseg.methods.base import (
     must_have_equal_widths,
     register,
 )
+from fastseg.methods.baseline import ohem_and_logit
 from fastseg.methods.dominance import Dominance
 from fastseg.methods.pairing import pairing_of_step
 from fastseg.methods.robustseg import DistillationOptions, loss_terms, must_share_subsets
@@ -64,7 +65,7 @@ _FEEDBACK = frozenset({"feedback_ohem", "feedback_ifv"})
 class FeedbackWeights(LossWeights):
     """Weight of every loss term; a term of weight 0 is not computed."""
 
-    supervised: ClassVar[frozenset[str]] = frozenset({"ohem", "feedback_ohem"})
+    supervised: ClassVar[frozenset[str]] = LossWeights.supervised | {"feedback_ohem"}
 
     logit: NotNegative = 0.0
     """Logit distillation: KL(teacher || student), mean over batch, classes and pixels."""
@@ -248,13 +249,7 @@ class Feedback(Method):
             zero = step.images.new_zeros((), dtype=torch.float32)
             return {name: zero for name in active if name in _FEEDBACK}
         if "feedback_ohem" in active:
-            terms["feedback_ohem"], _ = kernels.segmentation_loss(
-                teacher.logits,
-                step.labels,
-                None,
-                threshold=self.options.ohem_threshold,
-                min_kept=self.options.ohem_min_kept,
-            )
+            terms["feedback_ohem"], _ = ohem_and_logit(self.options, teacher.logits, step.labels)
         if "feedback_ifv" in active:
             images, features, selected = step.images, teacher.features, None
             if step.modules["student"].reads_present:

@@ -9,6 +9,7 @@ features go through the head in one pass, where BatchNorm sees all of them:
     ohem  = ohem(logits of a degraded set, drawn for each sample)
     paths = 1/S sum_m ohem(logits of modality m alone), over S modalities of the step
     logit = mean over the degraded set and those modalities of KL(full || .), full constant
+    dice  = mean over all that is decoded (off by default)
 
 Each path keeps its own hard pixels. Fragile modalities, whose single paths have large losses, are
 drawn more often into the degraded set of sample b:
@@ -35,6 +36,7 @@ from torch import Tensor
 
 from fastseg.methods.base import Method, MethodOptions, NewModel, StepInputs, StepPlan, register
 from fastseg.methods.baseline import OhemOptions, must_train_one, ohem_and_logit
+from fastseg.methods.losses.labels import dice_loss
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter
 from fastseg.pipelines.tools.settings import Natural, NotNegative, Range
@@ -50,7 +52,7 @@ class FullPathWeights(LossWeights):
     """Weight of every loss term; a term of weight 0 is not computed."""
 
     # the divergence is from the network's own full path, so no stage needs another network
-    supervised: ClassVar[frozenset[str]] = frozenset({"ohem", "full", "paths", "logit"})
+    supervised: ClassVar[frozenset[str]] = LossWeights.supervised | {"full", "paths", "logit"}
 
     full: NotNegative = 1.0
     """Cross-entropy on hard pixels of the complete set of modalities."""
@@ -147,10 +149,10 @@ class FullPath(Method):
                 f"stage {name!r}: the {TEACHER} of full_path learns on complete inputs alone: give "
                 f"the term full a weight and no other, got {', '.join(sorted(active))}"
             )
-        if active == {"logit"}:
+        if not active & {"ohem", "full", "paths"}:
             raise ValueError(
-                f"stage {name!r}: logit compares the network with itself: give ohem, full or paths "
-                "a positive weight, too"
+                f"stage {name!r}: logit compares the network with itself, and dice runs over what "
+                "other terms decode: give ohem, full or paths a positive weight, too"
             )
 
     def check_models(self, stage: Stage, models: Mapping[str, Segmenter]) -> None:
@@ -226,6 +228,9 @@ class FullPath(Method):
         terms: dict[str, Tensor] = {
             name: means[name] for name in ("ohem", "full", "paths") if name in active
         }
+        if "dice" in active:
+            distances = [dice_loss(x, step.labels) for part in parts.values() for x in part]
+            terms["dice"] = torch.stack(distances).mean()
         if "paths" in losses:
             self._remember(step, record, torch.stack([x for x, _ in losses["paths"]]))
         if "logit" in active:

@@ -27,10 +27,12 @@ class LossWeights:
     """
 
     # terms that compare with the labels alone
-    supervised: ClassVar[frozenset[str]] = frozenset({"ohem"})
+    supervised: ClassVar[frozenset[str]] = frozenset({"ohem", "dice"})
 
     ohem: NotNegative = 1.0
     """Cross-entropy on hard pixels (OHEM) against the labels."""
+    dice: NotNegative = 0.0
+    """Soft Dice loss against the labels, mean over the classes that a batch has."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from . import upsampled
 from .divergence import logit_distillation
 from .precision import upcast, without_autocast
-from .supervised import mean_of_hard, ohem_cross_entropy, valid_labels
+from .supervised import mean_of_hard, ohem_cross_entropy, valid_labels, weighted
 
 
 @without_autocast
@@ -24,6 +24,7 @@ def segmentation_loss(
     min_kept: float = 1 / 16,
     ignore_index: int = 255,
     temperature: float = 1.0,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the hard pixels and divergence from a teacher, at the labels' resolution.
 
@@ -41,6 +42,7 @@ def segmentation_loss(
         min_kept: of ``ohem_cross_entropy``.
         ignore_index: of ``ohem_cross_entropy``.
         temperature: of ``logit_distillation``.
+        class_weights: ``[K]`` floats, of ``ohem_cross_entropy``.
 
     Returns:
         ``(ohem, kl)``, two scalars; ``kl`` is zero without a teacher, both are for an empty batch.
@@ -48,7 +50,7 @@ def segmentation_loss(
     Raises:
         ValueError: a shape, dtype, device or option is wrong.
     """
-    check_loss(logits, labels, teacher_logits, threshold, min_kept, temperature)
+    check_loss(logits, labels, teacher_logits, threshold, min_kept, temperature, class_weights)
     if logits.shape[0] == 0:
         return upcast(logits).sum(), upcast(logits).sum()
     size = labels.shape[-2:]
@@ -56,13 +58,14 @@ def segmentation_loss(
         small, target = upcast(logits), labels.long()
         valid = valid_labels(target, logits.shape[1], ignore_index)
         losses = upsampled.cross_entropy(small, target.where(valid, 0), valid)
+        losses = weighted(losses, target, valid, class_weights)
         ohem = mean_of_hard(losses, valid, threshold, min_kept)
         if teacher_logits is None:
             return ohem, ohem.new_zeros(())
         taught = upcast(teacher_logits.detach()).to(small.dtype)
         return ohem, upsampled.distillation(small, taught, size, temperature)
     full = _upsampled(logits, size)
-    ohem = ohem_cross_entropy(full, labels, threshold, min_kept, ignore_index)
+    ohem = ohem_cross_entropy(full, labels, threshold, min_kept, ignore_index, class_weights)
     if teacher_logits is None:
         return ohem, ohem.new_zeros(())
     with torch.no_grad():
@@ -160,6 +163,7 @@ def check_loss(
     threshold: float,
     min_kept: float,
     temperature: float,
+    class_weights: Tensor | None = None,
 ) -> None:
     """Raise ValueError unless these are arguments of :func:`segmentation_loss`."""
     check_labels(logits, labels)
@@ -176,6 +180,15 @@ def check_loss(
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    if class_weights is not None and (
+        class_weights.shape != logits.shape[1:2]
+        or class_weights.dtype != torch.float32
+        or class_weights.device != logits.device
+    ):
+        raise ValueError(
+            f"expected float32 weights of {logits.shape[1]} classes on {logits.device}, got "
+            f"{tuple(class_weights.shape)} {class_weights.dtype} on {class_weights.device}"
+        )
 
 
 def _in_cache(logits: Tensor) -> bool:

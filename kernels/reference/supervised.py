@@ -47,16 +47,17 @@ def ohem_cross_entropy(
     threshold: float = 0.7,
     min_kept: float = 1 / 16,
     ignore_index: int = 255,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy averaged over the hard pixels of the batch (online hard example mining).
 
-        loss_p = -log softmax(logits)[y_p],    hard = {p : loss_p > -log(threshold)}
+        loss_p = -w[y_p] log softmax(logits)[y_p],    hard = {p : loss_p > -log(threshold)}
         n_min = floor(min_kept * number of valid pixels)
         L = mean of the max(|hard|, n_min) largest losses
 
     This is the published rule in one sentence: the hard pixels are the |hard| largest losses, and
     when they are fewer than n_min the n_min largest are taken instead. The gradient is
-    ``(softmax - onehot) / number kept`` on the kept pixels and zero elsewhere.
+    ``w[y] (softmax - onehot) / number kept`` on the kept pixels and zero elsewhere.
 
     Args:
         logits: ``[B, K, H, W]``, any float dtype.
@@ -65,6 +66,9 @@ def ohem_cross_entropy(
         threshold: predicted probability of the true class below which a pixel is hard, in (0, 1].
         min_kept: smallest share of the valid pixels that is kept, in [0, 1].
         ignore_index: label of pixels without a class.
+        class_weights: w ``[K]``, floats, positive, constant; without them all are 1. As in the
+            released code they take part in the choice of the hard pixels, and the mean is over the
+            number of these, not over their weights.
 
     Returns:
         A scalar; zero with zero gradient when no pixel is kept, that is when all are ignored, or
@@ -90,7 +94,21 @@ def ohem_cross_entropy(
     losses: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
         upcast(logits), target.where(valid, _IGNORED)
     )
-    return mean_of_hard(losses, valid, threshold, min_kept)
+    return mean_of_hard(weighted(losses, target, valid, class_weights), valid, threshold, min_kept)
+
+
+def weighted(losses: Tensor, target: Tensor, valid: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Each pixel's loss times the weight of its class; as it is without weights.
+
+    Args:
+        losses: ``[B, H, W]``.
+        target: ``[B, H, W]`` int64.
+        valid: bool, whether ``target`` is a class.
+        class_weights: ``[K]``.
+    """
+    if class_weights is None:
+        return losses
+    return losses * class_weights.to(losses.dtype)[target.where(valid, 0)]
 
 
 def valid_labels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:

@@ -1,9 +1,10 @@
 """Hard-pixel cross-entropy and logit distillation of low-resolution logits, upsampling inside.
 
     z = bilinear(logits),  t = bilinear(teacher_logits)          [B, K, f h, f w], never in memory
-    loss_p = logsumexp(z_p) - z_p[y_p],   ohem = mean of the max(|hard|, n_min) largest losses
+    loss_p = w[y_p] (logsumexp(z_p) - z_p[y_p]),   w = 1 without weights of the classes
+    ohem = mean of the max(|hard|, n_min) largest losses
     kl = T^2 / (B K H W) sum_p KL(softmax(t_p / T) || softmax(z_p / T))
-    dz_p = d_ohem weight_p (softmax(z_p) - onehot(y_p))
+    dz_p = d_ohem weight_p w[y_p] (softmax(z_p) - onehot(y_p))
          + d_kl T / (B K H W) (softmax(z_p / T) - softmax(t_p / T))
 
 Forward is one kernel over the pixels and the selection of :mod:`.ohem_select`, backward one kernel
@@ -80,6 +81,7 @@ def _segmentation_loss(
     logits: Tensor,
     labels: Tensor,
     teacher: Tensor | None,
+    class_weights: Tensor | None,
     factor: int,
     threshold: float,
     min_kept: float,
@@ -97,12 +99,12 @@ def _segmentation_loss(
     counts = logits.new_empty((2, grid[0] * grid[1]), dtype=torch.int32)
     with on_device_of(logits):
         _segmentation_loss_fwd_kernel[grid](
-            logits, teacher, labels, maps, sums, counts,
+            logits, teacher, labels, class_weights, maps, sums, counts,
             b, k, h, w, maps.shape[3], hard_loss(threshold), 1 / temperature, ignore_index,
             HAS_TEACHER=teacher is not None, TEMPERED=teacher is not None and temperature != 1,
-            SAVE=save, **layout(logits, teacher, temperature), FACTOR=factor, ROWS=ROWS[factor],
-            BLOCK=LANES, WIDE=max(logits.numel(), maps.numel()) >= 2**31, num_warps=1,
-            maxnreg=REGISTERS,
+            WEIGHTED=class_weights is not None, SAVE=save, **layout(logits, teacher, temperature),
+            FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
+            WIDE=max(logits.numel(), maps.numel()) >= 2**31, num_warps=1, maxnreg=REGISTERS,
         )  # fmt: skip
     ohem, kl, selection = ohem_select(
         maps[0],
@@ -121,6 +123,7 @@ def _(
     logits: Tensor,
     labels: Tensor,
     teacher: Tensor | None,
+    class_weights: Tensor | None,
     factor: int,
     threshold: float,
     min_kept: float,
@@ -140,6 +143,7 @@ def _segmentation_loss_bwd(
     logits: Tensor,
     labels: Tensor,
     teacher: Tensor | None,
+    class_weights: Tensor | None,
     selection: Tensor,
     maps: Tensor,
     ignore_index: int,
@@ -156,12 +160,12 @@ def _segmentation_loss_bwd(
     wide = max(corners.numel(), maps.numel(), logits.numel()) >= 2**31
     with on_device_of(logits):
         _segmentation_loss_bwd_kernel[grid](
-            logits, teacher, labels, maps, selection,
+            logits, teacher, labels, class_weights, maps, selection,
             d_ohem, d_kl, corners, b, k, h, w, cells, 1 / temperature,
             temperature / (k * labels.numel()), ignore_index,
             HAS_TEACHER=teacher is not None, TEMPERED=teacher is not None and temperature != 1,
-            **layout(logits, teacher, temperature), FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES,
-            WIDE=wide, num_warps=1,
+            WEIGHTED=class_weights is not None, **layout(logits, teacher, temperature),
+            FACTOR=factor, ROWS=ROWS[factor], BLOCK=LANES, WIDE=wide, num_warps=1,
         )  # fmt: skip
         fold = fold_tile(grad)
         blocks = (triton.cdiv(h * w, fold["BLOCK_P"]), triton.cdiv(k, fold["BLOCK_K"]), b)
@@ -179,6 +183,7 @@ def _(
     logits: Tensor,
     labels: Tensor,
     teacher: Tensor | None,
+    class_weights: Tensor | None,
     selection: Tensor,
     maps: Tensor,
     ignore_index: int,
@@ -188,17 +193,17 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    logits, labels, teacher, _, _, _, ctx.ignore_index, ctx.temperature, _ = inputs
+    logits, labels, teacher, class_weights, _, _, _, ctx.ignore_index, ctx.temperature, _ = inputs
     _, _, selection, maps = output
     ctx.mark_non_differentiable(selection, maps)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, labels, teacher, selection, maps)
+    ctx.save_for_backward(logits, labels, teacher, class_weights, selection, maps)
 
 
 def _backward(
     ctx: Any, d_ohem: Tensor | None, d_kl: Tensor | None, _d_selection: Any, _d_maps: Any
 ) -> tuple[Tensor | None, ...]:
-    rest = (None,) * 8
+    rest = (None,) * 9
     given = d_kl if d_ohem is None else d_ohem
     if given is None:
         return (None, *rest)
@@ -220,6 +225,7 @@ def segmentation_loss(
     min_kept: float = 1 / 16,
     ignore_index: int = 255,
     temperature: float = 1.0,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the hard pixels and divergence from a teacher, at the labels' resolution.
 
@@ -239,6 +245,8 @@ def segmentation_loss(
         min_kept: smallest share of the valid pixels that is kept, in [0, 1].
         ignore_index: label of pixels without a class.
         temperature: of the divergence, positive.
+        class_weights: ``[K]`` float32, positive, on the device of the logits; constant. A loss is
+            that of its pixel times the weight of its class, also where the hard ones are chosen.
 
     Returns:
         ``(ohem, kl)``, float32 scalars. ``ohem`` is zero with zero gradient when no pixel is kept,
@@ -247,7 +255,7 @@ def segmentation_loss(
     Raises:
         ValueError: a shape, dtype, device or option is wrong.
     """
-    check_loss(logits, labels, teacher_logits, threshold, min_kept, temperature)
+    check_loss(logits, labels, teacher_logits, threshold, min_kept, temperature, class_weights)
     factor = served_factor(logits, labels.shape[1:])
     double = teacher_logits is not None and teacher_logits.dtype == torch.float64
     if factor is None or double or not runs_on(logits):
@@ -259,10 +267,20 @@ def segmentation_loss(
             min_kept=min_kept,
             ignore_index=ignore_index,
             temperature=temperature,
+            class_weights=class_weights,
         )
     teacher = None if teacher_logits is None else teacher_logits.detach()
     save = torch.is_grad_enabled() and logits.requires_grad
     ohem, kl, _, _ = _segmentation_loss(
-        logits, labels, teacher, factor, threshold, min_kept, ignore_index, temperature, save
+        logits,
+        labels,
+        teacher,
+        class_weights,
+        factor,
+        threshold,
+        min_kept,
+        ignore_index,
+        temperature,
+        save,
     )
     return ohem, kl

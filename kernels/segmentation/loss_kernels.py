@@ -56,6 +56,18 @@ def _map_offsets(cell, group, num_cells,
 
 
 @triton.jit
+def _class_weight(weights_ptr, label, K):
+    """Weight of each pixel's class, 1 where there is none.
+
+    Looked up class by class: a load by label would be spread over lanes for wider accesses.
+    """
+    found = tl.full(label.shape, 1.0, tl.float32)
+    for k in range(K):
+        found = tl.where(label == k, tl.load(weights_ptr + k), found)
+    return found
+
+
+@triton.jit
 def _shift(x_ptr, corners, K, plane, scale, magnify, lower, right, LAST: tl.constexpr,
            ROWS: tl.constexpr, FACTOR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Numbers that are subtracted from the pixels before the exponential."""
@@ -72,9 +84,9 @@ def _shift(x_ptr, corners, K, plane, scale, magnify, lower, right, LAST: tl.cons
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def _segmentation_loss_fwd_kernel(
-    logits_ptr, teacher_ptr, labels_ptr, maps_ptr, sums_ptr, counts_ptr,
+    logits_ptr, teacher_ptr, labels_ptr, weights_ptr, maps_ptr, sums_ptr, counts_ptr,
     batch, K, h, w, num_cells, limit, inverse_t, ignore_index,
-    HAS_TEACHER: tl.constexpr, TEMPERED: tl.constexpr, SAVE: tl.constexpr,
+    HAS_TEACHER: tl.constexpr, TEMPERED: tl.constexpr, WEIGHTED: tl.constexpr, SAVE: tl.constexpr,
     LAST: tl.constexpr, TEACHER_LAST: tl.constexpr, CHUNK: tl.constexpr,
     FACTOR: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -84,6 +96,7 @@ def _segmentation_loss_fwd_kernel(
         logits_ptr: ``[B, K, h, w]``, contiguous or channels-last.
         teacher_ptr: the same of the teacher, if there is one.
         labels_ptr: ``[B, H, W]`` integers, contiguous.
+        weights_ptr: ``[K]`` float32, of the classes, if they are weighted.
         maps_ptr: ``[1 to 4, f, f, num_cells]`` float32, written: losses, -1 where there is no
             class, and the logarithms of the sums of the student, of the teacher, and of the student
             at the temperature.
@@ -99,6 +112,7 @@ def _segmentation_loss_fwd_kernel(
         ignore_index: label of pixels without a class.
         HAS_TEACHER: there is a teacher.
         TEMPERED: the temperature of the divergence is not one.
+        WEIGHTED: the classes have weights.
         LAST: the logits are channels-last.
         TEACHER_LAST: those of the teacher are.
         CHUNK: classes of a round of the loop: 1, 2 or 4, more than 1 where either is channels-last.
@@ -162,6 +176,12 @@ def _segmentation_loss_fwd_kernel(
     certain = 2.0 * others < mine
     odds = tl.where(certain, others, 0.0) / tl.where(certain, mine, 1.0)
     loss = tl.where(certain, log1p_near(odds), (log_z - own) * _LN2)
+    if WEIGHTED:
+        # read again: kept through the loop, the labels would take registers from the classes
+        label = load_labels(
+            labels_ptr, sample, i, j, group, batch, K, h, w, ignore_index, FACTOR, ROWS, BLOCK, WIDE
+        )
+        loss *= _class_weight(weights_ptr, label, K)
     hard = valid & ~(loss <= limit)  # a NaN is hard, so that it shows
     offs, plane = _map_offsets(cell, group, num_cells, FACTOR, ROWS, WIDE)
     tl.store(maps_ptr + offs, tl.where(valid, loss, -1.0))
@@ -189,9 +209,10 @@ def _segmentation_loss_fwd_kernel(
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def _segmentation_loss_bwd_kernel(
-    logits_ptr, teacher_ptr, labels_ptr, maps_ptr, selection_ptr, d_ohem_ptr, d_kl_ptr, corners_ptr,
+    logits_ptr, teacher_ptr, labels_ptr, weights_ptr, maps_ptr, selection_ptr,
+    d_ohem_ptr, d_kl_ptr, corners_ptr,
     batch, K, h, w, num_cells, inverse_t, kl_scale, ignore_index,
-    HAS_TEACHER: tl.constexpr, TEMPERED: tl.constexpr,
+    HAS_TEACHER: tl.constexpr, TEMPERED: tl.constexpr, WEIGHTED: tl.constexpr,
     LAST: tl.constexpr, TEACHER_LAST: tl.constexpr, CHUNK: tl.constexpr,
     FACTOR: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -201,6 +222,7 @@ def _segmentation_loss_bwd_kernel(
         logits_ptr: ``[B, K, h, w]``, contiguous or channels-last.
         teacher_ptr: the same of the teacher, if there is one.
         labels_ptr: ``[B, H, W]`` integers, contiguous.
+        weights_ptr: ``[K]`` float32, of the classes, if they are weighted.
         maps_ptr: ``[2 to 4, f, f, num_cells]`` float32, of the forward kernel.
         selection_ptr: ``[3]`` float32, of the selection: smallest loss kept, weights above and at
             it.
@@ -218,6 +240,7 @@ def _segmentation_loss_bwd_kernel(
         ignore_index: label of pixels without a class.
         HAS_TEACHER: there is a teacher.
         TEMPERED: the temperature of the divergence is not one.
+        WEIGHTED: the classes have weights.
         LAST: the logits are channels-last.
         TEACHER_LAST: those of the teacher are.
         CHUNK: classes of a round of the loop: 1, 2 or 4, more than 1 where either is channels-last.
@@ -242,6 +265,10 @@ def _segmentation_loss_bwd_kernel(
     cutoff = tl.load(selection_ptr)
     weight = tl.where(loss == cutoff, tl.load(selection_ptr + 2), tl.load(selection_ptr + 1))
     weight = tl.where((loss < 0) | (loss < cutoff), 0.0, weight) * tl.load(d_ohem_ptr)
+    if WEIGHTED:
+        scale = _class_weight(weights_ptr, label, K)
+        weight *= scale
+        loss = loss / scale
     # softmax minus one at the true class: exp(-loss) - 1
     growth, _ = exp_terms(-loss)
     at_class = weight * growth

@@ -80,7 +80,24 @@ def measure(files: SplitFiles, workers: int = 0, progress: bool = True) -> dict[
         },
         "classes": dict(zip(files.spec.classes, labels, strict=False)),
         "ignored": labels[files.spec.ignore_index],
+        "class_weights": class_weights(labels[: files.spec.num_classes]),
     }
+
+
+def class_weights(pixels: Sequence[int]) -> list[float]:
+    """Weights that let rare classes count more, to four digits.
+
+        w_k = 1 / log(1.02 + p_k) / c,   p_k = share of the labelled pixels,  c so that the mean of
+        the weights over these pixels is 1
+
+    so the loss keeps its size, and with it the number of pixels that count as hard.
+
+    Source: ENet, arXiv:1606.02147, without c.
+    """
+    total = max(sum(pixels), 1)
+    plain = [1 / math.log(1.02 + count / total) for count in pixels]
+    mean = sum(w * count for w, count in zip(plain, pixels, strict=True)) / total or 1.0
+    return [float(f"{weight / mean:.4g}") for weight in plain]
 
 
 def measure_sample(files: SplitFiles, sample_id: str) -> SampleSums:

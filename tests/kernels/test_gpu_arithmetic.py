@@ -182,6 +182,7 @@ HEAD = [
     normal(B, 6, 8, 8, seed=8).movedim(-1, 1), normal(16, 8, seed=9), normal(K, 16, seed=10),
     normal(K, seed=11),
 ]  # fmt: skip
+WEIGHTS = torch.linspace(0.3, 3, K)
 CASES = {
     "masked_prototype_pool": (lambda f, x: f(x, labels(), K)[0], [STUDENT[0]], 1e-5),
     "prototype_divergence": (lambda f, x, t: f(x, t, counts(), PAIRING), ROWS, 1e-5),
@@ -192,7 +193,7 @@ CASES = {
     ),
     "ifv_distillation": (lambda f, x, t: f(x, t, labels(), K), [STUDENT, TEACHER], 1e-5),
     "segmentation_loss": (
-        lambda f, x, t: torch.stack(f(x, labels(), t)),
+        lambda f, x, t: torch.stack([*f(x, labels(), t), f(x, labels(), class_weights=WEIGHTS)[0]]),
         [normal(B, K, SIDE, SIDE, seed=i) for i in (1, 2)], 1e-5,
     ),
     "functional_entropy": (lambda f, x: f(x), [normal(3, 20, seed=1).exp()], 1e-5),

@@ -264,7 +264,7 @@ def test_a_skipped_step_leaves_the_record_as_it_was(random_batch):
         ({"modalities": "drop"}, "full_path encodes all.*got modalities drop: set it to full"),
         ({"learns_from": "teacher"}, "got learns_from teacher: set it to nobody"),
         ({"trains": "a+b"}, "trains one network at a time"),
-        ({"losses": FullPathWeights(0, 0, 0, 1)}, "give ohem, full or paths"),
+        ({"losses": FullPathWeights(ohem=0, full=0, paths=0, logit=1)}, "give ohem, full or paths"),
     ],
 )
 def test_stages_without_sense_are_refused(changes, message):

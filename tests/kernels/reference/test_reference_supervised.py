@@ -22,7 +22,7 @@ def make_inputs(shape=(2, 5, 6, 7), seed=0, confidence=1.0):
     return logits, labels
 
 
-def ohem_by_loop(logits, labels, threshold=0.7, min_kept=1 / 16):
+def ohem_by_loop(logits, labels, threshold=0.7, min_kept=1 / 16, weights=None):
     """The rule as stated: hard pixels, or the largest losses when these are too few."""
     losses = []
     for n in range(labels.shape[0]):
@@ -31,7 +31,8 @@ def ohem_by_loop(logits, labels, threshold=0.7, min_kept=1 / 16):
                 y = int(labels[n, r, c])
                 if 0 <= y < logits.shape[1]:
                     row = logits[n, :, r, c]
-                    losses.append(row.logsumexp(0) - row[y])
+                    weight = 1 if weights is None else weights[y]
+                    losses.append(weight * (row.logsumexp(0) - row[y]))
     hard = [loss for loss in losses if loss.item() > -math.log(threshold)]
     least = math.floor(len(losses) * min_kept)
     if len(hard) < least:
@@ -50,6 +51,28 @@ def test_equals_loop_over_pixels(shape, confidence):
     (grad,) = torch.autograd.grad(loss, logits)
     (wanted_grad,) = torch.autograd.grad(wanted, logits)
     torch.testing.assert_close(grad, wanted_grad, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("min_kept", [0.0, 0.8])
+def test_weights_of_classes_take_part_in_the_choice(min_kept):
+    logits, labels = make_inputs(confidence=2.0)
+    logits.requires_grad_()
+    weights = torch.tensor([0.1, 4.0, 1.0, 1.0, 0.5])
+    loss = reference.ohem_cross_entropy(logits, labels, 0.7, min_kept, class_weights=weights)
+    wanted = ohem_by_loop(logits, labels, 0.7, min_kept, weights.double())
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
+    (grad,), (wanted_grad,) = (torch.autograd.grad(x, logits) for x in (loss, wanted))
+    torch.testing.assert_close(grad, wanted_grad, rtol=1e-10, atol=1e-14)
+
+
+def test_all_kept_weighted_losses_are_torch_s_before_its_mean():
+    logits, labels = make_inputs()
+    weights = torch.tensor([0.1, 4.0, 1.0, 1.0, 0.5])
+    losses = functional.cross_entropy(
+        logits, labels, weights.double(), ignore_index=255, reduction="none"
+    )
+    loss = reference.ohem_cross_entropy(logits, labels, 1.0, 1.0, class_weights=weights)
+    torch.testing.assert_close(loss, losses[labels != 255].mean())
 
 
 def test_both_branches_are_reached():

@@ -90,6 +90,41 @@ def test_matches_reference_in_every_dtype(dtype, confidence, device):
     assert few == bool(confidence)  # both ways of the selection are reached
 
 
+def weights_of(classes, device):
+    """Weights from 0.2 to 3, of which no two are equal."""
+    return torch.linspace(0.2, 3, classes, device=device)
+
+
+@pytest.mark.parametrize("min_kept", [1 / 16, 0.9], ids=["threshold", "largest"])
+@pytest.mark.parametrize(
+    ("shape", "with_teacher"),
+    [("odd", True), ("odd", False), ("same", True), ("one-class", False)],
+)
+def test_classes_may_have_weights(shape, with_teacher, min_kept, device):
+    logits, labels, teacher = make_inputs(SHAPES[shape], device)
+    options = {"min_kept": min_kept, "class_weights": weights_of(SHAPES[shape][1], device)}
+    ohem, kl, _ = check(logits, labels, teacher if with_teacher else None, **options)
+    plain = segmentation_loss(logits, labels, teacher, min_kept=min_kept)
+    assert ohem != plain[0] or shape == "one-class"  # whose loss is zero
+    assert kl == (plain[1] if with_teacher else 0)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_weights_of_classes_in_short_dtypes_and_channels_last(dtype, device):
+    logits, labels, teacher = (
+        x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        for x in make_inputs((2, 5, 3, 4, 4), device, DTYPES[dtype], 2.0)
+    )
+    check(logits, labels.to(torch.uint8), teacher, class_weights=weights_of(5, device))
+
+
+def test_weights_of_one_are_none(device):
+    logits, labels, teacher = make_inputs(SHAPES["odd"], device)
+    ones = run(segmentation_loss, logits, labels, teacher, class_weights=torch.ones(5).to(device))
+    none = run(segmentation_loss, logits, labels, teacher)
+    assert all(torch.equal(a, b) for a, b in zip(ones, none, strict=True))
+
+
 @pytest.mark.parametrize("temperature", [0.5, 3.0])
 def test_temperature_belongs_to_the_divergence_alone(temperature, device):
     logits, labels, teacher = make_inputs((1, 5, 2, 3, 4), device)
@@ -239,10 +274,10 @@ def test_what_is_kept_between_the_passes(device):
     maps = [
         _segmentation_loss(logits, labels, *case)[3].nbytes
         for case in (
-            (None, 4, 0.7, 1 / 16, 255, 1.0, False),
-            (None, 4, 0.7, 1 / 16, 255, 1.0, True),
-            (teacher, 4, 0.7, 1 / 16, 255, 1.0, True),
-            (teacher, 4, 0.7, 1 / 16, 255, 2.0, True),
+            (None, None, 4, 0.7, 1 / 16, 255, 1.0, False),
+            (None, None, 4, 0.7, 1 / 16, 255, 1.0, True),
+            (teacher, None, 4, 0.7, 1 / 16, 255, 1.0, True),
+            (teacher, None, 4, 0.7, 1 / 16, 255, 2.0, True),
         )
     ]
     one = 4 * 32 * 16  # 16 cells of 16 pixels, in a program of 32
@@ -251,7 +286,7 @@ def test_what_is_kept_between_the_passes(device):
 
 def test_opcheck(device):
     logits, labels, teacher = make_inputs((1, 2, 1, 2, 2), device)
-    options = (2, 0.7, 0.9, 255, 1.0, True)
+    options = (weights_of(2, device), 2, 0.7, 0.9, 255, 1.0, True)
     torch.library.opcheck(_segmentation_loss, (logits.requires_grad_(), labels, teacher, *options))
 
 
@@ -293,7 +328,10 @@ def test_reference_is_the_published_composition():
 def test_module(device):
     logits, labels, teacher = make_inputs((1, 5, 2, 2, 2), device)
     options = {"threshold": 0.6, "min_kept": 0.2, "ignore_index": 1, "temperature": 2.0}
-    got = SegmentationLoss(**options)(logits, labels, teacher)
+    weights = weights_of(5, device)
+    module = SegmentationLoss(**options, class_weights=weights.tolist()).to(device)
+    assert not module.state_dict()
+    got, options = module(logits, labels, teacher), {**options, "class_weights": weights}
     assert torch.equal(
         torch.stack(got), torch.stack(segmentation_loss(logits, labels, teacher, **options))
     )
@@ -312,6 +350,8 @@ def test_module(device):
         ({"threshold": 0.0}, "got 0.0 and 0.0625"),
         ({"min_kept": 1.5}, "got 0.7 and 1.5"),
         ({"temperature": 0.0}, "temperature must be positive"),
+        ({"class_weights": torch.ones(4)}, r"weights of 3 classes on cpu, got \(4,\)"),
+        ({"class_weights": torch.ones(3, dtype=torch.float64)}, "torch.float64 on cpu"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

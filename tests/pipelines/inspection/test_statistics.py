@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from fastseg import data
 from fastseg.pipelines import DataError, get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
-from fastseg.pipelines.inspection.statistics import measure
+from fastseg.pipelines.inspection.statistics import class_weights, measure
 from tests.support import dataset_trees as trees
 
 
@@ -123,3 +124,14 @@ def test_a_bad_file_ends_it(deliver_tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "stats.json"
     assert data.main(["stats", "--root", str(deliver_tree), "--out", str(out)]) == 2
     assert not out.exists()
+
+
+def test_weights_grow_as_classes_get_rare():
+    pixels = [90, 9, 1, 0]
+    weights = class_weights(pixels)
+    assert weights == sorted(weights)
+    assert sum(w * n for w, n in zip(weights, pixels, strict=True)) == pytest.approx(100, rel=1e-3)
+    wanted = math.log(1.02 + 0.9) / math.log(1.02)
+    assert weights[3] / weights[0] == pytest.approx(wanted, rel=1e-3)
+    assert class_weights([5]) == [1]
+    assert len(set(class_weights([0, 0]))) == 1
