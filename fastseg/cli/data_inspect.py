@@ -29,7 +29,8 @@ class DataSet:
     """A data set on disk."""
 
     dataset: Annotated[str, tyro.conf.arg(aliases=["--data.dataset"])] = "deliver"
-    """Name of its spec: deliver, muses, muses-raw, mcubes, nyu, mfnet, kitti360, or a variant."""
+    """Name of its spec: deliver, muses, muses-raw, mcubes, nyu, mfnet, kitti360, or a variant; or a
+    .toml file that describes it."""
     root: Annotated[Path, tyro.conf.arg(aliases=["--data.root"])] = Path("data/deliver")
     """Folder that holds it."""
     modalities: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data.modalities"])] = ()
