@@ -57,12 +57,10 @@ def description_note(data: DataConfig) -> str:
     try:
         changed = changed_description(kept, keep(data.dataset))
     except DataError as error:
-        return (
-            f"note: the run keeps its own description of the data, and that of now is bad: {error}"
-        )
+        return f"note: the run keeps its own description of the data; that of now is bad: {error}"
     if not changed:
         return ""
     return (
-        f"note: {data.dataset} has changed since the run began ({listed(changed)}): the description "
-        "that the run keeps counts"
+        f"note: {data.dataset} has changed since the run began ({listed(changed)}): the "
+        "description that the run keeps counts"
     )

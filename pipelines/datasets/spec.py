@@ -112,9 +112,7 @@ class ModalitySpec:
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """The label image, 8 bit: a raw value in its only channel or in red, green and blue alike, an
-    index, or a colour.
-    """
+    """The label image, 8 bit: ids in its only channel or all three alike, indices or colours."""
 
     file: FileSpec
     """The label image."""
@@ -212,8 +210,8 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         everything = (*self.modalities, *self.extras)
-        for field in ("name", "letter"):
-            _distinct(f"{self.name}: modality {field}s", [getattr(m, field) for m in everything])
+        for key in ("name", "letter"):
+            _distinct(f"{self.name}: modality {key}s", [getattr(m, key) for m in everything])
         conditions = [value for spec in self.conditions for value in spec.values]
         _distinct(f"{self.name}: conditions", conditions)
         if len(self.palette) != len(self.classes):

@@ -80,8 +80,8 @@ def check_header(
     if label and indexed and not palette:
         raise DataError(
             f"{path} is a palette PNG; expected the class in the grey value or in the red channel "
-            "of RGB(A). Save the indices as grey: Image.fromarray(numpy.array(Image.open(path))); in a "
-            'data set that a TOML file describes, coding = "indices" reads them',
+            "of RGB(A). Save the indices as grey: Image.fromarray(numpy.array(Image.open(path))); "
+            'where a TOML file describes the data, coding = "indices" reads them',
             "depth",
         )
     _refuse_turned(path, exif)
@@ -164,8 +164,8 @@ def decode_ids(data: bytes, path: Path, *, red_alone: bool, palette: bool = Fals
         raise DataError(
             f"{path} is painted: red, green and blue differ in {len(painted)} pixels, {colour} at "
             f"row {row}, column {col} first; expected the class id in all three, or a grey image. "
-            "Map each colour to its id and save the ids as grey, or check --data.dataset; in a data "
-            'set that a TOML file describes, coding = "colours" reads them',
+            "Map each colour to its id and save the ids as grey, or check --data.dataset; where a "
+            'TOML file describes the data, coding = "colours" reads them',
             "label",
         )
     return red
