@@ -164,8 +164,8 @@ def _classes(seen: Looks) -> tuple[list[dict[str, Any]], list[Any], list[str]]:
     """The classes of a label, what is ignored, and notes about it."""
     counts = dict(seen.values or {})
     total, notes = sum(counts.values()) or 1, []
+    ignored: list[Any] = []
     if seen.coding == "colours":
-        ignored = []
         if 0 in counts and counts[0] < _VOID * total:
             counts.pop(0)
             ignored = [[0, 0, 0]]

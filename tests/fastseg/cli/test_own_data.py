@@ -1,8 +1,8 @@
-"""Data of one's own, from a folder to an exported network, as a new user would go."""
+"""Data of one's own, from a folder to predictions, as a new user would go."""
 
 import pytest
 
-from fastseg import data, evaluate, export, predict, train
+from fastseg import data, evaluate, predict, train
 from tests.support.own_tree import write_own
 
 SIZES = ((67, 100), (67, 100), (64, 84))
@@ -47,9 +47,6 @@ def test_a_walk_from_a_folder_to_predictions(tmp_path, capsys, monkeypatch):
     words = ["--checkpoint", str(weights), "--data.root", "data", "--out", "said"]
     assert predict.main(words) == 0
     assert len(list((tmp_path / "said/labels").rglob("*.png"))) == 3
-    words = ["--checkpoint", str(weights), "--data.root", "data", "--formats", "pt2"]
-    assert export.main([*words, "--out", "shipped"]) == 0
-    assert "equal labels 100" in capsys.readouterr().out
 
 
 def test_a_bad_description_stops_a_run_before_its_folder_is_made(tmp_path, capsys):
