@@ -40,6 +40,7 @@ setup(
         "tyro>=1.0",
         "safetensors>=0.5",
         "tqdm>=4.66",
+        'tomli>=2; python_version < "3.11"',
         PLOT,
     ],
     extras_require={

@@ -9,12 +9,14 @@ from typing import Any
 import tyro
 
 from fastseg.cli.command import command, explain_os_error
+from fastseg.cli.data_describe import Describe
 from fastseg.cli.data_inspect import Check, Pack, Show, Stats
 from fastseg.cli.data_make import Fetch, Prepare, Synthetic, Unpack
 from fastseg.cli.parse import PATHS
 from fastseg.errors import ConfigError
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "describe": Describe,
     "check": Check,
     "stats": Stats,
     "show": Show,
@@ -29,7 +31,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 @command
 def main(args: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
-    chosen: Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
+    chosen: Describe | Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
     with PATHS:
         chosen = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, args=args, prog="python -m fastseg.data", description=__doc__

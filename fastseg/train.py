@@ -56,7 +56,8 @@ def make_data(config: TrainConfig) -> None:
     if not wanted.train:
         return
     # the set has DELIVER's layout, and its variants only read it differently
-    if not config.data.dataset.startswith("deliver"):
+    own = config.data.dataset.endswith(".toml")
+    if own or not config.data.dataset.startswith("deliver"):
         say(f"no synthetic data: data.dataset is {config.data.dataset}")
         return
     if found := foreign_file(root):

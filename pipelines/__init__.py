@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from .batch import Batch
     from .build import build_loader
     from .config import CorruptionConfig, DataConfig
-    from .datasets.catalogue import get_dataset
+    from .datasets.lookup import get_dataset
     from .datasets.spec import DatasetSpec, ModalitySpec
     from .errors import DataError
     from .loaders.interface import Loader
@@ -33,7 +33,7 @@ _PLACES = {
     "Loader": "loaders.interface",
     "ModalitySpec": "datasets.spec",
     "build_loader": "build",
-    "get_dataset": "datasets.catalogue",
+    "get_dataset": "datasets.lookup",
 }
 
 

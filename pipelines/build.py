@@ -9,7 +9,7 @@ import torch
 
 from .cache.read import PackedStore, packed_folder
 from .config import DataConfig
-from .datasets.catalogue import get_dataset
+from .datasets.lookup import get_dataset
 from .datasets.spec import DatasetSpec
 from .datasets.split_files import SplitFiles, list_split
 from .decode.headers import in_threads
@@ -52,7 +52,7 @@ def build_loader(
         DataError: the files cannot be used, a name is unknown, or the loader is not available.
     """
     kind, reason = choose_loader(config)
-    spec = get_dataset(config.dataset)
+    spec = get_dataset(config.dataset, config.description)
     split = config.train_split if train else config.eval_split
     refuse_raw(spec, config.modalities)
     # a score is of the whole split, or there is none

@@ -102,7 +102,10 @@ class DataConfig:
     """Files on disk and their way to batches."""
 
     dataset: str = binding("deliver")
-    """Name of the data set's spec: its layout, modalities, label map and classes."""
+    """Name of a data set of the catalogue, or a .toml file that describes one of yours: layout,
+    modalities, label map and classes."""
+    description: dict[str, object] = binding(factory=dict)
+    """Content of that file as a run keeps it; filled in when the run begins."""
     root: Path = harmless(Path("data/deliver"))
     """Folder that holds the data set in its published layout."""
     modalities: tuple[str, ...] = binding(())

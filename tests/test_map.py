@@ -61,7 +61,7 @@ ROOMS = {
         "methods": "errors models distributed vision_language kernels/. pipelines/. "
         "pipelines/tools",
         "report": "errors console distributed pipelines/*",
-        "config": "errors models methods pipelines/. pipelines/tools",
+        "config": "errors models methods pipelines/. pipelines/datasets pipelines/tools",
         "engine": "errors choice console models methods distributed report checkpoint config "
         "kernels/common kernels/network pipelines/*",
         "evaluation": ". errors console models methods distributed report checkpoint config engine "

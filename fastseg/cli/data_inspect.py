@@ -16,7 +16,8 @@ from fastseg.pipelines import get_dataset
 from fastseg.pipelines.build import refuse_raw
 from fastseg.pipelines.cache.read import packed_folder
 from fastseg.pipelines.cache.write import pack_split
-from fastseg.pipelines.datasets.split_files import Missing, find_sample, list_split
+from fastseg.pipelines.datasets.find_sample import find_sample
+from fastseg.pipelines.datasets.split_files import Missing, list_split
 from fastseg.pipelines.inspection.check import check_dataset, summarise
 from fastseg.pipelines.inspection.statistics import measure
 from fastseg.pipelines.tools.settings import Range, Workers, check_fields
@@ -29,7 +30,8 @@ class DataSet:
     """A data set on disk."""
 
     dataset: Annotated[str, tyro.conf.arg(aliases=["--data.dataset"])] = "deliver"
-    """Name of its spec: deliver, muses, muses-raw, mcubes, nyu, mfnet, kitti360, or a variant."""
+    """Name of its spec: deliver, muses, muses-raw, mcubes, nyu, mfnet, kitti360, or a variant; or a
+    .toml file that describes it."""
     root: Annotated[Path, tyro.conf.arg(aliases=["--data.root"])] = Path("data/deliver")
     """Folder that holds it."""
     modalities: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data.modalities"])] = ()

@@ -15,6 +15,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from fastseg.cli.places import check_places
+from fastseg.config.described import put_description_back, set_description_aside
 from fastseg.config.presets.registry import PRESETS, get_preset
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import read_config
@@ -72,8 +73,9 @@ def parse_config(program: str, description: str, arguments: Sequence[str] | None
         "a run instead."
     )
     config: TrainConfig = parse(
-        TrainConfig, prog=program, description=note, default=base, args=rest
+        TrainConfig, prog=program, description=note, default=set_description_aside(base), args=rest
     )
+    config = put_description_back(config, base)
     check_places(config)
     return config
 

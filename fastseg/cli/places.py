@@ -7,12 +7,14 @@ from pathlib import Path
 
 from fastseg.config.run import TrainConfig
 from fastseg.errors import ConfigError
+from fastseg.pipelines import get_dataset
 
 
 def check_places(config: TrainConfig) -> None:
     """Refuse a run whose files cannot be read, before its folder is made.
 
     Raises:
+        DataError: there is no such data set, or its description cannot be used.
         ConfigError: there is no stage, a file of weights is not there or no file, or the place of
             the runs or of the data is a file or cannot be read.
     """
@@ -20,6 +22,8 @@ def check_places(config: TrainConfig) -> None:
         raise ConfigError(
             "the config has no stage: name one under stages, such as those of --preset demo"
         )
+    # a data set of the reader's own is described by a file, which is read here first
+    get_dataset(config.data.dataset, config.data.description)
     for name, path in config.given.items():
         _check_file(f"--{name}", path, f"the {name}.safetensors of a finished run")
     # a run that goes on reads its first weights no more

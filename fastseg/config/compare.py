@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from fastseg.config.described import changed_description
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import to_dict
 from fastseg.pipelines.tools.settings import is_harmless
@@ -34,11 +35,20 @@ def changed_fields(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, A
     for key in BATCH_PARTS:
         before.pop(key)
         after.pop(key)
+    # what a file says of the data counts, and not where it is
+    kept, given = old.data.description, new.data.description
+    for values in (before, after):
+        places = ["data.dataset"] * bool(kept and given)
+        for key in [*places, *(k for k in values if k.startswith("data.description."))]:
+            values.pop(key)
     changed = {
         key: (before.get(key), after.get(key))
         for key in before.keys() | after.keys()
         if before.get(key) != after.get(key) and not is_harmless(TrainConfig, key)
     }
+    if kept and given:
+        named = changed_description(kept, given)
+        changed |= {f"data.description.{key}": values for key, values in named.items()}
     if old.samples_per_step != new.samples_per_step:
         changed["samples per step"] = old.samples_per_step, new.samples_per_step
     return dict(sorted(changed.items()))

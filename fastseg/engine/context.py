@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastseg.config.described import changed_description
 from fastseg.config.run import TrainConfig
 from fastseg.console import say
 from fastseg.distributed.launch import choose_device
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine.optim import nvidia_apex
+from fastseg.errors import listed
 from fastseg.methods.base import NewModel, Surroundings
 from fastseg.models import Segmenter, model_builder
 from fastseg.models.precision import autocast
@@ -40,7 +42,7 @@ class RunContext:
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
-        self.spec = get_dataset(config.data.dataset)
+        self.spec = get_dataset(config.data.dataset, config.data.description)
         self.modalities = self.spec.select(config.data.modalities)
         self.ranks = ranks or Ranks(choose_device(config.device))
         self.device = self.ranks.device
@@ -109,12 +111,19 @@ class RunContext:
             CheckpointError: the file is missing, damaged, or belongs to other data, another model
                 or another role.
         """
-        from fastseg.checkpoint.weights import load_weights  # forecasts and steps need no files
+        # forecasts and steps need no files
+        from fastseg.checkpoint.weights import load_weights, read_identity
 
         network = self.new_network(0, role or "")
         checked = load_weights(path, network, self.identity(role or "any"), role)
         if not checked and self.ranks.is_first:
             say(f"note: {path} has no checksum, as an earlier version wrote it: taken as it is")
+        kept, now = read_identity(path)[1].get("description"), self.config.data.description
+        if kept and now and (changed := changed_description(kept, now)) and self.ranks.is_first:
+            say(
+                f"warning: {path} was trained on data described otherwise ({listed(changed)}): it "
+                "may be fed what it has not learnt"
+            )
         return network.to(self.device).eval()
 
     def identity(self, network: str) -> Identity:

@@ -133,6 +133,8 @@ class KeptWeights:
             "steps": done,
             "seed": self.config.seed,
             "size": data.eval_size or data.size,
+            # so that the file alone says what the network takes
+            "description": data.description,
         }
         weights.save_weights(path, network, self.context.identity(name), facts)
 

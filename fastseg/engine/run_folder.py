@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fastseg.config.compare import changed_fields
+from fastseg.config.described import description_note, with_description
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import read_config, to_dict
 from fastseg.console import say
@@ -83,7 +84,16 @@ class RunFolder:
                 " put --out on a file system that all nodes share"
             )
         # rank 0 has decided for all
-        self.config = replace(self.config, precision=read_config(self.config_file).precision)
+        decided = read_config(self.config_file)
+        self.config = replace(
+            self.config,
+            precision=decided.precision,
+            data=replace(
+                self.config.data,
+                dataset=decided.data.dataset,
+                description=decided.data.description,
+            ),
+        )
         return self
 
     def _enter(self) -> None:
@@ -164,6 +174,9 @@ class RunFolder:
 
     def _claim(self) -> None:
         before = read_config(self.config_file) if self.config_file.exists() else None
+        self.config = replace(self.config, data=with_description(self.config.data))
+        if note := description_note(self.config.data):
+            say(note)
         self._decide(before)
         if before is not None and self._has_learnt():
             changed = changed_fields(before, self.config)

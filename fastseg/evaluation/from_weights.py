@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from fastseg.checkpoint.weights import fact, read_identity
+from fastseg.config.described import description_note, with_description
 from fastseg.config.run import TrainConfig
 from fastseg.config.sections import EvaluationConfig, ModelConfig
 from fastseg.config.serialise import read_config
+from fastseg.console import say
 from fastseg.distributed.launch import choose_device
 from fastseg.engine.optim import nvidia_apex
 from fastseg.errors import CheckpointError
@@ -33,6 +35,8 @@ class EvaluateConfig:
     """Folder of a run (both networks are scored) or one .safetensors file of it."""
     root: Annotated[Path | None, arg(aliases=["--data.root"])] = None
     """Folder of the data set; default: the one the run was trained on."""
+    dataset: Annotated[str | None, arg(aliases=["--data.dataset"])] = None
+    """A .toml file that describes the data in place of the description that the run keeps."""
     split: Annotated[str | None, arg(aliases=["--data.eval-split"])] = None
     """Split to score; default: the evaluation split of the run."""
     missing: Annotated[Literal["drop", "zero"] | None, arg(aliases=["--evaluation.missing"])] = None
@@ -117,8 +121,14 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
         )
     else:
         config = _config_of(first)
+    described = config.data
+    if options.dataset is not None:
+        # read anew, also where it is the file of the run
+        described = with_description(replace(described, dataset=options.dataset, description={}))
+    elif note := description_note(described):
+        say(note)
     data = replace(
-        config.data,
+        described,
         root=options.root or where_given(config.data.root, config, first.parent),
         eval_split=config.data.eval_split if options.split is None else options.split,
         eval_size=config.data.eval_size if options.size is None else options.size,
@@ -159,9 +169,11 @@ def where_given(path: Path, config: TrainConfig, run: Path) -> Path:
 def _config_of(weights: Path) -> TrainConfig:
     """The part of a run's config that its weights remember."""
     identity, facts = read_identity(weights)
+    kept = fact(weights, facts, "description", dict) if "description" in facts else {}
     return TrainConfig(
         data=DataConfig(
-            dataset=identity.dataset,
+            dataset=str(kept.get("file", identity.dataset)),
+            description=kept,
             modalities=identity.modalities,
             size=fact(weights, facts, "size", int),
         ),

@@ -45,6 +45,8 @@ class ExportConfig:
     """Give the files a third output: the probabilities of all classes at full size, float32."""
     root: Annotated[Path | None, arg(aliases=["--data.root"])] = None
     """Folder of the data set, whose images the files are checked with; default: the run's."""
+    dataset: Annotated[str | None, arg(aliases=["--data.dataset"])] = None
+    """A .toml file that describes the data in place of the description that the run keeps."""
     split: Annotated[str | None, arg(aliases=["--data.eval-split"])] = None
     """Split to take these images from; default: the evaluation split of the run."""
     latency: bool = False
@@ -79,6 +81,7 @@ def exporting_config(options: ExportConfig, weights: Path) -> TrainConfig:
     evaluation = EvaluateConfig(
         checkpoint=options.checkpoint,
         root=options.root,
+        dataset=options.dataset,
         split=options.split,
         missing=options.missing,
         device="cpu",

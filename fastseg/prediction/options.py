@@ -35,6 +35,8 @@ class PredictConfig:
     """Split to predict; default: the evaluation split of the run."""
     root: Annotated[Path | None, arg(aliases=["--data.root"])] = None
     """Folder in the layout of the run's data set; default: the one the run was trained on."""
+    dataset: Annotated[str | None, arg(aliases=["--data.dataset"])] = None
+    """A .toml file that describes the data in place of the description that the run keeps."""
     listed: Annotated[Path | None, arg(name="list")] = None
     """CSV or TSV file with a column per sensor and a line per sample; paths are relative to it,
     and an empty cell is a sensor that is missing."""
@@ -95,6 +97,7 @@ def predicting_config(options: PredictConfig, weights: Path) -> TrainConfig:
     evaluation = EvaluateConfig(
         checkpoint=options.checkpoint,
         root=elsewhere or options.root,
+        dataset=options.dataset,
         split=options.split,
         missing=options.missing,
         size=options.size,

@@ -74,7 +74,7 @@ def embed_dataset(
         prompts: forms of the sentences; none for the usual ones.
         say: tells people what happens, on rank 0.
     """
-    spec = get_dataset(data.dataset)
+    spec = get_dataset(data.dataset, data.description)
     files = list_split(spec, data.root, data.train_split, modalities, missing=data.missing)
     skip = data.damaged == "skip"
     return embed_split(files, load, folder, ranks, prompts=prompts, skip_damaged=skip, say=say)

@@ -162,7 +162,9 @@ def readings(
         (m.name, fingerprint(*(getattr(m, field) for field in _DECODING), m.dtype.name))
         for m in modalities
     )
-    return named, fingerprint(spec.label, spec.ignore_index)
+    label = spec.label
+    coding = (label.coding, label.colours, label.other_colours) if label.coding != "ids" else ()
+    return named, fingerprint(label, spec.ignore_index, *coding)
 
 
 def source_paths(

@@ -158,7 +158,7 @@ class PackedStore:
     def _refusal(self, kind: str, what: str) -> DataError:
         files = self._files
         return DataError(
-            f"{what}; run python -m fastseg.data pack --data.dataset {files.spec.name} "
+            f"{what}; run python -m fastseg.data pack --data.dataset {files.spec.called} "
             f"--data.root {files.root} --splits {files.split} --out {self._folder.parent}, or "
             "let python -m fastseg.train decode the files: --data.no-packed-auto, no --data.packed",
             kind,

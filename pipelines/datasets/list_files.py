@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..tools.reading import check_regular
-from .path_templates import sample_in_line
+from .path_templates import list_path, sample_in_line
 from .spec import DatasetSpec
 
 
@@ -28,7 +28,7 @@ def read_list(spec: DatasetSpec, root: Path, split: str, there: Collection[str] 
     Raises:
         DataError: the file is missing, has a line of another form, or names a sample twice.
     """
-    path = root / spec.split_list.format(split=split)
+    path = list_path(spec, root, split)
     check_regular(path)
     try:
         data = path.read_bytes()
@@ -50,9 +50,12 @@ def read_list(spec: DatasetSpec, root: Path, split: str, there: Collection[str] 
         sample_id = sample_in_line(spec, line.strip(), there)
         if sample_id is None:
             expected = spec.list_line or spec.sample_id
+            own = f", or say by line in [splits] of {spec.origin} what lines are" * bool(
+                spec.origin
+            )
             raise DataError(
                 f"{path}, line {number}: {line.strip()!r} is not of the form {expected}; "
-                "restore the list, or take out the line",
+                f"restore the list, or take out the line{own}",
                 "name",
             )
         if sample_id in ids:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from functools import lru_cache
+from pathlib import Path
 
 from ..errors import DataError
 from .spec import DatasetSpec, FileSpec
@@ -12,7 +13,7 @@ from .spec import DatasetSpec, FileSpec
 
 def relative_path(spec: DatasetSpec, split: str, sample_id: str, file: FileSpec) -> str:
     """Path of a sample's file under the root."""
-    fields = {**parse_sample_id(spec, sample_id), **_fixed(file, split)}
+    fields = {**parse_sample_id(spec, sample_id), **_fixed(spec, split, file)}
     return (file.path_template or spec.path_template).format(**fields)
 
 
@@ -30,14 +31,28 @@ def parse_sample_id(spec: DatasetSpec, sample_id: str) -> dict[str, str]:
 
 def sample_of(spec: DatasetSpec, split: str, file: FileSpec, path: str) -> str | None:
     """Id of the sample that a path under the root belongs to as ``file``; None for others."""
-    fixed = _fixed(file, split)
+    fixed = _fixed(spec, split, file)
     match = _regex(file.path_template or spec.path_template, tuple(fixed.items())).fullmatch(path)
     return None if match is None else spec.sample_id.format(**match.groupdict(), split=split)
 
 
+def closer_templates(spec: DatasetSpec, file: FileSpec) -> list[FileSpec]:
+    """Files of a described set whose paths say more: a path that fits both is one of theirs.
+
+    With ``{name}.png`` and ``{name}_label.png`` in one folder, ``7_label.png`` is no image of a
+    sample ``7_label``.
+    """
+    if not spec.origin:
+        return []
+    files = {file for m in (*spec.modalities, *spec.extras) for file in m.files}
+    files.update(spec.label.files)
+    literal = len(re.sub(r"\{\w+\}", "", file.path_template))
+    return [f for f in files if len(re.sub(r"\{\w+\}", "", f.path_template)) > literal]
+
+
 def wildcard(spec: DatasetSpec, split: str, file: FileSpec) -> str:
     """Glob pattern of all paths of ``file`` under the root."""
-    fixed = _fixed(file, split)
+    fixed = _fixed(spec, split, file)
     return re.sub(
         r"\{(\w+)\}", lambda m: fixed.get(m[1], "*"), file.path_template or spec.path_template
     )
@@ -69,8 +84,19 @@ def case_of(spec: DatasetSpec, sample_id: str) -> str:
     return ending if ending in spec.cases else "normal"
 
 
-def _fixed(file: FileSpec, split: str) -> Mapping[str, str]:
-    return {"folder": file.folder, "split": split, "tag": file.tag, "suffix": file.suffix}
+def split_path(spec: DatasetSpec, split: str) -> str:
+    """What ``{split}`` stands for in paths of the split."""
+    return dict(spec.split_paths).get(split, split)
+
+
+def list_path(spec: DatasetSpec, root: Path, split: str) -> Path:
+    """List file of a split of a data set that has such files."""
+    return root / spec.split_list.format(split=split_path(spec, split))
+
+
+def _fixed(spec: DatasetSpec, split: str, file: FileSpec) -> Mapping[str, str]:
+    names = {"folder": file.folder, "tag": file.tag, "suffix": file.suffix}
+    return {**names, "split": split_path(spec, split)}
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..tools.unknown import did_you_mean
 Interpolation = Literal["bilinear", "nearest"]
 Sensor = Literal["camera", "event", "lidar", "other"]
 Decoder = Literal["image", "array", "points", "polar", "events"]
+LabelCoding = Literal["ids", "indices", "colours"]
 Triple = tuple[float, float, float]
 
 ILLEGAL = -1
@@ -111,7 +112,7 @@ class ModalitySpec:
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """The label image: raw value in its only channel, or in red, green and blue alike; 8 bit."""
+    """The label image, 8 bit: ids in its only channel or all three alike, indices or colours."""
 
     file: FileSpec
     """The label image."""
@@ -122,6 +123,14 @@ class LabelSpec:
     red_alone: bool = False
     """Whether the raw value is in red alone, and green and blue hold something else. Otherwise an
     image whose channels differ is painted in colours, and refused."""
+    # caches that are there hold hashes of what stands above
+    coding: LabelCoding = field(default="ids", repr=False)
+    """``indices``: a palette PNG, too, whose indices are the raw values; ``colours``: painted, and
+    ``colours`` says what stands for what in place of the table."""
+    colours: tuple[tuple[tuple[int, int, int], int], ...] = field(default=(), repr=False)
+    """Painted colour (R, G, B) and its train id, or the ignore index."""
+    other_colours: int = field(default=ILLEGAL, repr=False)
+    """Train id of other colours; ``ILLEGAL``: they must not occur."""
 
     @property
     def files(self) -> tuple[FileSpec, ...]:
@@ -170,6 +179,15 @@ class DatasetSpec:
     folders, a field of the path template."""
     list_line: str = ""
     """What a line of ``split_list`` looks like; empty: a sample id."""
+    split_paths: tuple[tuple[str, str], ...] = ()
+    """What ``{split}`` stands for in paths; a split that is not named here stands for itself."""
+    shares: tuple[tuple[str, float], ...] = ()
+    """Share of the samples of each split, which are dealt out by their names; none: splits are
+    folders or lists."""
+    share_seed: int = 0
+    """Another one deals them out otherwise."""
+    share_group: str = ""
+    """Field whose values stay together in one share; empty: samples are on their own."""
     conditions: tuple[ConditionSpec, ...] = ()
     """Fields that describe the conditions of a sample; no two share a value."""
     cases: tuple[str, ...] = ()
@@ -180,6 +198,8 @@ class DatasetSpec:
     """Further files that must be there."""
     hint: str = ""
     """What to do if files are missing."""
+    origin: str = ""
+    """File that describes the set; empty: it is one of the catalogue."""
     skip_columns: int = 0
     """Columns that are cut off at the left of every image and label."""
     resize: tuple[int, int] | None = None
@@ -190,8 +210,8 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         everything = (*self.modalities, *self.extras)
-        for field in ("name", "letter"):
-            _distinct(f"{self.name}: modality {field}s", [getattr(m, field) for m in everything])
+        for key in ("name", "letter"):
+            _distinct(f"{self.name}: modality {key}s", [getattr(m, key) for m in everything])
         conditions = [value for spec in self.conditions for value in spec.values]
         _distinct(f"{self.name}: conditions", conditions)
         if len(self.palette) != len(self.classes):
@@ -218,6 +238,11 @@ class DatasetSpec:
     def num_classes(self) -> int:
         """K, the ignore index not counted."""
         return len(self.classes)
+
+    @property
+    def called(self) -> str:
+        """What ``--data.dataset`` calls it: its name, or the file that describes it."""
+        return self.origin or self.name
 
     def select(self, names: Iterable[str] = ()) -> tuple[ModalitySpec, ...]:
         """The modalities called ``names``, in that order; without names, all but the extras.

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -15,8 +14,18 @@ from typing import Literal
 from ..errors import DataError
 from ..tools.folders import matching, refuse_closed
 from ..tools.names import name_bytes
+from .described.absent import nothing_found
 from .list_files import read_list
-from .path_templates import case_of, conditions_of, relative_path, sample_of, wildcard
+from .path_templates import (
+    case_of,
+    closer_templates,
+    conditions_of,
+    list_path,
+    relative_path,
+    sample_of,
+    wildcard,
+)
+from .shares import split_of
 from .spec import DatasetSpec, FileSpec, ModalitySpec, unknown_name
 
 Missing = Literal["error", "zero", "skip"]
@@ -136,18 +145,23 @@ def scan_split(
             "missing",
         )
     parts = {**{m.name: m.files for m in chosen}, "label": spec.label.files}
-    found = {file: _samples_with(spec, root, split, file) for fs in parts.values() for file in fs}
+    everything = [file for fs in parts.values() for file in fs]
+    found = {file: _samples_with(spec, root, split, file) for file in everything}
     if spec.split_list:
         candidates = read_list(spec, root, split, set().union(*found.values()))
     else:
         # by their bytes, which no locale changes
         candidates = sorted(set().union(*found.values()), key=name_bytes)
+        if spec.shares:
+            candidates = [name for name in candidates if split_of(spec, name) == split]
     wanted = [
         sample_id
         for sample_id in candidates
         if _has_conditions(spec, sample_id, conditions)
         and (not cases or case_of(spec, sample_id) in cases)
     ]
+    if not wanted and spec.origin and not conditions:
+        raise nothing_found(spec, root, split, found)
     if not wanted:
         raise _nothing(spec, root, split, (*conditions, *cases), parts)
     gaps = [
@@ -158,25 +172,6 @@ def scan_split(
         if sample_id not in found[file]
     ]
     return SplitFiles(spec, root, split, chosen, tuple(wanted)), gaps
-
-
-def find_sample(files: SplitFiles, name: str) -> int:
-    """Index of the sample with this id or number.
-
-    Raises:
-        DataError: there is none.
-    """
-    if name in files.sample_ids:
-        return files.sample_ids.index(name)
-    if name.isdigit() and int(name) < len(files):
-        return int(name)
-    if name.isdigit():
-        raise DataError(
-            f"split {files.split!r} has {len(files)} samples, numbered from 0; got {name}"
-        )
-    nearest = get_close_matches(name, files.sample_ids, n=1, cutoff=0.3)
-    example = nearest[0] if nearest else files.sample_ids[0]
-    raise DataError(f"no sample {name!r} in split {files.split!r}; did you mean {example!r}?")
 
 
 def _check_names(
@@ -203,10 +198,13 @@ def _has_conditions(spec: DatasetSpec, sample_id: str, wanted: Sequence[str]) ->
 def _samples_with(spec: DatasetSpec, root: Path, split: str, file: FileSpec) -> set[str]:
     """Ids of the samples that have this file."""
     ids = set()
+    closer = closer_templates(spec, file)
     for path in matching(root, wildcard(spec, split, file)):
         sample_id = sample_of(spec, split, file, path)
         # names that start with a dot are leftovers of archive tools
-        if sample_id is not None and not path.rpartition("/")[2].startswith("."):
+        if sample_id is None or path.rpartition("/")[2].startswith("."):
+            continue
+        if not any(sample_of(spec, split, other, path) for other in closer):
             ids.add(sample_id)
     return ids
 
@@ -220,7 +218,7 @@ def _nothing(
 ) -> DataError:
     example = spec.path_template.replace("{split}", split)
     folders = dict.fromkeys(file.folder for files in parts.values() for file in files)
-    source = f" of {root / spec.split_list.format(split=split)}" if spec.split_list else ""
+    source = f" of {list_path(spec, root, split)}" if spec.split_list else ""
     return DataError(
         f"no sample of split {split!r}{' with ' + ' '.join(filters) if filters else ''}{source} "
         f"under {root}; expected files {example} in the folders {', '.join(folders)}. "
@@ -272,7 +270,7 @@ def _incomplete(files: SplitFiles, gaps: Sequence[Gap]) -> DataError:
     if len(gaps) > _LISTED:
         lines.append(f"  and {len(gaps) - _LISTED} more")
     if files.spec.split_list:
-        source = files.root / files.spec.split_list.format(split=files.split)
+        source = list_path(files.spec, files.root, files.split)
         lines.append(
             f"Samples are those of {source}: up to the first space of each line, or the whole line "
             "where files have that name."

@@ -17,6 +17,7 @@ from ..tools.reading import read_bytes
 from ..transform.geometry import Axis
 from .arrays import read_array
 from .images import Pixels, decode_ids, decode_image, refuse_lossy
+from .painted import decode_colours, painted_ids
 
 Array = NDArray[Any]
 """uint8 or uint16 codes, or float32 values."""
@@ -82,17 +83,16 @@ def decode_label(path: Path, spec: DatasetSpec, mask: Path | None = None) -> Pix
         DataError: as for images, painted in colours, a JPEG, or a raw value that the spec's table
             does not map.
     """
-    raw = decode_ids(read_bytes(path), path, red_alone=spec.label.red_alone)
-    check_width(path, raw.shape[1], spec)
-    raw = np.ascontiguousarray(raw[:, spec.skip_columns :])
-    illegal, train_ids = label_tables(spec)
-    # translate looks values up several times faster than an index does
-    if b"\1" in raw.tobytes().translate(illegal.tobytes()):
-        present = np.bincount(raw.ravel(), minlength=256)
-        strange = np.flatnonzero(present * illegal)
-        raise bad_label(path, spec, int(strange[0]), int(present[strange].sum()))
-    translated = bytearray(raw.tobytes().translate(train_ids.tobytes()))
-    label: Pixels = np.frombuffer(translated, np.uint8).reshape(raw.shape)
+    data = read_bytes(path)
+    if spec.label.coding == "colours":
+        pixels = decode_colours(data, path)
+        check_width(path, pixels.shape[1], spec)
+        label = painted_ids(pixels[:, spec.skip_columns :], path, spec)
+    else:
+        indices = spec.label.coding == "indices"
+        raw = decode_ids(data, path, red_alone=spec.label.red_alone, palette=indices)
+        check_width(path, raw.shape[1], spec)
+        label = _translated(np.ascontiguousarray(raw[:, spec.skip_columns :]), path, spec)
     if mask is not None:
         data = read_bytes(mask)
         refuse_lossy(data, mask)
@@ -103,6 +103,19 @@ def decode_label(path: Path, spec: DatasetSpec, mask: Path | None = None) -> Pix
     if spec.resize is not None:
         rows, cols = (resampled(*pair) for pair in zip(label.shape, spec.resize, strict=True))
         label = label.take(rows.nearest(), axis=0).take(cols.nearest(), axis=1)
+    return label
+
+
+def _translated(raw: Pixels, path: Path, spec: DatasetSpec) -> Pixels:
+    """Train ids of raw values, by the table of the spec."""
+    illegal, train_ids = label_tables(spec)
+    # translate looks values up several times faster than an index does
+    if b"\1" in raw.tobytes().translate(illegal.tobytes()):
+        present = np.bincount(raw.ravel(), minlength=256)
+        strange = np.flatnonzero(present * illegal)
+        raise bad_label(path, spec, int(strange[0]), int(present[strange].sum()))
+    translated = bytearray(raw.tobytes().translate(train_ids.tobytes()))
+    label: Pixels = np.frombuffer(translated, np.uint8).reshape(raw.shape)
     return label
 
 

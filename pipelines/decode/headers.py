@@ -25,7 +25,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def image_size(path: Path, *, label: bool = False, bits: tuple[int, ...] = (8,)) -> tuple[int, int]:
+def image_size(
+    path: Path, *, label: bool = False, bits: tuple[int, ...] = (8,), palette: bool = False
+) -> tuple[int, int]:
     """Height and width of an image file, from its first and last bytes; see ``check_header``.
 
     Raises:
@@ -37,12 +39,12 @@ def image_size(path: Path, *, label: bool = False, bits: tuple[int, ...] = (8,))
         data = png.without_pixels(head, tail)
     if data is not None:
         try:
-            return check_header(data, path, label=label, bits=bits)
+            return check_header(data, path, label=label, bits=bits, palette=palette)
         except DataError:
             if not tail:
                 raise
     # a header may be longer than what was read, and a message tells the size of the file
-    return check_header(read_bytes(path), path, label=label, bits=bits)
+    return check_header(read_bytes(path), path, label=label, bits=bits, palette=palette)
 
 
 def label_size(files: SplitFiles, index: int) -> tuple[int, int]:
@@ -107,7 +109,8 @@ def _cut(
 ) -> tuple[int, int]:
     """Height and width of what is used of an image file."""
     path = files.path(index, file)
-    height, width = image_size(path, label=label, bits=bits)
+    palette = files.spec.label.coding != "ids"
+    height, width = image_size(path, label=label, bits=bits, palette=palette)
     check_width(path, width, files.spec)
     return height, width - files.spec.skip_columns
 

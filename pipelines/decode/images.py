@@ -39,14 +39,20 @@ _DAMAGE = (
 
 
 def check_header(
-    data: bytes, path: Path, *, label: bool = False, bits: tuple[int, ...] = (8,)
+    data: bytes,
+    path: Path,
+    *,
+    label: bool = False,
+    bits: tuple[int, ...] = (8,),
+    palette: bool = False,
 ) -> tuple[int, int]:
     """Height and width in pixels, after checking that the format is one we decode exactly.
 
     The pixels are not looked at. What decoders do not agree about is refused: formats other than
     PNG and JPEG, a PNG whose chunks are out of order, EXIF orientations that turn the image, other
     depths than declared (they would be scaled or lose their low byte without a word). Labels may
-    be neither JPEG, which changes values, nor palette PNG, whose indices may become colours.
+    be neither JPEG, which changes values, nor, unless ``palette`` says so, palette PNG, whose
+    indices may become colours.
 
     Raises:
         DataError: not an image, or one of these.
@@ -64,17 +70,18 @@ def check_header(
         raise DataError(f"{path} is a {kind} file; expected PNG or JPEG. Save it as PNG", "format")
     if label:
         refuse_lossy(data, path)
-    palette = header.colour == png.PALETTE
+    indexed = header.colour == png.PALETTE
     # indices may have fewer bits, their colours have 8
-    depth = 8 if palette and 8 in bits else header.depth
+    depth = 8 if indexed and 8 in bits else header.depth
     # PIL gives 16-bit grey with alpha another mode, and cannot decode it
     strange = depth == 16 and header.colour == png.GREY_ALPHA
     if depth not in bits or mode not in _MODES[depth] or strange:
         raise _wrong_depth(path, depth, "LA" if strange else mode, bits, label=label)
-    if label and palette:
+    if label and indexed and not palette:
         raise DataError(
             f"{path} is a palette PNG; expected the class in the grey value or in the red channel "
-            "of RGB(A). Save the indices as grey: Image.fromarray(numpy.array(Image.open(path)))",
+            "of RGB(A). Save the indices as grey: Image.fromarray(numpy.array(Image.open(path))); "
+            'where a TOML file describes the data, coding = "indices" reads them',
             "depth",
         )
     _refuse_turned(path, exif)
@@ -128,19 +135,20 @@ def decode_image(data: bytes, path: Path, *, bits: tuple[int, ...] = (8,)) -> Co
         raise damaged(path, len(data), error) from error
 
 
-def decode_ids(data: bytes, path: Path, *, red_alone: bool) -> Pixels:
+def decode_ids(data: bytes, path: Path, *, red_alone: bool, palette: bool = False) -> Pixels:
     """The raw values ``[H, W]`` of an 8-bit label image: its only channel, or the red one.
 
     Args:
         data: content of the file.
         path: for messages.
         red_alone: whether green and blue may hold something else.
+        palette: whether it may be a palette PNG, whose indices are then the values.
 
     Raises:
         DataError: damaged, of a format that ``check_header`` refuses, or painted: green or blue
             differ from red where they must not.
     """
-    check_header(data, path, label=True)
+    check_header(data, path, label=True, palette=palette)
     try:
         _check_pixels(data)
         with Image.open(io.BytesIO(data)) as image:
@@ -156,7 +164,8 @@ def decode_ids(data: bytes, path: Path, *, red_alone: bool) -> Pixels:
         raise DataError(
             f"{path} is painted: red, green and blue differ in {len(painted)} pixels, {colour} at "
             f"row {row}, column {col} first; expected the class id in all three, or a grey image. "
-            "Map each colour to its id and save the ids as grey, or check --data.dataset",
+            "Map each colour to its id and save the ids as grey, or check --data.dataset; where a "
+            'TOML file describes the data, coding = "colours" reads them',
             "label",
         )
     return red

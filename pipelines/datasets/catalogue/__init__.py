@@ -10,7 +10,7 @@ number, and its labels are colours that are matched to the nearest entry of a pa
 
 from __future__ import annotations
 
-from ..spec import DatasetSpec, unknown_name
+from ..spec import DatasetSpec
 from . import deliver, kitti360, mcubes, mfnet, muses, nyu
 
 DATASETS: dict[str, DatasetSpec] = {
@@ -19,14 +19,3 @@ DATASETS: dict[str, DatasetSpec] = {
     for spec in module.SPECS
 }
 """Every spec by name."""
-
-
-def get_dataset(name: str) -> DatasetSpec:
-    """The spec called ``name``.
-
-    Raises:
-        DataError: there is none; the message has the nearest name.
-    """
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
-    return DATASETS[name]

@@ -59,7 +59,8 @@ def dali_decodes(files: SplitFiles, modality: ModalitySpec) -> bool:
 
 def dali_decodes_label(files: SplitFiles) -> bool:
     """True if DALI can make the raw values of label files."""
-    return files.spec.label.mask is None and files.spec.resize is None
+    label = files.spec.label
+    return label.mask is None and label.coding == "ids" and files.spec.resize is None
 
 
 class Source:

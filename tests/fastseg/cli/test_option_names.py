@@ -56,6 +56,8 @@ PRINTED_BY = {
     # evaluate takes data set and modalities from its run
     "pipelines/datasets/catalogue/kitti360.py": TRAIN | LOOK,
     "pipelines/datasets/catalogue/muses.py --data.dataset": TRAIN | LOOK,
+    "fastseg/cli/data_describe.py": {"fastseg.data describe"},
+    "pipelines/inspection/describe/": {"fastseg.data describe"},
     "pipelines/inspection/check.py": {"fastseg.data check"},
     "pipelines/loaders/dali/loader.py": TRAIN | SCORE,
     "pipelines/decode/by_spec.py": TRAIN | LOOK,

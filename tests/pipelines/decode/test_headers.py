@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastseg.pipelines import DataConfig, DataError, Loader
-from fastseg.pipelines.datasets.catalogue import get_dataset
+from fastseg.pipelines import DataConfig, DataError, Loader, get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.decode.headers import image_size
 from tests.support import dataset_trees as trees

@@ -14,10 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastseg.pipelines import Batch, DataConfig, DataError, Loader, build, build_loader
+from fastseg.pipelines import Batch, DataConfig, DataError, Loader, build, build_loader, get_dataset
 from fastseg.pipelines.cache.read import packed_folder
 from fastseg.pipelines.cache.write import pack_split
-from fastseg.pipelines.datasets.catalogue import get_dataset
 from fastseg.pipelines.datasets.split_files import list_split
 from fastseg.pipelines.tools.prefetch import ThreadPrefetcher
 from tests.support.loader_cases import LOADERS, needs_dali

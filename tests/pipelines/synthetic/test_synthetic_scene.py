@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastseg.pipelines.datasets.catalogue import get_dataset
+from fastseg.pipelines import get_dataset
 from fastseg.pipelines.synthetic.camera import expose
 from fastseg.pipelines.synthetic.catalogue import CASES, CLASS_ID, CONDITIONS, WEATHER
 from fastseg.pipelines.synthetic.config import SyntheticConfig

@@ -1,0 +1,1 @@
+"""A first description of a data set, from looking at a folder."""
