@@ -55,8 +55,8 @@ class Segmenter(nn.Module):
     Attributes:
         reads_present: whether the work depends on which modalities are there, not only on how many.
             Such a model is not replayed as a CUDA graph.
-        features_by_modality: whether the output has features of each modality before fusion; without
-            them the list is empty.
+        features_by_modality: whether the output has features of each modality before fusion; the
+            list is empty without them.
         abilities: further keywords that :meth:`forward` takes, see there.
         shares: names of what the model counts while subsets are scored, see :meth:`take_shares`.
         shares_title: their meaning, above a table.

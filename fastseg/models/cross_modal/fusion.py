@@ -8,8 +8,8 @@ Feature rectification (FRM), with ``x``, ``z`` the branches:
 
 Feature fusion (FFM), in each branch with ``[y, u] = relu(L x)``, ``[k, v] = K u``:
 
-    G_x = softmax over the rows of (k^T v / sqrt(d))               d x d per head: the cost is linear
-    x'  = norm(x + E [y, u G_z])                                   queries of the other's context
+    G_x = softmax over the rows of (k^T v / sqrt(d))       d x d per head: the cost is linear
+    x'  = norm(x + E [y, u G_z])                           queries of the other's context
     out = bn(R [x', z'] + bn(convs [x', z']))
 
 Sums over all pixels, as in ``k^T v``, are taken in float32 whatever the dtype of the step is: those

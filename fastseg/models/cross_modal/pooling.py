@@ -43,9 +43,7 @@ class PoolingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, h, w]`` to the same shape."""
         u = self.conv0(x)
-        pools = [
-            F.avg_pool2d(u, side, 1, side // 2, count_include_pad=False) for side in _POOLS
-        ]
+        pools = [F.avg_pool2d(u, side, 1, side // 2, count_include_pad=False) for side in _POOLS]
         return torch.addcmul(x, x, self.conv4(u + sum(pools)).sigmoid().to(x.dtype))
 
 
