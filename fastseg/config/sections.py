@@ -47,8 +47,8 @@ class ModelConfig:
     """Of CMNeXt: mix up channels and pixels between levels as the released code does; its released
     weights need it."""
     embed_dim: Annotated[int, Range(1, 2**16)] = binding(768)
-    """Width of the head. AnySeg and RobustSeg use 768 for every backbone; CMNeXt and CMX 512, with B0
-    and B1 256."""
+    """Width of the head. AnySeg and RobustSeg have 768 with every backbone; CMNeXt and CMX 512, and
+    256 with B0 and B1."""
     dropout: BelowOne = binding(0.1)
     """Channel dropout before the classifier."""
     drop_path: BelowOne = binding(0.1)
