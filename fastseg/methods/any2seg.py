@@ -43,7 +43,7 @@ from fastseg.methods.base import (
 )
 from fastseg.methods.baseline import BaselineWeights, OhemOptions, label_terms, must_train_one
 from fastseg.methods.losses.language import inter_modal, intra_modal
-from fastseg.methods.needs import must_give_features
+from fastseg.methods.losses.needs import must_give_features
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import OutputWithExtras, Segmenter, SegmenterOutput
 from fastseg.pipelines.tools.settings import Count, NotNegative, Positive

@@ -29,7 +29,7 @@ from fastseg.methods.base import (
 )
 from fastseg.methods.baseline import BaselineWeights, OhemOptions, label_terms, must_train_one
 from fastseg.methods.losses.features import cross_modal_distillation, unimodal_distillation
-from fastseg.methods.needs import must_have_equal_widths
+from fastseg.methods.losses.needs import must_have_equal_widths
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter
 from fastseg.pipelines.tools.settings import NotNegative

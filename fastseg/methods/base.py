@@ -17,7 +17,7 @@ from torch import Tensor
 from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
 from fastseg.methods.draws import Draws
-from fastseg.methods.needs import must_give_features
+from fastseg.methods.losses.needs import must_give_features
 from fastseg.methods.seeds import Seeds, Share, draw_modalities, draw_modalities_of_samples
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter, SegmenterOutput

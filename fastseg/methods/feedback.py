@@ -48,7 +48,7 @@ from fastseg.methods.base import (
     register,
 )
 from fastseg.methods.dominance import Dominance
-from fastseg.methods.needs import must_have_equal_widths
+from fastseg.methods.losses.needs import must_have_equal_widths
 from fastseg.methods.pairing import pairing_of_step
 from fastseg.methods.robustseg import DistillationOptions, loss_terms, must_share_subsets
 from fastseg.methods.stage import ENCODER, RANDOM, LossWeights, Stage

@@ -27,7 +27,7 @@ from fastseg.methods.baseline import (
     must_train_one,
 )
 from fastseg.methods.draws import Draws
-from fastseg.methods.needs import must_have_equal_widths
+from fastseg.methods.losses.needs import must_have_equal_widths
 from fastseg.methods.pairing import pairing_of_step
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter, SegmenterOutput

@@ -10,6 +10,8 @@ from .hub import HubSelection
 from .segmenter import CrossModalSegmenter
 
 SIZES = ("nano", "b0", "b1", "b2", "b3", "b4", "b5")
+SMALL = ("nano", "b0", "b1")
+"""Those whose published heads are narrower."""
 
 
 def build_cmnext(
@@ -37,6 +39,6 @@ def build_cmx(
 
 
 for _size in SIZES:
-    _width = 256 if _size in ("nano", "b0", "b1") else 512
-    register_backbone(f"cmnext_{_size}", build_cmnext, _width)
-    register_backbone(f"cmx_{_size}", build_cmx, _width)
+    register_backbone(f"cmnext_{_size}", build_cmnext, 256 if _size in SMALL else 512)
+for _size in SIZES:
+    register_backbone(f"cmx_{_size}", build_cmx, 256 if _size in SMALL else 512)

@@ -95,15 +95,13 @@ def from_published(model: CrossModalSegmenter, state: Mapping[str, Tensor]) -> d
         found[key] = value
     problems["unexpected"] = [name for name in state if name not in used]
     if any(problems.values()):
-        lines = [
-            f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names
-        ]
+        lines = [f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys]
         raise CheckpointError(
             f"these weights do not fit {type(model).__name__} with {len(model.modalities)} "
             "modalities; nothing was loaded\n  "
             + "\n  ".join(lines)
-            + "\nbuild the model with the "
-            "backbone, classes, modalities and embed_dim that they were trained with"
+            + "\nbuild the model with the backbone, classes, modalities and embed_dim that they "
+            "were trained with"
         )
     return found
 

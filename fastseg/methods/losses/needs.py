@@ -1,4 +1,4 @@
-"""What methods need of models, and the errors where a model does not have it."""
+"""What loss terms need of models, and the errors where a model does not have it."""
 
 from __future__ import annotations
 
