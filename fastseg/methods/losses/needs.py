@@ -25,7 +25,8 @@ def must_give_features(model: Segmenter, method: str, terms: Sequence[str]) -> N
             f"{' and '.join(terms)} of --method {method} need features of each modality, and "
             f"{type(model).__name__} fuses the modalities within its encoder. With it the methods "
             "baseline (labels, logit distillation) and full_path work, and robustseg and anyseg "
-            "with these weights at 0; or take an M-SegFormer, such as --model.backbone mit_b2"
+            "with these weights at 0; or take a model that encodes each modality by itself, such "
+            "as --model.backbone mit_b2"
         )
 
 
