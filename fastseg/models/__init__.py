@@ -1,10 +1,11 @@
 """The networks: the interface of a segmenter, M-SegFormer, CMNeXt and CMX, by name."""
 
+from .backbones.attention import AttentionLevel
 from .backbones.mit import BACKBONES, Backbone, MixTransformer, get_backbone
 from .cross_modal.builders import build_cmnext, build_cmx
 from .cross_modal.segmenter import CrossModalSegmenter
 from .in_parts import SegmenterInParts
-from .interface import AttentionLevel, Segmenter, SegmenterOutput
+from .interface import Segmenter, SegmenterOutput
 from .registry import MODELS, build_segmenter, model_builder, register_backbone
 from .segformer import SegFormer
 from .selected_pair import SelectedPair, Selection

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .backbones.attention import AttentionLevel
 from .in_parts import SegmenterInParts
-from .interface import AttentionLevel, Segmenter, SegmenterOutput
+from .interface import Segmenter, SegmenterOutput
 from .packing import Packing
 
 

@@ -8,7 +8,7 @@ Source: CMNeXt, arXiv:2303.01480, section 3.2 (self-query hub); github.com/jamyc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -41,9 +41,13 @@ class SharedPatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[A, B, C', H, W]`` to ``[A, B, h, w, C]``."""
         patches = self.proj(x.flatten(0, 1)).permute(0, 2, 3, 1)
-        plain = F.layer_norm(patches, patches.shape[-1:], eps=_NORM_EPS).unflatten(0, x.shape[:2])
-        weight = _stacked(norm.weight for norm in self.norms)
-        return plain * weight + _stacked(norm.bias for norm in self.norms)
+        plain = F.layer_norm(patches, patches.shape[-1:], eps=_NORM_EPS)
+        norms = [cast(nn.LayerNorm, norm) for norm in self.norms]
+        weight, bias = (
+            _stacked(vectors)
+            for vectors in ([norm.weight for norm in norms], [norm.bias for norm in norms])
+        )
+        return plain.view(*x.shape[:2], *plain.shape[1:]) * weight + bias
 
 
 class SelfQueryHub(nn.Module):
@@ -112,7 +116,7 @@ class SelfQueryHub(nn.Module):
         return (summed + torch.stack(offsets).view(a, 1, 1, 1, 1)).sigmoid().to(x.dtype)
 
 
-def _stacked(vectors: Iterable[Tensor]) -> Tensor:
+def _stacked(vectors: Sequence[Tensor]) -> Tensor:
     """Vectors ``[C]`` of all modalities as ``[A, 1, 1, 1, C]``."""
     stacked = torch.stack(list(vectors))
     return stacked.view(stacked.shape[0], 1, 1, 1, stacked.shape[1])

@@ -44,7 +44,8 @@ class PoolingAttention(nn.Module):
         """``[N, C, h, w]`` to the same shape."""
         u = self.conv0(x)
         pools = [F.avg_pool2d(u, side, 1, side // 2, count_include_pad=False) for side in _POOLS]
-        return torch.addcmul(x, x, self.conv4(u + sum(pools)).sigmoid().to(x.dtype))
+        gate: Tensor = self.conv4(u + sum(pools)).sigmoid()
+        return torch.addcmul(x, x, gate.to(x.dtype))
 
 
 class PoolingBlock(nn.Module):
@@ -76,7 +77,7 @@ class PoolingBlock(nn.Module):
         """
         mixed = _tokens(self.attn(self.norm1(_maps(x))))
         x = x + _scaled(mixed, self.layer_scale_1, first)
-        gate = self.gate(x.mean((1, 2)).unsqueeze(1)).sigmoid().to(x.dtype)
+        gate: Tensor = self.gate(x.mean((1, 2)).unsqueeze(1)).sigmoid().to(x.dtype)
         branch = self.mlp(_tokens(self.norm2(_maps(x))))
         return x * gate.unsqueeze(1) + _scaled(branch, self.layer_scale_2, second)
 
@@ -150,6 +151,13 @@ class PoolingBranch(nn.Module):
         for block in cast(nn.ModuleList, self.blocks[level]):
             y = block(y, next(factors), next(factors))
         return normalise(self.norms[level], y), own
+
+    def own_parameters(self, modality: int) -> list[nn.Parameter]:
+        """Norms and scores of an auxiliary modality, by its position among them."""
+        embeds = [cast(SharedPatchEmbed, embed).norms for embed in self.embeds]
+        hubs = [cast(SelfQueryHub, hub).scores for hub in self.hubs]
+        modules = [of[modality] for of in (*embeds, *hubs) if len(of)]
+        return [p for module in modules for p in module.parameters()]
 
     def onward(self, y: Tensor, own: Tensor | None) -> Tensor:
         """Input ``[A, B, C, h, w]`` of the next level from the rectified tokens ``[B, h, w, C]``.

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..backbones.attention import AttentionLevel
 from ..backbones.mit import Backbone, MixTransformer, stochastic_depth
 from ..heads.mlp import MLPHead
-from ..interface import AttentionLevel, Segmenter, SegmenterOutput
+from ..interface import Segmenter, SegmenterOutput
 from ..packing import checked_marks
 from ..weights import LoadReport, load_encoder_weights
 from .fusion import Fusion, Rectification
@@ -254,9 +255,7 @@ class CrossModalSegmenter(Segmenter):
         if position == self.hub or not isinstance(self.auxiliary, PoolingBranch):
             return []
         own = self.others.index(position)
-        modules = [embed.norms[own] for embed in self.auxiliary.embeds]
-        modules += [hub.scores[own] for hub in self.auxiliary.hubs if len(hub.scores)]
-        return [p for module in modules for p in module.parameters()]
+        return self.auxiliary.own_parameters(own)
 
     def load_encoder(self, path: Path) -> LoadReport:
         """Set the Mix Transformers from a file in any common layout; others stay random."""
