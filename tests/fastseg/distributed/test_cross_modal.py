@@ -26,7 +26,6 @@ def alone(launch, scenes, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["replicate", "fsdp_blocks"])
-def test_two_processes_train_as_one(launch, scenes, tmp_path, alone, mode):
-    found = losses_of(launch, scenes, tmp_path, mode, 2, 2)
+def test_two_processes_train_as_one(launch, scenes, tmp_path, alone):
+    found = losses_of(launch, scenes, tmp_path, "fsdp_blocks", 2, 2)
     assert found == pytest.approx(alone, rel=0.02)
