@@ -71,6 +71,7 @@ ROOMS = {
         "exporting": ". errors console models report checkpoint config engine evaluation "
         "kernels/common kernels/reference pipelines/*",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
+        "models.__main__": "models cli pipelines/tools",
         "train": "console report config engine evaluation cli pipelines/synthetic",
         "evaluate": "errors console models report engine evaluation cli pipelines/faults",
         "predict": "engine evaluation prediction cli",
@@ -130,8 +131,13 @@ BY_NAME |= {path.parent.parts: path for path in FILES if path.name == "__init__.
 
 
 def room_of(path):
-    """``("pipelines", "tools")``; ``("pipelines", ".")`` of the folder's own ``__init__.py``."""
+    """``("pipelines", "tools")``; ``("pipelines", ".")`` of the folder's own ``__init__.py``.
+
+    What ``python -m`` runs of a folder is a room of its own, as it is a command.
+    """
     name = path.parts[1].removesuffix(".py")
+    if path.name == "__main__.py":
+        name += ".__main__"
     return path.parts[0], "." if name == "__init__" else name
 
 

@@ -29,7 +29,8 @@ class ModelConfig:
     """The network; of M-SegFormer one encoder for all modalities, mean fusion and an MLP head."""
 
     backbone: str = binding("mit_b0")
-    """Encoder: mit_nano (for a CPU) or mit_b0 to mit_b5."""
+    """M-SegFormer: mit_nano (for a CPU) or mit_b0 to mit_b5; CMNeXt: cmnext_nano, cmnext_b0 to
+    cmnext_b5; CMX, of two modalities: cmx_nano, cmx_b0 to cmx_b5."""
     teacher_backbone: str | None = binding(None)
     """Encoder of the network called teacher, such as a deeper one; none: the same."""
     encoders: Literal["shared", "per_modality"] = binding("shared")
@@ -37,8 +38,17 @@ class ModelConfig:
     fusion: Literal["mean", "mff"] = binding("mean")
     """Mean of the modalities, or maximum and mean of features that are reweighted by their
     agreement (a reconstruction of the MFF of Any2Seg)."""
+    hub: str | None = binding(None)
+    """Of CMNeXt and CMX: the modality with a branch of its own; none: the first one."""
+    hub_selection: Literal["self_query", "mean"] = binding("self_query")
+    """Of CMNeXt: how the other modalities become one: largest response, weighted by scores (as
+    published), or mean."""
+    scramble: bool = binding(False)
+    """Of CMNeXt: mix up channels and pixels between levels as the released code does; its released
+    weights need it."""
     embed_dim: Annotated[int, Range(1, 2**16)] = binding(768)
-    """Width of the head; the published checkpoints use 768 for every backbone."""
+    """Width of the head. AnySeg and RobustSeg have 768 with every backbone; CMNeXt and CMX 512, and
+    256 with B0 and B1."""
     dropout: BelowOne = binding(0.1)
     """Channel dropout before the classifier."""
     drop_path: BelowOne = binding(0.1)

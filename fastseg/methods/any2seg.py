@@ -43,6 +43,7 @@ from fastseg.methods.base import (
 )
 from fastseg.methods.baseline import BaselineWeights, OhemOptions, label_terms, must_train_one
 from fastseg.methods.losses.language import inter_modal, intra_modal
+from fastseg.methods.losses.needs import must_give_features
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import OutputWithExtras, Segmenter, SegmenterOutput
 from fastseg.pipelines.tools.settings import Count, NotNegative, Positive
@@ -138,10 +139,12 @@ class Any2Seg(Method):
         """The model of the run; the student's with a projection, which is saved with it.
 
         Raises:
-            ConfigError: the model does not say how many channels its levels have.
+            ConfigError: the model has no features of each modality, or does not say how many
+                channels they have.
         """
         model = new()
         if network == "student":
+            must_give_features(model, self.name, sorted(_TERMS))
             if not model.widths:
                 raise ConfigError(
                     f"any2seg projects the last level of features, and {type(model).__name__} does "

@@ -25,11 +25,11 @@ from fastseg.methods.base import (
     Method,
     MethodOptions,
     StepInputs,
-    must_have_equal_widths,
     register,
 )
 from fastseg.methods.baseline import BaselineWeights, OhemOptions, label_terms, must_train_one
 from fastseg.methods.losses.features import cross_modal_distillation, unimodal_distillation
+from fastseg.methods.losses.needs import must_have_equal_widths
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter
 from fastseg.pipelines.tools.settings import NotNegative
@@ -64,6 +64,7 @@ class AnySeg(Method):
     compared: ClassVar[tuple[str, str] | None] = ("teacher", "student")
     weights: ClassVar[type[LossWeights]] = AnySegWeights
     options_type: ClassVar[type[MethodOptions]] = AnySegOptions
+    feature_terms: ClassVar[frozenset[str]] = frozenset({"umd", "cmd"})
 
     options: AnySegOptions
 

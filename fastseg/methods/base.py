@@ -17,6 +17,7 @@ from torch import Tensor
 from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
 from fastseg.methods.draws import Draws
+from fastseg.methods.losses.needs import must_give_features
 from fastseg.methods.seeds import Seeds, Share, draw_modalities, draw_modalities_of_samples
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter, SegmenterOutput
@@ -156,6 +157,7 @@ class Method:
         compared: the two networks whose difference is the gain in tables: from, to.
         weights: type of the weights of its loss terms.
         options_type: type of its options.
+        feature_terms: loss terms that read features of each modality, which not every model has.
         seen: in words, what networks see while they learn, where it is not as their stage says.
     """
 
@@ -164,6 +166,7 @@ class Method:
     compared: ClassVar[tuple[str, str] | None] = None
     weights: ClassVar[type[LossWeights]] = LossWeights
     options_type: ClassVar[type[MethodOptions]] = MethodOptions
+    feature_terms: ClassVar[frozenset[str]] = frozenset()
     seen: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: MethodOptions) -> None:
@@ -195,6 +198,9 @@ class Method:
         Raises:
             ConfigError: with what to change.
         """
+        compared = sorted(stage.losses.active().keys() & self.feature_terms)
+        for name in (*stage.learners, *stage.targets) if compared else ():
+            must_give_features(models[name], self.name, compared)
         for name in stage.learners:
             if stage.drops_per_sample:
                 models[name].must_take("fused", "--stages.*.modalities-per sample")
@@ -258,22 +264,6 @@ class Method:
     def changed_meaning(self, stage: Stage, state: Mapping[str, Any]) -> str | None:
         """A sentence where the settings of a run meant another thing when ``state`` was saved."""
         return None
-
-
-def must_have_equal_widths(stage: Stage, models: Mapping[str, Segmenter]) -> None:
-    """Refuse networks of a stage whose features have other numbers of channels.
-
-    Raises:
-        ConfigError: they have.
-    """
-    first, *others = [*stage.learners, *stage.targets]
-    for other in others:
-        if models[other].widths != models[first].widths:
-            raise ConfigError(
-                f"the {first} learns features of {list(models[first].widths)} channels and the "
-                f"{other} has {list(models[other].widths)}: choose --model.teacher-backbone with "
-                "the same channels (mit_b1 to mit_b5 have), or leave out the terms on features"
-            )
 
 
 def _must_fit(name: str, network: Segmenter, start: str, first: Segmenter) -> None:

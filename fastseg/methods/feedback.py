@@ -45,11 +45,11 @@ from fastseg.methods.base import (
     StepInputs,
     StepPlan,
     Surroundings,
-    must_have_equal_widths,
     register,
 )
 from fastseg.methods.baseline import ohem_and_logit
 from fastseg.methods.dominance import Dominance
+from fastseg.methods.losses.needs import must_have_equal_widths
 from fastseg.methods.pairing import pairing_of_step
 from fastseg.methods.robustseg import DistillationOptions, loss_terms, must_share_subsets
 from fastseg.methods.stage import ENCODER, RANDOM, LossWeights, Stage
@@ -106,6 +106,7 @@ class Feedback(Method):
     compared: ClassVar[tuple[str, str] | None] = ("teacher", "student")
     weights: ClassVar[type[LossWeights]] = FeedbackWeights
     options_type: ClassVar[type[FeedbackOptions]] = FeedbackOptions
+    feature_terms: ClassVar[frozenset[str]] = frozenset({"hpdm", "ifv", "feedback_ifv"})
     seen: ClassVar[Mapping[str, str]] = {TEACHER: "all modalities"}
 
     options: FeedbackOptions

@@ -18,7 +18,6 @@ from fastseg.methods.base import (
     MethodOptions,
     StepInputs,
     StepPlan,
-    must_have_equal_widths,
     register,
 )
 from fastseg.methods.baseline import (
@@ -28,6 +27,7 @@ from fastseg.methods.baseline import (
     must_train_one,
 )
 from fastseg.methods.draws import Draws
+from fastseg.methods.losses.needs import must_have_equal_widths
 from fastseg.methods.pairing import pairing_of_step
 from fastseg.methods.stage import LossWeights, Stage
 from fastseg.models.interface import Segmenter, SegmenterOutput
@@ -147,6 +147,7 @@ class RobustSeg(Method):
     compared: ClassVar[tuple[str, str] | None] = ("teacher", "student")
     weights: ClassVar[type[LossWeights]] = RobustSegWeights
     options_type: ClassVar[type[MethodOptions]] = LossOptions
+    feature_terms: ClassVar[frozenset[str]] = frozenset({"hpdm", "rrm"})
 
     options: LossOptions
 

@@ -1,9 +1,12 @@
-"""The networks: the interface of a segmenter, and M-SegFormer on Mix Transformer encoders."""
+"""The networks: the interface of a segmenter, M-SegFormer, CMNeXt and CMX, by name."""
 
+from .backbones.attention import AttentionLevel
 from .backbones.mit import BACKBONES, Backbone, MixTransformer, get_backbone
+from .cross_modal.builders import build_cmnext, build_cmx
+from .cross_modal.segmenter import CrossModalSegmenter
 from .in_parts import SegmenterInParts
-from .interface import AttentionLevel, Segmenter, SegmenterOutput
-from .registry import MODELS, model_builder, register_backbone
+from .interface import Segmenter, SegmenterOutput
+from .registry import MODELS, build_segmenter, model_builder, register_backbone
 from .segformer import SegFormer
 from .selected_pair import SelectedPair, Selection
 from .state_dicts import read_state_dict
@@ -14,6 +17,7 @@ __all__ = [
     "MODELS",
     "AttentionLevel",
     "Backbone",
+    "CrossModalSegmenter",
     "LoadReport",
     "MixTransformer",
     "SegFormer",
@@ -22,6 +26,9 @@ __all__ = [
     "SegmenterOutput",
     "SelectedPair",
     "Selection",
+    "build_cmnext",
+    "build_cmx",
+    "build_segmenter",
     "get_backbone",
     "load_encoder_weights",
     "load_model_weights",

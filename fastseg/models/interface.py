@@ -8,7 +8,6 @@ model overrides those for which it knows better than the default. Models are reg
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .backbones.attention import AttentionLevel
 from .packing import Packing, PackingRule, checked_marks, subsets_of
 
 Learning = Tensor | Callable[[list[Tensor]], Tensor]
@@ -49,28 +49,14 @@ class OutputWithExtras(NamedTuple):
     extras: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class AttentionLevel:
-    """Attention layers that work on tensors of the same shape.
-
-    Attributes:
-        layers: each has an attribute ``backend``, see
-        `fastseg.models.backbones.attention.Attention`.
-        queries: ``[N, heads, L, d]``.
-        keys: their number S.
-    """
-
-    layers: Sequence[Any]
-    queries: tuple[int, int, int, int]
-    keys: int
-
-
 class Segmenter(nn.Module):
     """A network from images of some modalities to logits.
 
     Attributes:
         reads_present: whether the work depends on which modalities are there, not only on how many.
             Such a model is not replayed as a CUDA graph.
+        features_by_modality: whether the output has features of each modality before fusion; the
+            list is empty without them.
         abilities: further keywords that :meth:`forward` takes, see there.
         shares: names of what the model counts while subsets are scored, see :meth:`take_shares`.
         shares_title: their meaning, above a table.
@@ -78,6 +64,7 @@ class Segmenter(nn.Module):
     """
 
     reads_present: bool = False
+    features_by_modality: bool = True
     abilities: ClassVar[frozenset[str]] = frozenset()
     shares: tuple[str, ...] = ()
     shares_title: str = ""
@@ -221,6 +208,10 @@ class Segmenter(nn.Module):
         compiled, and all parameters are sharded as one group.
         """
         return []
+
+    def regions(self) -> list[nn.Module]:
+        """Modules that are compiled, each as one graph; the units by default."""
+        return self.units()
 
     def layers(self) -> list[list[nn.Module]]:
         """Modules by depth, the head last, for `--optim.layer-decay`; the units by default."""

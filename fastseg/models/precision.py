@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -37,6 +38,14 @@ def best_precision(device: torch.device) -> Choice[Precision]:
 def reduced_dtype(precision: str) -> torch.dtype | None:
     """The short dtype of a precision; None for fp32."""
     return _DTYPES[precision]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """The context of what has to keep its dtype: no autocast.
+
+    The kind ``meta`` has none; torch 2.11 cannot compile the question who does.
+    """
+    return torch.autocast(device.type, enabled=False) if device.type != "meta" else nullcontext()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -44,7 +44,13 @@ class Builder(Protocol):
         ...
 
 
-OPTIONAL: dict[str, object] = {"encoders": "shared", "fusion": "mean"}
+OPTIONAL: dict[str, object] = {
+    "encoders": "shared",
+    "fusion": "mean",
+    "hub": None,
+    "hub_selection": "self_query",
+    "scramble": False,
+}
 """Keywords that a builder may have, with the value that stands for a model without them."""
 
 
@@ -62,11 +68,67 @@ def _segformer(
 
 
 MODELS: dict[str, Builder] = dict.fromkeys(BACKBONES, _segformer)
+EMBED_DIMS: dict[str, int] = {}
+"""Width of the head of published models by backbone, where it is not `EMBED_DIM`."""
+EMBED_DIM = 768
+"""That of AnySeg and RobustSeg, and of SegFormer from B2 on."""
 
 
-def register_backbone(name: str, builder: Builder) -> None:
-    """Make a model known under the name of its backbone, for ``--model.backbone``."""
+def register_backbone(name: str, builder: Builder, embed_dim: int = EMBED_DIM) -> None:
+    """Make a model known under the name of its backbone, for ``--model.backbone``.
+
+    Args:
+        name: name of the backbone.
+        builder: makes the model.
+        embed_dim: width of its head that :func:`build_segmenter` takes by default.
+    """
     MODELS[name] = builder
+    EMBED_DIMS[name] = embed_dim
+
+
+def build_segmenter(
+    name: str,
+    num_classes: int,
+    modalities: Sequence[str],
+    *,
+    embed_dim: int | None = None,
+    dropout: float = 0.1,
+    drop_path: float = 0.1,
+    norm_momentum: float = 0.1,
+    **optional: object,
+) -> Segmenter:
+    """A model with random weights, from torch's generator, on the CPU.
+
+    ``build_segmenter("cmnext_b2", 25, ["img", "depth", "event", "lidar"])`` is CMNeXt-B2.
+
+    Args:
+        name: that of its backbone, such as ``mit_b0`` (M-SegFormer), ``cmnext_b2``, ``cmx_b2``.
+        num_classes: K.
+        modalities: names of the M modalities, in the order in which their images come.
+        embed_dim: width of the head; None: that of published models.
+        dropout: probability that a channel before the classifier is dropped in training.
+        drop_path: stochastic depth of the encoder's last block.
+        norm_momentum: share of the newest batch in BatchNorm statistics.
+        optional: keywords of `OPTIONAL`, as far as the model has them.
+
+    Raises:
+        ConfigError: the name is unknown, or the model does not have a keyword or take the
+            modalities.
+    """
+    builder = model_builder(name)
+    if strange := sorted(optional.keys() - OPTIONAL.keys()):
+        raise ConfigError(unknown("keyword", strange[0], OPTIONAL))
+    chosen = optional_keywords(name, OPTIONAL | optional)
+    return builder(
+        name,
+        num_classes,
+        modalities,
+        embed_dim=EMBED_DIMS.get(name, EMBED_DIM) if embed_dim is None else embed_dim,
+        dropout=dropout,
+        drop_path=drop_path,
+        norm_momentum=norm_momentum,
+        **chosen,
+    )
 
 
 def model_builder(name: str) -> Builder:

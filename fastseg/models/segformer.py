@@ -24,10 +24,11 @@ from fastseg.models.heads.mlp import MLPHead
 
 from ..errors import ConfigError
 from ..pipelines.tools.unknown import unknown
+from .backbones.attention import AttentionLevel
 from .backbones.mit import Backbone, MixTransformer, get_backbone
 from .fusion import FUSIONS
 from .in_parts import SegmenterInParts
-from .interface import AttentionLevel, Learning, SegmenterOutput
+from .interface import Learning, SegmenterOutput
 from .packing import Packing, encode_packed
 from .partial import encode_chosen, encode_in_part, learning_only
 from .weights import LoadReport, load_encoder_weights

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .backbones.attention import AttentionLevel
 from .in_parts import SegmenterInParts
-from .interface import AttentionLevel, Segmenter, SegmenterOutput
+from .interface import Segmenter, SegmenterOutput
 from .packing import Packing
 
 
@@ -95,8 +96,9 @@ class SelectedPair(Segmenter):
             if not isinstance(network, SegmenterInParts):
                 raise ConfigError(
                     "selection between two networks calls their encoders, fusion and head apart, "
-                    f"and {type(network).__name__} has one call for all: take another method, "
-                    "another --model.backbone, or derive the model from SegmenterInParts"
+                    f"and {type(network).__name__} has one call for all: take another method, such "
+                    "as baseline or full_path, another --model.backbone, or derive the model from "
+                    "SegmenterInParts"
                 )
         if full.widths != robust.widths:
             raise ConfigError(

@@ -19,6 +19,7 @@ from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import from_dict, to_dict
 from fastseg.evaluation.from_weights import EvaluateConfig
 from fastseg.exporting.options import ExportConfig
+from fastseg.models.__main__ import ModelsConfig
 from fastseg.prediction.options import PredictConfig
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,8 @@ def read(module, arguments, monkeypatch):
         parse(PredictConfig, prog=module, args=arguments or ["--help"])
     elif module == "fastseg.export":
         parse(ExportConfig, prog=module, args=arguments or ["--help"])
+    elif module == "fastseg.models":
+        parse(ModelsConfig, prog=module, args=arguments or ["--help"])
     elif module == "fastseg.data":
         for kind in data.COMMANDS.values():
             monkeypatch.setattr(kind, "run", lambda self: 0)
@@ -166,6 +169,8 @@ def test_fields_that_may_change_are_those_that_may():
     assert wrong == [], "\n".join(wrong)
     # options belong to a method, modalities are hit by a fault alone, and networks need each other
     alone = {"method", "data.corruption.modalities", "data.eval_corruption.modalities"}
+    # other networks have these
+    alone |= {"model.hub", "model.hub_selection", "model.scramble"}
     assert {field for field in untried if not field.startswith("stages.")} <= alone
 
 

@@ -10,13 +10,20 @@ from fastseg.config.run import TrainConfig
 from fastseg.config.sections import ModelConfig
 from fastseg.methods.base import MethodOptions
 from fastseg.methods.stage import LossWeights, Stage
+from fastseg.models.registry import EMBED_DIM, EMBED_DIMS
 from fastseg.pipelines import DataConfig
 
 Stages = dict[str, Stage]
 
 # of a stage at 1024 px with four sensors, for one image: 20 ms for two images with MiT-B0 by
-# counts of bytes and operations; MiT-B2 by the ratio of the operations of both networks
-_MS_PER_IMAGE = {"b0": 10.0, "b2": 26.0}
+# counts of bytes and operations; others by the ratio of the operations of both networks
+_MS_PER_IMAGE = {"b0": 10.0, "b2": 26.0, "cmnext_b2": 13.0}
+
+_TITLES = {"b0": "MiT-B0", "b2": "MiT-B2", "cmnext_b2": "CMNeXt-B2"}
+_FACTS = {
+    "cmnext_b2": " CMNeXt (arXiv:2303.01480) was trained on four GPUs with two images each, from "
+    "ImageNet weights of MiT-B2 in its RGB branch, with a head of 512 channels."
+}
 
 
 @dataclass(frozen=True)
@@ -88,10 +95,11 @@ def compose(
     Args:
         data: what the data set brings.
         method: what the method brings.
-        backbone: ``b0`` or ``b2``.
+        backbone: ``b0`` or ``b2`` of M-SegFormer; else the name of a backbone.
         variant: last part of the name, if there are several readings of the data.
     """
     name = "_".join(filter(None, (data.name, method.name, backbone, variant)))
+    model = f"mit_{backbone}" if backbone.startswith("b") else backbone
 
     def recipe() -> TrainConfig:
         first = Stage(
@@ -106,7 +114,11 @@ def compose(
             seed=3407,
             precision="auto",
             data=data.data,
-            model=ModelConfig(backbone=f"mit_{backbone}", embed_dim=768, fusion=method.fusion),
+            model=ModelConfig(
+                backbone=model,
+                embed_dim=EMBED_DIMS.get(model, EMBED_DIM),
+                fusion=method.fusion,
+            ),
             method=method.method,
             stages=method.stages(first),
             losses=method.losses(**method.options),
@@ -125,9 +137,9 @@ def describe(data: DataRecipe, method: MethodRecipe, backbone: str, config: Trai
     hours = epochs * data.images * data.cost * _MS_PER_IMAGE[backbone] / 3.6e6
     published = method.published.get(f"{data.name}_{backbone}", "no result of this combination")
     return (
-        f"{method.title} on {data.title} with MiT-{backbone.upper()}.\n\n"
+        f"{method.title} on {data.title} with {_TITLES[backbone]}.\n\n"
         f"``python -m fastseg.train --preset {name} {files}``\n\n"
-        f"{method.facts} {data.facts}\n\n"
+        f"{method.facts} {data.facts}{_FACTS.get(backbone, '')}\n\n"
         f"Published: {published}.\n\n"
         f"Estimate: {_rounded(hours)} to {_rounded(3 * hours)} hours of one H100, by counts of "
         "bytes and operations; no GPU has run it."

@@ -22,6 +22,12 @@ _REAL = [
     for backbone in ("b0", "b2")
 ]
 
+_CMNEXT = [
+    compose(DELIVER, method, "cmnext_b2")
+    for method in RECIPES
+    if method.name in ("plain", "dropout", "logit_kd")
+]
+
 PRESETS: dict[str, Preset] = {
     preset.__name__: preset
     for preset in (
@@ -29,6 +35,7 @@ PRESETS: dict[str, Preset] = {
         debug,
         *small_recipes(),
         *_REAL,
+        *_CMNEXT,
         compose(MUSES_PUBLISHED, RECIPES[0], "b0", "published"),
         *study_recipes(),
     )

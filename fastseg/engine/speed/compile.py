@@ -29,13 +29,13 @@ def compile_regions(network: Segmenter, backend: str = "inductor") -> None:
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _VARIANTS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * _VARIANTS)
-    for region in network.units():
+    for region in network.regions():
         region.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
 def run_as_written(network: Segmenter) -> None:
     """Take back what :func:`compile_regions` did."""
-    for region in network.units():
+    for region in network.regions():
         region._compiled_call_impl = None
 
 

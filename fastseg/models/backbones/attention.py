@@ -6,7 +6,9 @@ Source: SegFormer, arXiv:2105.15203, section 3.1 ("efficient self-attention").
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,22 @@ from .norms import normalise
 Kernel = SDPBackend | Literal["fastseg"]
 OWN: Literal["fastseg"] = "fastseg"
 """The kernels of `fastseg.kernels.reduced_attention`, beside torch's."""
+
+
+@dataclass(frozen=True)
+class AttentionLevel:
+    """Attention layers that work on tensors of the same shape.
+
+    Attributes:
+        layers: each has an attribute ``backend``, see
+        :class:`Attention`.
+        queries: ``[N, heads, L, d]``.
+        keys: their number S.
+    """
+
+    layers: Sequence[Any]
+    queries: tuple[int, int, int, int]
+    keys: int
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None = None) -> Tensor:

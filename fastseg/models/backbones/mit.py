@@ -11,7 +11,6 @@ weights are the authors' but for one bias, which keeps the gradient of a blank i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -25,6 +24,7 @@ from fastseg.kernels import depthwise_conv_gelu
 from fastseg.pipelines.tools.unknown import unknown
 
 from .attention import Attention
+from .first_weights import init_weights, spread_bias
 from .linear import linear
 from .norms import add_and_normalise, normalise
 
@@ -193,7 +193,7 @@ class MixTransformer(nn.Module):
             self.add_module(f"norm{i + 1}", nn.LayerNorm(width, eps=_BLOCK_EPS))
             in_channels = width
         self.apply(init_weights)
-        _spread_bias(cast(PatchEmbed, self.patch_embed1).proj)
+        spread_bias(cast(PatchEmbed, self.patch_embed1).proj)
 
     def levels(self) -> Iterator[tuple[PatchEmbed, nn.ModuleList, nn.LayerNorm]]:
         """Patch embedding, blocks and final norm of levels 1 to 4."""
@@ -218,18 +218,34 @@ class MixTransformer(nn.Module):
             ``[N, 1, 1, 1]`` float32 for each branch; None where nothing is dropped: in evaluation,
             and for a probability of 0, as in the first block.
         """
-        blocks = sum(self.config.depths)
-        if not self.training or self.drop_path == 0:
-            return [None] * (2 * blocks)
-        # computed where they are needed: a constant would be copied there, or be a buffer, of which
-        # every step keeps what it was
-        keep = torch.linspace(
-            1, 1 - self.drop_path, blocks, dtype=torch.float32, device=images.device
-        )[1:].view(-1, 1, 1, 1, 1, 1)
-        # each row begins at a multiple of 16 bytes, as a tensor of its own does
-        shape = (blocks - 1, 2, -(-len(images) // 4) * 4, 1, 1, 1)
-        drawn = images.new_empty(shape, dtype=torch.float32).bernoulli_(keep).div_(keep)
-        return [None, None, *drawn[:, :, : len(images)].flatten(0, 1).unbind()]
+        return stochastic_depth(
+            images, sum(self.config.depths), self.drop_path if self.training else 0.0
+        )
+
+    def run_level(self, level: int, x: Tensor, factors: Iterator[Tensor | None]) -> Tensor:
+        """One level.
+
+        Args:
+            level: from 0.
+            x: images ``[N, 3, H, W]``, or the level before ``[N, C, h, w]``.
+            factors: of the residual branches of this level and those behind it, see :meth:`draw`.
+
+        Returns:
+            ``[N, C_i, h_i, w_i]`` in channels_last memory, after the level's norm.
+        """
+        patch_embed, blocks, norm = list(self.levels())[level]
+        tokens, branch, factor = patch_embed(x), None, None
+        for block in blocks:
+            inputs = tokens, branch, (factor, next(factors))
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens, branch = checkpoint(
+                    block, *inputs, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                tokens, branch = block(*inputs)
+            factor = next(factors)
+        _, normalised = add_and_normalise(norm, tokens, branch, factor)
+        return normalised.permute(0, 3, 1, 2)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode images.
@@ -245,49 +261,27 @@ class MixTransformer(nn.Module):
         features = []
         factors = iter(self.draw(images))
         x = images
-        for patch_embed, blocks, norm in self.levels():
-            tokens, branch, factor = patch_embed(x), None, None
-            for block in blocks:
-                inputs = tokens, branch, (factor, next(factors))
-                if self.checkpointing and torch.is_grad_enabled():
-                    tokens, branch = checkpoint(
-                        block, *inputs, use_reentrant=False, preserve_rng_state=False
-                    )
-                else:
-                    tokens, branch = block(*inputs)
-                factor = next(factors)
-            _, normalised = add_and_normalise(norm, tokens, branch, factor)
-            x = normalised.permute(0, 3, 1, 2)
+        for level in range(4):
+            x = self.run_level(level, x, factors)
             features.append(x)
         return features
 
 
-def _spread_bias(conv: nn.Conv2d) -> None:
-    """Set the bias to numbers evenly spaced over ``±1 / sqrt(fan_in)``, the range of torch's own.
+def stochastic_depth(images: Tensor, blocks: int, drop_path: float) -> list[Tensor | None]:
+    """Factors of the residual branches of a network, see :meth:`MixTransformer.draw`.
 
-    An image of zeros leaves the first convolution as its bias. With biases of zero, as the authors
-    start from, all tokens of such an image stay zero, and each LayerNorm multiplies their gradient
-    by ``1 / sqrt(eps)``, up to 1000: it overflows within a few blocks. The same goes, to a lesser
-    degree, for the empty patches of event and LiDAR images.
+    Args:
+        images: ``[N, 3, H, W]``.
+        blocks: number of blocks with two branches each.
+        drop_path: probability of the last block; 0: nothing is dropped.
     """
-    reach = 1 / math.sqrt(conv.in_channels * math.prod(conv.kernel_size))
-    assert conv.bias is not None
-    with torch.no_grad():
-        # not drawn: so the weights that are drawn later do not depend on it
-        conv.bias.copy_(torch.linspace(-reach, reach, conv.out_channels))
-
-
-def init_weights(module: nn.Module) -> None:
-    """Initialise one layer as the authors do; use with ``model.apply``.
-
-    Linear: normal of std 0.02 cut at ±2, bias 0. Convolution: normal of std ``sqrt(2 / fan_out)``
-    with ``fan_out = k * k * C_out / groups``, bias 0. LayerNorm keeps torch's 1 and 0.
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-2.0, b=2.0)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    if drop_path == 0:
+        return [None] * (2 * blocks)
+    # computed where they are needed: a constant would be copied there, or be a buffer, of which
+    # every step keeps what it was
+    keep = torch.linspace(1, 1 - drop_path, blocks, dtype=torch.float32, device=images.device)
+    keep = keep[1:].view(-1, 1, 1, 1, 1, 1)
+    # each row begins at a multiple of 16 bytes, as a tensor of its own does
+    shape = (blocks - 1, 2, -(-len(images) // 4) * 4, 1, 1, 1)
+    drawn = images.new_empty(shape, dtype=torch.float32).bernoulli_(keep).div_(keep)
+    return [None, None, *drawn[:, :, : len(images)].flatten(0, 1).unbind()]

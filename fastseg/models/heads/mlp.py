@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from fastseg.kernels import folded_projections, mlp_head
 from fastseg.models.casting import cast_together
+from fastseg.models.precision import full_precision
 
 
 class MLPHead(nn.Module):
@@ -58,10 +58,8 @@ class MLPHead(nn.Module):
         """``W_i L_i`` of levels 1 to 4, each ``[E, C_i]``, and ``sum_i W_i a_i``, ``[E]``."""
         conv = cast(nn.Conv2d, self.linear_fuse["conv"])
         projections = [cast(nn.Linear, getattr(self, f"linear_c{i}")["proj"]) for i in range(1, 5)]
-        # products of parameters are small: keep them in full precision under autocast, which meta
-        # does not have; torch 2.11 cannot compile the question who does
-        kind = conv.weight.device.type
-        with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
+        # products of parameters are small: keep them in full precision under autocast
+        with full_precision(conv.weight.device):
             *weights, bias = folded_projections(
                 conv.weight.flatten(1),
                 [proj.weight for proj in projections],

@@ -10,6 +10,7 @@ import pytest
 
 from fastseg import data, doctor, evaluate, export, predict, train
 from fastseg.config.presets.methods import RECIPES
+from fastseg.models import __main__ as models
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = {
@@ -108,6 +109,7 @@ def accepted():
         "fastseg.predict": (predict.main, ["--help"]),
         "fastseg.export": (export.main, ["--help"]),
         "fastseg.doctor": (doctor.main, ["--help"]),
+        "fastseg.models": (models.main, ["--help"]),
         **{f"fastseg.data {name}": (data.main, [name, "--help"]) for name in data.COMMANDS},
     }
     with pytest.MonkeyPatch.context() as patch:
