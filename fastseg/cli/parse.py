@@ -15,11 +15,14 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from fastseg.cli.places import check_places
+from fastseg.config.files import read_config_file
+from fastseg.config.notations import NOTATIONS, render
 from fastseg.config.presets.registry import PRESETS, get_preset
 from fastseg.config.run import TrainConfig
-from fastseg.config.serialise import read_config
+from fastseg.config.serialise import to_dict
 from fastseg.errors import ConfigError
 from fastseg.pipelines.tools.settings import as_path
+from fastseg.pipelines.tools.unknown import unknown
 
 
 def speaks() -> bool:
@@ -54,33 +57,57 @@ def parse(kind: type[Any], **options: Any) -> Any:
             return tyro.cli(kind, **options)
 
 
+RENAMED = {
+    "--tensorboard": "--trackers tensorboard",
+    "--no-tensorboard": "--trackers with the others alone",
+}
+"""Options of `fastseg.train` that have another name now."""
+
+
 def parse_config(program: str, description: str, arguments: Sequence[str] | None) -> TrainConfig:
-    """A `TrainConfig` from ``--preset NAME`` or ``--config FILE`` and any field behind it.
+    """A `TrainConfig` from a preset, a file over it, and any field over both.
+
+    With ``--print-config`` the result is printed, and the process ends with exit code 0.
 
     Raises:
-        ConfigError: the preset is unknown, or a file or folder cannot serve.
+        ConfigError: the preset is unknown, the file of ``--config`` says what cannot be, or a file
+            or folder cannot serve.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="demo")
+    first = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
     first.add_argument("--config")
+    first.add_argument("--print-config", nargs="?", const="toml")
     known, rest = first.parse_known_args(arguments)
-    base = get_preset(known.preset) if known.config is None else _config_file(known.config)
+    for old in RENAMED.keys() & {word.split("=")[0] for word in rest}:
+        raise ConfigError(f"{old} has another name now: {RENAMED[old]}")
+    if known.print_config not in (None, *NOTATIONS):
+        raise ConfigError(f"--print-config: {unknown('notation', known.print_config, NOTATIONS)}")
+    if known.config is None:
+        base = get_preset(known.preset or "demo")
+    else:
+        base = _config_file(known.config, known.preset)
     note = (
         f"{description}\n\n--preset NAME chooses the recipe whose fields are listed here with its "
-        f"values: {', '.join(PRESETS)} (default: demo). --config FILE takes the config.json of "
-        "a run instead."
+        f"values: {', '.join(PRESETS)} (default: demo). --config FILE takes a TOML, YAML or JSON "
+        "file, such as the config.json of a run; it may name its preset. Options win over the "
+        "file, the file over the preset. --print-config, or --print-config yaml or json, prints "
+        "the config that results as such a file and ends."
     )
     config: TrainConfig = parse(
         TrainConfig, prog=program, description=note, default=base, args=rest
     )
+    if known.print_config is not None:
+        if speaks():
+            print(render(to_dict(config), known.print_config), end="")
+        sys.exit(0)
     check_places(config)
     return config
 
 
-def _config_file(text: str) -> TrainConfig:
+def _config_file(text: str, preset: str | None) -> TrainConfig:
     try:
-        return read_config(as_path(text))
+        return read_config_file(as_path(text), preset)
     except ConfigError:
         raise
     except ValueError as error:

@@ -18,7 +18,8 @@ def check_places(config: TrainConfig) -> None:
     """
     if not config.stages:
         raise ConfigError(
-            "the config has no stage: name one under stages, such as those of --preset demo"
+            "the config has no stage: start from a preset (--preset demo, or preset in the file), "
+            "or name stages as --preset demo --print-config has them"
         )
     for name, path in config.given.items():
         _check_file(f"--{name}", path, f"the {name}.safetensors of a finished run")
