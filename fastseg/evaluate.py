@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from fastseg.cli.command import command, processes
-from fastseg.cli.parse import parse
+from fastseg.cli.parse import parse_checkpoint
 from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import keep_freed_memory
@@ -28,7 +28,7 @@ from fastseg.report.table import format_details
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; the exit code is 0 if every network could be scored."""
-    options: EvaluateConfig = parse(
+    options: EvaluateConfig = parse_checkpoint(
         EvaluateConfig, prog="python -m fastseg.evaluate", description=__doc__, args=arguments
     )
     keep_freed_memory()

@@ -57,6 +57,17 @@ def parse(kind: type[Any], **options: Any) -> Any:
             return tyro.cli(kind, **options)
 
 
+def parse_checkpoint(
+    kind: type[Any], prog: str, description: str | None, args: Sequence[str] | None
+) -> Any:
+    """`parse` of a command that reads a run: its first word may be the checkpoint by itself."""
+    words = list(sys.argv[1:] if args is None else args)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--checkpoint")
+    note = f"{description}\n\nThe first word may be the checkpoint: {prog} runs/demo"
+    return parse(kind, prog=prog, description=note, args=words)
+
+
 RENAMED = {
     "--tensorboard": "--trackers tensorboard",
     "--no-tensorboard": "--trackers with the others alone",

@@ -121,7 +121,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _warn(kind: str, error: Exception) -> None:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     say(
         f"warning: {kind} gets no more numbers in this session ({said}); metrics.jsonl has them "
         "all, and when the same command continues the run, what is missing is sent"
