@@ -7,8 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, make_dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
@@ -61,6 +63,7 @@ def script(shell: Shell) -> str:
             _commands(),
             prog="fastseg",
             args=["--tyro-write-completion", shell, "-"],
+            config=(OmitSubcommandPrefixes,),
         )
     # names of folders get a slash, and a word that is no option may be a file
     return text.getvalue().replace("complete -F ", "complete -o filenames -o default -F ")
@@ -74,23 +77,23 @@ def _commands() -> Any:
         ("config", Path | None, field(default=None)),
         ("print_config", Literal[tuple(NOTATIONS)] | None, field(default=None)),
     ]
-    train = make_dataclass("Train", before, bases=(TrainConfig,), frozen=True)
+    train: Any = make_dataclass("Train", before, bases=(TrainConfig,), frozen=True)
     kinds = {
         "evaluate": EvaluateConfig,
         "predict": PredictConfig,
         "export": ExportConfig,
         "report": ReportConfig,
-        "data": make_dataclass("Data", [("what", _one_of(data.COMMANDS))]),
+        "data": make_dataclass("Data", [("what", reduce(or_, _named(data.COMMANDS)))]),
         "doctor": DoctorConfig,
         "completion": CompletionConfig,
     }
     demo = train(**vars(get_preset("demo")))
-    trains = Annotated[train, subcommand(name="train", default=demo)]
-    return OmitSubcommandPrefixes[Union[trains, _one_of(kinds)]]  # noqa: UP007: not for checkers
+    trains: Any = Annotated[train, subcommand(name="train", default=demo)]
+    return reduce(or_, (trains, *_named(kinds)))
 
 
-def _one_of(kinds: Mapping[str, Any]) -> Any:
-    return Union[tuple(Annotated[kind, subcommand(name=n)] for n, kind in kinds.items())]
+def _named(kinds: Mapping[str, Any]) -> list[Any]:
+    return [Annotated[kind, subcommand(name=name)] for name, kind in kinds.items()]
 
 
 if __name__ == "__main__":

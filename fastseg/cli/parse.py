@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from fastseg.cli.other_names import OF_RUNS, OF_TRAINING, refuse_others
 from fastseg.cli.places import check_places
 from fastseg.config.files import read_config_file
 from fastseg.config.notations import NOTATIONS, render
@@ -60,19 +61,17 @@ def parse(kind: type[Any], **options: Any) -> Any:
 def parse_checkpoint(
     kind: type[Any], prog: str, description: str | None, args: Sequence[str] | None
 ) -> Any:
-    """`parse` of a command that reads a run: its first word may be the checkpoint by itself."""
+    """`parse` of a command that reads a run: its first word may be the checkpoint by itself.
+
+    Raises:
+        ConfigError: an option is one of training that the run has decided.
+    """
     words = list(sys.argv[1:] if args is None else args)
     if words and not words[0].startswith("-"):
         words.insert(0, "--checkpoint")
+    refuse_others(words, OF_RUNS)
     note = f"{description}\n\nThe first word may be the checkpoint: {prog} runs/demo"
     return parse(kind, prog=prog, description=note, args=words)
-
-
-RENAMED = {
-    "--tensorboard": "--trackers tensorboard",
-    "--no-tensorboard": "--trackers with the others alone",
-}
-"""Options of `fastseg.train` that have another name now."""
 
 
 def parse_config(program: str, description: str, arguments: Sequence[str] | None) -> TrainConfig:
@@ -90,8 +89,7 @@ def parse_config(program: str, description: str, arguments: Sequence[str] | None
     first.add_argument("--config")
     first.add_argument("--print-config", nargs="?", const="toml")
     known, rest = first.parse_known_args(arguments)
-    for old in RENAMED.keys() & {word.split("=")[0] for word in rest}:
-        raise ConfigError(f"{old} has another name now: {RENAMED[old]}")
+    refuse_others(rest, OF_TRAINING)
     if known.print_config not in (None, *NOTATIONS):
         raise ConfigError(f"--print-config: {unknown('notation', known.print_config, NOTATIONS)}")
     if known.config is None:

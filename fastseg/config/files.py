@@ -9,9 +9,9 @@ from typing import Any
 from fastseg.config.notations import read_values
 from fastseg.config.presets.registry import PRESETS, get_preset
 from fastseg.config.run import TrainConfig
-from fastseg.config.serialise import from_dict, to_dict
+from fastseg.config.serialise import RENEWED, from_dict, to_dict
 from fastseg.errors import ConfigError
-from fastseg.pipelines.tools.settings import misfit, shown
+from fastseg.pipelines.tools.settings import field_types, misfit, shown
 from fastseg.pipelines.tools.unknown import unknown
 
 PRESET = "preset"
@@ -35,6 +35,10 @@ def read_config_file(path: Path, preset: str | None = None) -> TrainConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} must be an object, got {shown(values)}")
     values = dict(values)
+    known = [PRESET, *RENEWED, *field_types(TrainConfig)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{path.name}: {unknown('field', name, known)}")
     own = values.pop(PRESET, None)
     named = own if preset is None else preset
     if named is not None:
@@ -63,7 +67,7 @@ def over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The values of ``base`` with those of ``changes`` over them, group by group."""
     merged = dict(base)
     for name, value in changes.items():
-        old = merged.get(name)
+        old: Any = merged.get(name)
         both = isinstance(old, dict) and isinstance(value, dict)
         merged[name] = over(old, value) if both else value
     return merged

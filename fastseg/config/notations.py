@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -36,10 +36,11 @@ _SCALARS = {
 """What plain text is in YAML 1.2's core schema: ``1e-3`` a number; ``no``, ``off``, dates text."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Values of YAML 1.2, under names that are text and occur once."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012: filled below
+    # filled below
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -56,7 +57,7 @@ class _Loader(yaml.SafeLoader):
         return values
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Lists in one line; text that any reader might take for something else in quotes."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -73,7 +74,7 @@ _Dumper.add_representer(
 
 def _from_yaml(text: str) -> Any:
     try:
-        values = yaml.load(text, _Loader)  # noqa: S506: a safe loader with fewer types
+        values = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -17,6 +17,9 @@ from fastseg.methods.robustseg import RobustSeg
 from fastseg.pipelines.tools.settings import as_path, field_types, misfit, shown
 from fastseg.pipelines.tools.unknown import unknown
 
+RENEWED = ("tensorboard",)
+"""Fields of before, which are read as what they are today."""
+
 
 def to_dict(config: Any) -> Any:
     """The form of a config on disk: nested dicts, lists, strings and numbers.
@@ -24,7 +27,8 @@ def to_dict(config: Any) -> Any:
     Numbers are as declared, so that equal configs have one form: 0 in a field of floats is 0.0.
     """
     if dataclasses.is_dataclass(config):
-        kinds = field_types(type(config))
+        owner: Any = type(config)
+        kinds = field_types(owner)
         return {n: to_dict(_as_declared(k, getattr(config, n))) for n, k in kinds.items()}
     if isinstance(config, dict):
         return {key: to_dict(value) for key, value in config.items()}

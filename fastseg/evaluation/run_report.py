@@ -96,7 +96,9 @@ def write_report_of_files(
         if (run / "results.csv").exists():
             results, classes = read_results(run / "results.csv")
             if classes != report.classes:
-                raise ValueError(f"{run / 'results.csv'} has other classes than {context.spec.name}")
+                raise ValueError(
+                    f"{run / 'results.csv'} has other classes than {context.spec.name}"
+                )
             report = replace(report, results=results)
         if (run / "details.csv").exists():
             report = replace(report, details=read_details(run / "details.csv"))

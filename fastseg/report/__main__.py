@@ -36,9 +36,9 @@ class ReportConfig:
     score: bool = True
     """Score the networks and draw their pictures, as at the end of the run. Without it, or before
     that end, the page shows what the run's files say: no confusion matrix and no pictures."""
-    root: Annotated[Path | None, arg(name="data.root", aliases=["--root"])] = None
+    root: Annotated[Path | None, arg(aliases=["--data.root"])] = None
     """Folder of the data set; default: the one the run was trained on."""
-    workers: Annotated[Workers | None, arg(name="data.workers", aliases=["--workers"])] = None
+    workers: Annotated[Workers | None, arg(aliases=["--data.workers"])] = None
     """Processes or threads that load, 0: in line; default: as in the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name, path in files.items() if not path.is_file()]
     config = run_config(
         EvaluateConfig(
-            run,
+            checkpoint=run,
             root=options.root,
             workers=options.workers,
             device=options.device,

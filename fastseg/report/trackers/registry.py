@@ -24,7 +24,7 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
 """What opens each tracker; its names are the values of ``--trackers``."""
 
 STATE = "trackers.json"
-"""File of a run's folder: by tracker its ``id`` of the run, and the last step sent of each place."""
+"""File of a run's folder: a tracker's ``id`` of the run, and the last step sent of each place."""
 
 
 class Trackers:
