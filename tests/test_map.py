@@ -75,8 +75,12 @@ ROOMS = {
         "evaluate": "errors console models report engine evaluation cli pipelines/faults",
         "predict": "engine evaluation prediction cli",
         "export": "engine evaluation exporting cli",
+        "report/__main__": "errors console methods report config engine evaluation cli "
+        "pipelines/tools",
         "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",
+        "completion": "config evaluation prediction exporting cli report/__main__ data doctor",
+        "__main__": ". pipelines/tools",
     },
     "bench": {
         "harness": "kernels/testing",
@@ -95,7 +99,7 @@ ROOMS = {
 }
 """What each room may import: rooms beside it that stand before it, and rooms of other folders.
 
-A room is a folder or a file; ``.`` is the folder's own ``__init__.py``. ``pipelines/tools`` is that
+A room is a folder or a file, or the command in a folder, ``report/__main__``; ``.`` is the folder's own ``__init__.py``. ``pipelines/tools`` is that
 room of another folder, ``pipelines/*`` any of them.
 """
 
@@ -130,8 +134,13 @@ BY_NAME |= {path.parent.parts: path for path in FILES if path.name == "__init__.
 
 
 def room_of(path):
-    """``("pipelines", "tools")``; ``("pipelines", ".")`` of the folder's own ``__init__.py``."""
+    """``("pipelines", "tools")``; ``("pipelines", ".")`` of the folder's own ``__init__.py``.
+
+    The ``__main__.py`` of a folder is a command, and a room of its own.
+    """
     name = path.parts[1].removesuffix(".py")
+    if len(path.parts) == 3 and path.name == "__main__.py":
+        name = f"{name}/__main__"
     return path.parts[0], "." if name == "__init__" else name
 
 
