@@ -55,14 +55,15 @@ class Trackers:
             run = TrackedRun(name, folder, config, before.get("id"))
             try:
                 tracker = TRACKERS[kind](run)
+                sent = before.get("sent", {}) if tracker.continues else {}
+                self._state[kind] = {"id": tracker.id, "sent": sent}
+                self._save()
             except ConfigError:
                 raise
             except Exception as error:
                 _warn(kind, error)
                 continue
             self._open[kind] = tracker
-            sent = before.get("sent", {}) if tracker.continues else {}
-            self._state[kind] = {"id": tracker.id, "sent": sent}
         for row in history.rows() if self._open else ():
             self.send(row)
 
@@ -77,10 +78,13 @@ class Trackers:
             try:
                 tracker.write(place, values, step)
                 sent[place] = step
-                write_whole(self._file, json.dumps(self._state, indent=1) + "\n", durable=False)
+                self._save()
             except Exception as error:
                 del self._open[kind]
                 _warn(kind, error)
+
+    def _save(self) -> None:
+        write_whole(self._file, json.dumps(self._state, indent=1) + "\n", durable=False)
 
     def close(self, finished: bool) -> None:
         """End the session of every tracker."""
