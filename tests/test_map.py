@@ -99,8 +99,9 @@ ROOMS = {
 }
 """What each room may import: rooms beside it that stand before it, and rooms of other folders.
 
-A room is a folder or a file, or the command in a folder, ``report/__main__``; ``.`` is the folder's own ``__init__.py``. ``pipelines/tools`` is that
-room of another folder, ``pipelines/*`` any of them.
+A room is a folder or a file, or the command in a folder, ``report/__main__``; ``.`` is the folder's
+own ``__init__.py``. ``pipelines/tools`` is that room of another folder, ``pipelines/*`` any of
+them.
 """
 
 LATE = {

@@ -52,7 +52,8 @@ def test_an_unknown_command_is_a_wrong_option_with_the_nearest(capsys):
 
 
 def test_a_sub_command_is_the_command(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "examine", lambda: [])
+    found = doctor.Finding("a", "b", "c")
+    monkeypatch.setattr(doctor, "examine", lambda: [found])
     assert __main__.main(["doctor"]) == 0
     for name in __main__.COMMANDS:
         with pytest.raises(SystemExit) as end:

@@ -1,6 +1,6 @@
 """Trackers: what they are sent, once, what a resumed run adds, and what their failures cost.
 
-The packages are stood in for by modules that record their calls; one that is installed is tried, too.
+The packages are stood in for by modules that record their calls; those installed are tried, too.
 """
 
 import json
