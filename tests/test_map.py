@@ -75,7 +75,7 @@ ROOMS = {
         "evaluate": "errors console models report engine evaluation cli pipelines/faults",
         "predict": "engine evaluation prediction cli",
         "export": "engine evaluation exporting cli",
-        "report/__main__": "errors console methods report config engine evaluation cli "
+        "report/__main__": "errors console models methods report config engine evaluation cli "
         "pipelines/tools",
         "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",

@@ -21,7 +21,8 @@ from fastseg.errors import ConfigError
 from fastseg.evaluation.from_weights import EvaluateConfig, run_config
 from fastseg.evaluation.run_report import check_figures, write_report_of_files, write_run_report
 from fastseg.methods import METHODS
-from fastseg.pipelines.tools.settings import Workers, check_fields
+from fastseg.models.precision import Precision
+from fastseg.pipelines.tools.settings import Count, Side, Workers, check_fields
 from fastseg.report.metrics_log import MetricsLog
 
 
@@ -38,10 +39,20 @@ class ReportConfig:
     that end, the page shows what the run's files say: no confusion matrix and no pictures."""
     root: Annotated[Path | None, arg(aliases=["--data.root"])] = None
     """Folder of the data set; default: the one the run was trained on."""
+    size: Annotated[Side | None, arg(aliases=["--data.eval-size"])] = None
+    """Short side of the images in pixels; default: as in the run."""
+    batch_size: Annotated[Count | None, arg(aliases=["--data.eval-batch-size"])] = None
+    """Samples per step; default: as in the run."""
+    loader: Annotated[Literal["auto", "dali", "torch"] | None, arg(aliases=["--data.loader"])] = (
+        None
+    )
+    """Loader of the files; default: as in the run."""
     workers: Annotated[Workers | None, arg(aliases=["--data.workers"])] = None
     """Processes or threads that load, 0: in line; default: as in the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+    precision: Precision | None = None
+    """Arithmetic; default: as in the run."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -65,8 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         EvaluateConfig(
             checkpoint=run,
             root=options.root,
+            size=options.size,
+            batch_size=options.batch_size,
+            loader=options.loader,
             workers=options.workers,
             device=options.device,
+            precision=options.precision,
             corruption=found.data.eval_corruption,
         ),
         {"": run / "config.json"},

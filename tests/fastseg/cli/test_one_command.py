@@ -117,7 +117,7 @@ SHARED = {
         *("data show", "data pack", "data fetch", "data unpack", "data prepare", "data synthetic"),
     ],
     "--device": ["train", "evaluate", "predict", "report"],
-    "--precision": ["train", "evaluate", "predict", "export"],
+    "--precision": ["train", "evaluate", "predict", "export", "report"],
     "--network": ["evaluate", "predict", "export"],
     "--data.root": [
         *("train", "evaluate", "predict", "export", "report", "data check", "data stats"),
@@ -130,9 +130,9 @@ SHARED = {
     "--data.dataset": ["train", "data check", "data stats", "data show", "data pack"],
     "--data.modalities": ["train", "data check", "data stats", "data show", "data pack"],
     "--data.eval-split": ["train", "evaluate", "predict", "export"],
-    "--data.eval-size": ["train", "evaluate", "predict"],
-    "--data.eval-batch-size": ["train", "evaluate"],
-    "--data.loader": ["train", "evaluate"],
+    "--data.eval-size": ["train", "evaluate", "predict", "report"],
+    "--data.eval-batch-size": ["train", "evaluate", "report"],
+    "--data.loader": ["train", "evaluate", "report"],
     "--evaluation.missing": ["train", "evaluate", "predict", "export"],
     "--seed": ["train", "data synthetic"],
 }

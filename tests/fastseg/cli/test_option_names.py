@@ -36,15 +36,15 @@ PREPARE = {"fastseg.data prepare"}
 WRITE = {f"fastseg.data {name}" for name in data.COMMANDS}
 
 PRINTED_BY = {
-    "fastseg/cli/command.py": TRAIN | SCORE | PREDICT | WRITE,
+    "fastseg/cli/command.py": TRAIN | SCORE | PAGE | PREDICT | WRITE,
     # what is read and written may be moved; a page and an export compute little or on the CPU
     "fastseg/cli/command.py --out": TRAIN | SCORE | PREDICT | SHIP | PAGE | WRITE,
     # scoring compiles nothing, and the data commands use no network
     "fastseg/cli/command.py --speed.compile": TRAIN,
-    "fastseg/cli/command.py --precision": TRAIN | SCORE | PREDICT,
-    "fastseg/cli/command.py --data.eval-batch-size": TRAIN | SCORE,
-    "fastseg/cli/command.py --data.eval-size": TRAIN | SCORE | PREDICT,
-    "fastseg/checkpoint/weights.py": TRAIN | SCORE | PREDICT,
+    "fastseg/cli/command.py --precision": TRAIN | SCORE | PAGE | PREDICT,
+    "fastseg/cli/command.py --data.eval-batch-size": TRAIN | SCORE | PAGE,
+    "fastseg/cli/command.py --data.eval-size": TRAIN | SCORE | PAGE | PREDICT,
+    "fastseg/checkpoint/weights.py": TRAIN | SCORE | PAGE | PREDICT,
     # of writing weights and of stages, which scoring does not
     "fastseg/checkpoint/weights.py --fresh": TRAIN,
     "fastseg/checkpoint/weights.py --name": TRAIN,
@@ -52,8 +52,8 @@ PRINTED_BY = {
     "fastseg/evaluation/from_weights.py": SCORE,
     "fastseg/evaluation/from_weights.py --data.root": SCORE | PREDICT | SHIP | PAGE,
     "fastseg/prediction/": PREDICT,
-    "fastseg/models/precision.py": TRAIN | SCORE | PREDICT,
-    "fastseg/distributed/launch.py": TRAIN | SCORE | PREDICT,
+    "fastseg/models/precision.py": TRAIN | SCORE | PAGE | PREDICT,
+    "fastseg/distributed/launch.py": TRAIN | SCORE | PAGE | PREDICT,
     "fastseg/evaluation/from_weights.py --network": SHIP | PREDICT | SCORE,
     "fastseg/cli/other_names.py": TRAIN,
     "fastseg/cli/other_names.py --checkpoint": SCORE | PREDICT | SHIP | PAGE,
@@ -62,7 +62,7 @@ PRINTED_BY = {
     "fastseg/exporting/": SHIP,
     "fastseg/evaluation/protocols/": SCORE,
     "fastseg/evaluation/scoring/": SCORE,
-    "pipelines/build.py": TRAIN | SCORE,
+    "pipelines/build.py": TRAIN | SCORE | PAGE,
     "pipelines/build.py --data.dataset": TRAIN | LOOK,
     # evaluate takes the cache from the config of its run, which has refused this
     "pipelines/build.py --data.cache": TRAIN,
@@ -70,13 +70,13 @@ PRINTED_BY = {
     "pipelines/datasets/catalogue/kitti360.py": TRAIN | LOOK,
     "pipelines/datasets/catalogue/muses.py --data.dataset": TRAIN | LOOK,
     "pipelines/inspection/check.py": {"fastseg.data check"},
-    "pipelines/loaders/dali/loader.py": TRAIN | SCORE,
+    "pipelines/loaders/dali/loader.py": TRAIN | SCORE | PAGE,
     "pipelines/decode/by_spec.py": TRAIN | LOOK,
-    "pipelines/datasets/list_files.py": TRAIN | SCORE | LOOK,
-    "pipelines/datasets/split_files.py": TRAIN | SCORE | LOOK,
+    "pipelines/datasets/list_files.py": TRAIN | SCORE | PAGE | LOOK,
+    "pipelines/datasets/split_files.py": TRAIN | SCORE | PAGE | LOOK,
     "pipelines/cache/write.py": {"fastseg.data pack"},
-    "pipelines/cache/read.py": TRAIN | SCORE,
-    "pipelines/loaders/plan.py": TRAIN | SCORE,
+    "pipelines/cache/read.py": TRAIN | SCORE | PAGE,
+    "pipelines/loaders/plan.py": TRAIN | SCORE | PAGE,
     # training renders scenes, too; the option's text says whose it is
     "pipelines/tools/process_pool.py": {
         f"fastseg.data {n}" for n in ("check", "stats", "prepare", "synthetic")
