@@ -40,7 +40,8 @@ setup(
         "tyro>=1.0",
         "safetensors>=0.5",
         "tqdm>=4.66",
-        'tomli>=2; python_version < "3.11"',
+        "tomli>=2; python_version < '3.11'",
+        "pyyaml>=6",
         PLOT,
     ],
     extras_require={
@@ -68,10 +69,12 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "fastseg = fastseg.__main__:main",
             "fastseg-train = fastseg.train:main",
             "fastseg-evaluate = fastseg.evaluate:main",
             "fastseg-predict = fastseg.predict:main",
             "fastseg-export = fastseg.export:main",
+            "fastseg-report = fastseg.report.__main__:main",
             "fastseg-data = fastseg.data:main",
             "fastseg-doctor = fastseg.doctor:main",
         ]

@@ -8,13 +8,19 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from fastseg.cli.command import command, processes
-from fastseg.cli.parse import parse
+from fastseg.cli.other_names import renamed
+from fastseg.cli.parse import parse_checkpoint
 from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.errors import ConfigError
 from fastseg.evaluation.details import detail_tables
-from fastseg.evaluation.from_weights import EvaluateConfig, run_config, weights_files
+from fastseg.evaluation.from_weights import (
+    EvaluateConfig,
+    chosen_weights,
+    run_config,
+    weights_files,
+)
 from fastseg.evaluation.protocols.registry import chosen, run_protocols
 from fastseg.evaluation.scores import score_networks, subset_results, table
 from fastseg.evaluation.scoring.scorer import Scorer, ScoringConfig
@@ -24,18 +30,26 @@ from fastseg.report.protocol_rows import write_protocol_rows
 from fastseg.report.results import write_results
 from fastseg.report.table import format_details
 
+NAMES = {"--data.eval-corruption": "--corruption"}
+"""Options under the names that they have in training."""
+
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; the exit code is 0 if every network could be scored."""
-    options: EvaluateConfig = parse(
-        EvaluateConfig, prog="python -m fastseg.evaluate", description=__doc__, args=arguments
+    options: EvaluateConfig = parse_checkpoint(
+        EvaluateConfig,
+        prog="python -m fastseg.evaluate",
+        description=__doc__,
+        args=renamed(sys.argv[1:] if arguments is None else arguments, NAMES),
     )
     keep_freed_memory()
     check_protocols(options)
     if options.out is not None:
         check_out(options.out)
     files = weights_files(options.checkpoint)
+    if options.network is not None:
+        files = dict([chosen_weights(options.checkpoint, options.network)])
     config = run_config(options, files)
     with processes(config) as ranks:
         context = RunContext(config, ranks)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fastseg.cli.command import command
-from fastseg.cli.parse import parse
+from fastseg.cli.parse import parse_checkpoint
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.from_weights import chosen_weights
 from fastseg.exporting.bundle import export
@@ -22,7 +22,7 @@ from fastseg.exporting.options import (
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files and say how they compare with the network; the exit code is 0 if all fit."""
-    options: ExportConfig = parse(
+    options: ExportConfig = parse_checkpoint(
         ExportConfig, prog="python -m fastseg.export", description=__doc__, args=arguments
     )
     words = sys.argv[1:] if arguments is None else arguments

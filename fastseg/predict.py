@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fastseg.cli.command import command, processes
-from fastseg.cli.parse import parse
+from fastseg.cli.parse import parse_checkpoint
 from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.evaluation.from_weights import chosen_weights
@@ -20,7 +20,7 @@ from fastseg.prediction.run import predict_samples
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the predictions; the exit code is 0 if every sample has its files."""
-    options: PredictConfig = parse(
+    options: PredictConfig = parse_checkpoint(
         PredictConfig, prog="python -m fastseg.predict", description=__doc__, args=arguments
     )
     words = sys.argv[1:] if arguments is None else arguments

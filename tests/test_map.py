@@ -71,13 +71,18 @@ ROOMS = {
         "exporting": ". errors console models report checkpoint config engine evaluation "
         "kernels/common kernels/reference pipelines/*",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
-        "models.__main__": "models cli pipelines/tools",
+        "models/__main__": "models cli pipelines/tools",
         "train": "console report config engine evaluation cli pipelines/synthetic",
         "evaluate": "errors console models report engine evaluation cli pipelines/faults",
         "predict": "engine evaluation prediction cli",
         "export": "engine evaluation exporting cli",
+        "report/__main__": "errors console models methods report config engine evaluation cli "
+        "pipelines/tools",
         "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",
+        "completion": "config evaluation prediction exporting cli report/__main__ models/__main__ data "
+        "doctor",
+        "__main__": ". pipelines/tools",
     },
     "bench": {
         "harness": "kernels/testing",
@@ -96,8 +101,9 @@ ROOMS = {
 }
 """What each room may import: rooms beside it that stand before it, and rooms of other folders.
 
-A room is a folder or a file; ``.`` is the folder's own ``__init__.py``. ``pipelines/tools`` is that
-room of another folder, ``pipelines/*`` any of them.
+A room is a folder or a file, or the command in a folder, ``report/__main__``; ``.`` is the folder's
+own ``__init__.py``. ``pipelines/tools`` is that room of another folder, ``pipelines/*`` any of
+them.
 """
 
 LATE = {
@@ -133,11 +139,11 @@ BY_NAME |= {path.parent.parts: path for path in FILES if path.name == "__init__.
 def room_of(path):
     """``("pipelines", "tools")``; ``("pipelines", ".")`` of the folder's own ``__init__.py``.
 
-    What ``python -m`` runs of a folder is a room of its own, as it is a command.
+    The ``__main__.py`` of a folder is a command, and a room of its own.
     """
     name = path.parts[1].removesuffix(".py")
-    if path.name == "__main__.py":
-        name += ".__main__"
+    if len(path.parts) == 3 and path.name == "__main__.py":
+        name = f"{name}/__main__"
     return path.parts[0], "." if name == "__init__" else name
 
 

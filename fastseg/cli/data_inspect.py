@@ -36,7 +36,7 @@ class DataSet:
     """Folder that holds it."""
     modalities: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data.modalities"])] = ()
     """Modalities to look at; none for all that are used unless named."""
-    workers: Workers = 0
+    workers: Annotated[Workers, tyro.conf.arg(aliases=["--data.workers"])] = 0
     """Processes; 0 for one per CPU. The result does not depend on it."""
 
     def __post_init__(self) -> None:

@@ -79,7 +79,7 @@ class Prepare:
     """Side of a radar point in pixels; 10 in the enlarged images of the SDK and CAFuser."""
     event_width: PointWidth = 1
     """Side of an event in pixels; 2 in the enlarged images of the SDK, 3 in CAFuser's."""
-    workers: Workers = 0
+    workers: Annotated[Workers, tyro.conf.arg(aliases=["--data.workers"])] = 0
     """Processes; 0 for one per CPU. The files do not depend on it."""
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class Synthetic:
     """Changes every frame."""
     lidar: Literal["rich", "grey"] = "rich"
     """LiDAR image: rich = range, reflectivity, height; grey = range in metres as in DELIVER."""
-    workers: Workers = 0
+    workers: Annotated[Workers, tyro.conf.arg(aliases=["--data.workers"])] = 0
     """Rendering processes; 0 for one per CPU. The files do not depend on it."""
 
     def __post_init__(self) -> None:

@@ -20,7 +20,8 @@ def check_places(config: TrainConfig) -> None:
     """
     if not config.stages:
         raise ConfigError(
-            "the config has no stage: name one under stages, such as those of --preset demo"
+            "the config has no stage: start from a preset (--preset demo, or preset in the file), "
+            "or name stages as --preset demo --print-config has them"
         )
     # a data set of the reader's own is described by a file, which is read here first
     get_dataset(config.data.dataset, config.data.description)

@@ -14,6 +14,7 @@ from fastseg.config.sections import (
     ParallelConfig,
     SpeedConfig,
     SyntheticData,
+    Tracker,
 )
 from fastseg.methods import METHODS, Method, MethodOptions, Stage
 from fastseg.methods.robustseg import LossOptions, RobustSeg
@@ -85,8 +86,9 @@ class TrainConfig:
     """Save and stop after so many steps in this session, for queues with a time limit; 0: never."""
     profile_steps: Natural = harmless(0)
     """Profile so many steps of each stage once it runs evenly; traces go into the run folder."""
-    tensorboard: bool = harmless(False)
-    """Write scalars for TensorBoard, too; needs pip install tensorboard."""
+    trackers: tuple[Tracker, ...] = harmless(())
+    """Also send the numbers of metrics.jsonl to tensorboard, wandb or mlflow, or several of them;
+    each needs its package of that name."""
     fresh: bool = harmless(False)
     """Start anew: an existing run of this name is moved aside, not continued."""
 

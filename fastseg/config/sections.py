@@ -22,6 +22,8 @@ from fastseg.pipelines.tools.settings import (
 from fastseg.pipelines.tools.unknown import unknown
 
 BelowOne = Annotated[float, Range(0, 1, below=True)]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+"""Whom a run may also send its numbers to; `fastseg.report.trackers.registry` has each."""
 
 
 @dataclass(frozen=True)

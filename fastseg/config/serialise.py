@@ -1,15 +1,15 @@
-"""The JSON form of a config, and the way back with every field checked."""
+"""The nested values of a config, and the way back with every field checked."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from fastseg.config.notations import read_values
 from fastseg.config.run import TrainConfig
 from fastseg.errors import ConfigError
 from fastseg.methods import METHODS, LossWeights, Method, MethodOptions
@@ -17,11 +17,19 @@ from fastseg.methods.robustseg import RobustSeg
 from fastseg.pipelines.tools.settings import as_path, field_types, misfit, shown
 from fastseg.pipelines.tools.unknown import unknown
 
+RENEWED = ("tensorboard",)
+"""Fields of before, which are read as what they are today."""
+
 
 def to_dict(config: Any) -> Any:
-    """The JSON form of a config: nested dicts, lists, strings and numbers."""
+    """The form of a config on disk: nested dicts, lists, strings and numbers.
+
+    Numbers are as declared, so that equal configs have one form: 0 in a field of floats is 0.0.
+    """
     if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        owner: Any = type(config)
+        kinds = field_types(owner)
+        return {n: to_dict(_as_declared(k, getattr(config, n))) for n, k in kinds.items()}
     if isinstance(config, dict):
         return {key: to_dict(value) for key, value in config.items()}
     if isinstance(config, tuple | list):
@@ -62,6 +70,7 @@ def _settings(kind: Any, values: Any, where: str, method: type[Method] | None) -
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be an object, got {shown(values)}")
     if kind is TrainConfig:
+        values = _renewed(values, where)
         method = _method_in(values, where)
     if method is not None:
         kind = {MethodOptions: method.options_type, LossWeights: method.weights}.get(kind, kind)
@@ -74,6 +83,18 @@ def _settings(kind: Any, values: Any, where: str, method: type[Method] | None) -
         return kind(**parts)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _renewed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values whose fields have the names of today."""
+    renewed = dict(values)
+    wanted = renewed.pop("tensorboard", False)
+    if expected := misfit(bool, wanted):
+        raise ConfigError(f"{where}.tensorboard must be {expected}, got {shown(wanted)}")
+    known = renewed.get("trackers", [])
+    if wanted and isinstance(known, list) and "tensorboard" not in known:
+        renewed["trackers"] = [*known, "tensorboard"]
+    return renewed
 
 
 def _method_in(values: Mapping[str, Any], where: str) -> type[Method]:
@@ -97,32 +118,10 @@ def _as_declared(kind: Any, value: Any) -> Any:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Read the ``config.json`` of a run.
+    """Read the ``config.json`` of a run, or the same in another notation, see `read_values`.
 
     Raises:
-        ConfigError: it cannot be read, is not JSON, or holds what `from_dict` refuses.
+        ConfigError: it cannot be read, is not of its notation, or holds what `from_dict` refuses.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = json.loads(text, object_pairs_hook=_distinct)
-    except FileNotFoundError:
-        raise ConfigError(f"no config at {path}: give the config.json of a run") from None
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}; give the config.json of a run"
-        ) from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deep: give the config.json of a run") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    config: TrainConfig = from_dict(TrainConfig, values, path.name)
+    config: TrainConfig = from_dict(TrainConfig, read_values(path), path.name)
     return config
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, in which the last of two equal keys would win unseen."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
-        raise ValueError(f"the field {shown(twice)} occurs twice")
-    return values

@@ -21,7 +21,7 @@ class StepLog:
         context: context of the run.
         loader: loader of the training batches.
         metrics: the file of rows.
-        board: also takes each row, see `open_board`.
+        board: also takes each row, see `Trackers.send`.
     """
 
     def __init__(

@@ -11,7 +11,8 @@ from typing import Any
 from fastseg.checkpoint import weights
 from fastseg.checkpoint.data_facts import DataFacts, data_facts
 from fastseg.checkpoint.state import TrainingStates
-from fastseg.config.compare import digest
+from fastseg.config.compare import digest, flatten
+from fastseg.config.serialise import to_dict
 from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.kept_weights import KeptWeights
@@ -33,7 +34,7 @@ from fastseg.pipelines.loaders.to_device import on_device
 from fastseg.report.metrics_log import MetricsLog
 from fastseg.report.profiler import StepWatch
 from fastseg.report.progress import Progress, foretell
-from fastseg.report.tensorboard import open_board
+from fastseg.report.trackers.registry import Trackers
 
 
 class Stopped(Exception):
@@ -60,7 +61,6 @@ class Trainer:
         self.run = run
         self.metrics = MetricsLog(run.metrics_file, writes=self.ranks.is_first)
         self.states = TrainingStates(run.checkpoints)
-        board = open_board(self.config.tensorboard and self.ranks.is_first, run.path)
         place = {"seed": self.config.seed, "rank": self.ranks.rank, "world": self.ranks.world}
         self.loader = build_loader(
             self.config.data, train=True, accumulate=self.config.accumulate, **place
@@ -81,8 +81,11 @@ class Trainer:
         self._settings = digest(self.config)
         self._session_steps = 0
         self.opening = StageOpening(context, run, self.states)
-        self.log = StepLog(context, self.loader, self.metrics, board)
-        self.validation = validator(context, self.val_loader, self.metrics, board)
+        wanted = self.config.trackers if self.ranks.is_first else ()
+        settings = flatten(to_dict(self.config))
+        self.trackers = Trackers(wanted, self.config.name, settings, self.metrics)
+        self.log = StepLog(context, self.loader, self.metrics, self.trackers.send)
+        self.validation = validator(context, self.val_loader, self.metrics, self.trackers.send)
 
     def fit(self) -> None:
         """Run every stage that is not finished yet.
@@ -90,6 +93,7 @@ class Trainer:
         Raises:
             Stopped: a signal or ``stop_after`` ended the session; the state is saved.
         """
+        finished = False
         try:
             with self.stop:
                 for name, stage in self.config.stages.items():
@@ -101,9 +105,11 @@ class Trainer:
                         self._run_stage(self.set_up(name))
             # a process that was killed as it finished a stage may have left its states
             self.ranks.first(self.states.remove)
+            finished = True
         finally:
             self.loader.close()
             self.val_loader.close()
+            self.trackers.close(finished)
 
     def set_up(self, name: str) -> StageSetup:
         """The stage of that name."""

@@ -33,6 +33,8 @@ class EvaluateConfig:
 
     checkpoint: Path
     """Folder of a run (both networks are scored) or one .safetensors file of it."""
+    network: str | None = None
+    """Network of the run to score, such as student; default: all."""
     root: Annotated[Path | None, arg(aliases=["--data.root"])] = None
     """Folder of the data set; default: the one the run was trained on."""
     dataset: Annotated[str | None, arg(aliases=["--data.dataset"])] = None

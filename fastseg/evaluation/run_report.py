@@ -29,9 +29,9 @@ from fastseg.pipelines import Batch, ModalitySpec, build_loader
 from fastseg.pipelines.faults.sensor_faults import describe
 from fastseg.pipelines.inspection.display import picture
 from fastseg.pipelines.synthetic import shown_name
-from fastseg.report.details import write_details
+from fastseg.report.details import read_details, write_details
 from fastseg.report.page.html import write_report
-from fastseg.report.results import Picture, RunReport, write_results
+from fastseg.report.results import Picture, RunReport, read_results, write_results
 
 
 def write_run_report(
@@ -39,38 +39,88 @@ def write_run_report(
     networks: Mapping[str, Segmenter],
     history: list[dict[str, Any]],
     folder: Path,
+    run: Path | None = None,
 ) -> str:
     """Score the networks, write ``results.csv`` and ``report.html``; returns the table.
 
     Where there is more to say of a network it is in the report, too, and in ``details.csv``.
 
     All processes score; rank 0 writes.
+
+    Args:
+        context: of the run.
+        networks: by name, on its device.
+        history: rows of ``metrics.jsonl``.
+        folder: folder to write into.
+        run: the run's own, if that is another.
     """
     matrices = score_networks(context, networks)
     results = subset_results(context, matrices)
     details = detail_tables(context, networks)
     if not context.ranks.is_first:
         return table(context, results)
-    spec, full = context.spec, run_subsets(context)[-1].name
-    name = shown_name(spec.name, context.config.data.root)
-    write_results(folder / "results.csv", results, spec.classes)
+    full = run_subsets(context)[-1].name
+    write_results(folder / "results.csv", results, context.spec.classes)
     if details:
         write_details(folder / "details.csv", details)
-    report = RunReport(
-        title=f"{context.config.name}: {name}, {context.config.model.backbone}",
-        config=to_dict(context.config),
-        history=history,
+    report = replace(
+        _page(context, history, run or folder),
         results=results,
-        classes=tuple(spec.classes),
-        palette=np.asarray(spec.palette, dtype=np.uint8),
         confusions={name: found[full].counts.cpu().numpy() for name, found in matrices.items()},
         pictures=take_pictures(context, networks),
-        facts=run_facts(context, folder),
-        compared=context.method.compared,
         details=details,
     )
     write_report(folder / "report.html", report)
     return table(context, results, details)
+
+
+def write_report_of_files(
+    context: RunContext, history: list[dict[str, Any]], folder: Path, run: Path
+) -> None:
+    """Write ``report.html`` from what the files of a run say: no network and no data is read.
+
+    The page has no confusion matrix and no pictures; before the end of the run, no scores either.
+
+    Args:
+        context: of the run.
+        history: rows of its ``metrics.jsonl``.
+        folder: folder to write into.
+        run: the run's own.
+
+    Raises:
+        ConfigError: its ``results.csv`` or ``details.csv`` is not one of a run, or is of other
+            classes.
+    """
+    report = _page(context, history, run)
+    try:
+        if (run / "results.csv").exists():
+            results, classes = read_results(run / "results.csv")
+            if classes != report.classes:
+                raise ValueError(
+                    f"{run / 'results.csv'} has other classes than {context.spec.name}"
+                )
+            report = replace(report, results=results)
+        if (run / "details.csv").exists():
+            report = replace(report, details=read_details(run / "details.csv"))
+    except ValueError as error:
+        raise ConfigError(f"{error}; move the file away, and the page is written without") from None
+    write_report(folder / "report.html", report)
+
+
+def _page(context: RunContext, history: list[dict[str, Any]], run: Path) -> RunReport:
+    """What is known of a run before anything is scored."""
+    spec, config = context.spec, context.config
+    name = shown_name(spec.name, config.data.root)
+    return RunReport(
+        title=f"{config.name}: {name}, {config.model.backbone}",
+        config=to_dict(config),
+        history=history,
+        results=[],
+        classes=tuple(spec.classes),
+        palette=np.asarray(spec.palette, dtype=np.uint8),
+        facts=run_facts(context, run),
+        compared=context.method.compared,
+    )
 
 
 def check_figures() -> None:
@@ -83,7 +133,7 @@ def check_figures() -> None:
         import_module("matplotlib.figure")
     except ImportError as error:
         raise ConfigError(
-            f"the report at the end of a run needs matplotlib, which does not import ({error}): "
+            f"the report of a run needs matplotlib, which does not import ({error}): "
             "pip install matplotlib"
         ) from None
 

@@ -22,7 +22,7 @@ class Validation:
         context: context of the run.
         loader: loader of the evaluation split.
         metrics: the file of rows.
-        board: also takes each row, see `open_board`.
+        board: also takes each row, see `Trackers.send`.
     """
 
     def __init__(

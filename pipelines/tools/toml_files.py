@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+toml_values: Callable[[str], dict[str, Any]] = tomllib.loads
+"""The values of a TOML text; ValueError where it is none."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:

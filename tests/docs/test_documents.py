@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from fastseg import data
+from fastseg.__main__ import COMMANDS
 from fastseg.cli import command
-from fastseg.cli.parse import parse, parse_config
+from fastseg.cli.parse import parse, parse_checkpoint, parse_config
+from fastseg.completion import CompletionConfig
 from fastseg.config.compare import changed_fields, flatten
 from fastseg.config.presets.methods import RECIPES
 from fastseg.config.presets.page import page
@@ -21,6 +23,7 @@ from fastseg.evaluation.from_weights import EvaluateConfig
 from fastseg.exporting.options import ExportConfig
 from fastseg.models.__main__ import ModelsConfig
 from fastseg.prediction.options import PredictConfig
+from fastseg.report.__main__ import ReportConfig
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -41,7 +44,11 @@ CODE = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 TOP = ("fastseg", "kernels", "pipelines", "bench", "tests", "docs", "examples", ".ci")
 PLACEHOLDERS = re.compile(r"[<>*{}]|XXXX")
-RUN = re.compile(r"(?:python3?|torchrun[^`\n]*) -m (fastseg\.\w+)(?![.\w])([^`#;&|\n]*)")
+RUN = re.compile(
+    r"(?:(?:python3?|torchrun[^`\n]*) -m fastseg\.(?P<module>\w+)(?![.\w])"
+    rf"|^fastseg (?P<word>{'|'.join(COMMANDS)}) )(?P<rest>[^`#;&|>\n]*)",
+    re.M,
+)
 # words that stand for a value of the reader's, and what is tried in their place
 STAND_INS = {"NAME": "demo", "N": "1"}
 # words of settings that have a list of them
@@ -97,8 +104,9 @@ def command_lines():
     """``(document, module, arguments)`` of every call of a command, in fenced blocks and prose."""
     for path in AS_IS:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
-        for module, rest in RUN.findall(text):
-            yield path.name, module, [STAND_INS.get(word, word) for word in shlex.split(rest)]
+        for found in RUN.finditer(text):
+            words = [STAND_INS.get(word, word) for word in shlex.split(found["rest"])]
+            yield path.name, f"fastseg.{found['module'] or found['word']}", words
 
 
 @pytest.mark.parametrize(
@@ -115,20 +123,31 @@ def test_command_lines_parse(module, arguments, monkeypatch):
     assert not code, said.getvalue()
 
 
+def written_by_the_reader(path, preset=None):
+    """Config of a file that a page tells the reader to write."""
+    assert path.suffix in (".toml", ".yaml", ".json"), path
+    return get_preset(preset or "debug")
+
+
 def read(module, arguments, monkeypatch):
     """Read the arguments as the command would; nothing is run."""
     if module == "fastseg.train":
         # DIR and FILE are the reader's
         monkeypatch.setattr("fastseg.cli.parse.check_places", lambda config: None)
+        monkeypatch.setattr("fastseg.cli.parse.read_config_file", written_by_the_reader)
         parse_config(module, "", arguments)
     elif module == "fastseg.evaluate":
-        parse(EvaluateConfig, prog=module, args=arguments or ["--help"])
+        parse_checkpoint(EvaluateConfig, module, "", arguments or ["--help"])
     elif module == "fastseg.predict":
-        parse(PredictConfig, prog=module, args=arguments or ["--help"])
+        parse_checkpoint(PredictConfig, module, "", arguments or ["--help"])
     elif module == "fastseg.export":
-        parse(ExportConfig, prog=module, args=arguments or ["--help"])
+        parse_checkpoint(ExportConfig, module, "", arguments or ["--help"])
     elif module == "fastseg.models":
         parse(ModelsConfig, prog=module, args=arguments or ["--help"])
+    elif module == "fastseg.report":
+        parse_checkpoint(ReportConfig, module, "", arguments or ["--help"])
+    elif module == "fastseg.completion":
+        parse(CompletionConfig, prog=module, args=arguments)
     elif module == "fastseg.data":
         for kind in data.COMMANDS.values():
             monkeypatch.setattr(kind, "run", lambda self: 0)
@@ -177,7 +196,7 @@ def test_fields_that_may_change_are_those_that_may():
 def with_another_value(config, field):
     """A config that differs in one field, by the first value that it takes."""
     old = flatten(to_dict(config))[field]
-    for value in (*WORDS, True, False, 1, 2, 5, 64, 0.25, ["img"], [0.5, 1.0]):
+    for value in (*WORDS, True, False, 1, 2, 5, 64, 0.25, ["img"], ["wandb"], [0.5, 1.0]):
         if isinstance(old, str) and not isinstance(value, str):
             continue
         place = values = to_dict(config)

@@ -4,13 +4,16 @@ import ast
 import io
 import re
 from contextlib import redirect_stdout
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from fastseg import data, doctor, evaluate, export, predict, train
+from fastseg import completion, data, doctor, evaluate, export, predict, train
+from fastseg.__main__ import COMMANDS
 from fastseg.config.presets.methods import RECIPES
 from fastseg.models import __main__ as models
+from fastseg.report import __main__ as report
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = {
@@ -19,38 +22,48 @@ DOCUMENTS = {
 }
 ROOMS = ("fastseg", "kernels", "pipelines")
 OPTION = re.compile(r"(?<![\w-])--[a-z]\w*(?:[-.](?:\w+|\{\}))*")
-COMMAND = re.compile(r"-m (fastseg\.data \w+|fastseg\.\w+)(?![.\w])")
+COMMAND = re.compile(
+    r"-m fastseg\.(?P<module>data \w+|\w+)(?![.\w])"
+    rf"|(?<![\w./-])fastseg (?P<word>data \w+|{'|'.join(COMMANDS)})(?![.\w])"
+)
 
 TRAIN = {"fastseg.train"}
 SCORE = {"fastseg.evaluate"}
 PREDICT = {"fastseg.predict"}
 SHIP = {"fastseg.export"}
+PAGE = {"fastseg.report"}
 LOOK = {f"fastseg.data {name}" for name in ("check", "stats", "show", "pack")}
 PREPARE = {"fastseg.data prepare"}
 WRITE = {f"fastseg.data {name}" for name in data.COMMANDS}
 
 PRINTED_BY = {
-    "fastseg/cli/command.py": TRAIN | SCORE | PREDICT | WRITE,
+    "fastseg/cli/command.py": TRAIN | SCORE | PAGE | PREDICT | WRITE,
+    # what is read and written may be moved; a page and an export compute little or on the CPU
+    "fastseg/cli/command.py --out": TRAIN | SCORE | PREDICT | SHIP | PAGE | WRITE,
     # scoring compiles nothing, and the data commands use no network
     "fastseg/cli/command.py --speed.compile": TRAIN,
-    "fastseg/cli/command.py --precision": TRAIN | SCORE | PREDICT,
-    "fastseg/cli/command.py --data.eval-batch-size": TRAIN | SCORE,
-    "fastseg/cli/command.py --data.eval-size": TRAIN | SCORE | PREDICT,
-    "fastseg/checkpoint/weights.py": TRAIN | SCORE | PREDICT,
+    "fastseg/cli/command.py --precision": TRAIN | SCORE | PAGE | PREDICT,
+    "fastseg/cli/command.py --data.eval-batch-size": TRAIN | SCORE | PAGE,
+    "fastseg/cli/command.py --data.eval-size": TRAIN | SCORE | PAGE | PREDICT,
+    "fastseg/checkpoint/weights.py": TRAIN | SCORE | PAGE | PREDICT,
     # of writing weights and of stages, which scoring does not
     "fastseg/checkpoint/weights.py --fresh": TRAIN,
     "fastseg/checkpoint/weights.py --name": TRAIN,
     "fastseg/evaluate.py": SCORE,
     "fastseg/evaluation/from_weights.py": SCORE,
-    "fastseg/evaluation/from_weights.py --data.root": SCORE | PREDICT,
+    "fastseg/evaluation/from_weights.py --data.root": SCORE | PREDICT | SHIP | PAGE,
     "fastseg/prediction/": PREDICT,
-    "fastseg/models/precision.py": TRAIN | SCORE | PREDICT,
-    "fastseg/distributed/launch.py": TRAIN | SCORE | PREDICT,
-    "fastseg/evaluation/from_weights.py --network": SHIP | PREDICT,
+    "fastseg/models/precision.py": TRAIN | SCORE | PAGE | PREDICT,
+    "fastseg/distributed/launch.py": TRAIN | SCORE | PAGE | PREDICT,
+    "fastseg/evaluation/from_weights.py --network": SHIP | PREDICT | SCORE,
+    "fastseg/cli/other_names.py": TRAIN,
+    "fastseg/cli/other_names.py --checkpoint": SCORE | PREDICT | SHIP | PAGE,
+    "fastseg/cli/parse.py --checkpoint": SCORE | PREDICT | SHIP | PAGE,
+    "fastseg/report/__main__.py": PAGE,
     "fastseg/exporting/": SHIP,
     "fastseg/evaluation/protocols/": SCORE,
     "fastseg/evaluation/scoring/": SCORE,
-    "pipelines/build.py": TRAIN | SCORE,
+    "pipelines/build.py": TRAIN | SCORE | PAGE,
     "pipelines/build.py --data.dataset": TRAIN | LOOK,
     # evaluate takes the cache from the config of its run, which has refused this
     "pipelines/build.py --data.cache": TRAIN,
@@ -60,13 +73,13 @@ PRINTED_BY = {
     "fastseg/cli/data_describe.py": {"fastseg.data describe"},
     "pipelines/inspection/describe/": {"fastseg.data describe"},
     "pipelines/inspection/check.py": {"fastseg.data check"},
-    "pipelines/loaders/dali/loader.py": TRAIN | SCORE,
+    "pipelines/loaders/dali/loader.py": TRAIN | SCORE | PAGE,
     "pipelines/decode/by_spec.py": TRAIN | LOOK,
-    "pipelines/datasets/list_files.py": TRAIN | SCORE | LOOK,
-    "pipelines/datasets/split_files.py": TRAIN | SCORE | LOOK,
+    "pipelines/datasets/list_files.py": TRAIN | SCORE | PAGE | LOOK,
+    "pipelines/datasets/split_files.py": TRAIN | SCORE | PAGE | LOOK,
     "pipelines/cache/write.py": {"fastseg.data pack"},
-    "pipelines/cache/read.py": TRAIN | SCORE,
-    "pipelines/loaders/plan.py": TRAIN | SCORE,
+    "pipelines/cache/read.py": TRAIN | SCORE | PAGE,
+    "pipelines/loaders/plan.py": TRAIN | SCORE | PAGE,
     # training renders scenes, too; the option's text says whose it is
     "pipelines/tools/process_pool.py": {
         f"fastseg.data {n}" for n in ("check", "stats", "prepare", "synthetic")
@@ -108,15 +121,17 @@ def accepted():
         "fastseg.evaluate": (evaluate.main, ["--help"]),
         "fastseg.predict": (predict.main, ["--help"]),
         "fastseg.export": (export.main, ["--help"]),
+        "fastseg.report": (report.main, ["--help"]),
         "fastseg.doctor": (doctor.main, ["--help"]),
         "fastseg.models": (models.main, ["--help"]),
+        "fastseg.completion": (completion.main, ["--help"]),
         **{f"fastseg.data {name}": (data.main, [name, "--help"]) for name in data.COMMANDS},
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
         found = {name: listed(main, words) for name, (main, words) in calls.items()}
     # read before the fields of the preset, and described above the list
-    found["fastseg.train"] |= {"--preset", "--config"}
+    found["fastseg.train"] |= {"--preset", "--config", "--print-config"}
     # each method has stages and loss terms of its own
     for recipe in RECIPES:
         found["fastseg.train"] |= listed(train.main, ["--preset", f"debug_{recipe.name}", "--help"])
@@ -146,13 +161,23 @@ def texts(source):
             yield node.value
 
 
+def called(match):
+    """``fastseg.data check`` of either form of a command."""
+    return f"fastseg.{match['module'] or match['word']}"
+
+
 def mentions(text):
     """``(option, the command that was named before it or None)`` for every option in a text."""
     # the name alone is the definition of an option
     if OPTION.fullmatch(text):
         return
-    start, *others = COMMAND.split(text)
-    for command, part in [(None, start), *zip(others[::2], others[1::2], strict=True)]:
+    named = list(COMMAND.finditer(text))
+    ends = [*(match.start() for match in named), len(text)]
+    parts = [
+        text[: ends[0]],
+        *(text[m.end() : end] for m, end in zip(named, ends[1:], strict=True)),
+    ]
+    for command, part in zip([None, *map(called, named)], parts, strict=True):
         for option in OPTION.findall(part.replace(".*", ".{}")):
             yield option, command
 
@@ -187,8 +212,8 @@ def test_messages_name_options_that_their_commands_have(accepted):
 
 
 def test_messages_name_commands_that_there_are(accepted):
-    named = {c for _, source in files() for text in texts(source) for c in COMMAND.findall(text)}
-    assert named <= {*accepted, "fastseg.data"}
+    found = (COMMAND.finditer(text) for _, source in files() for text in texts(source))
+    assert {called(match) for match in chain(*found)} <= {*accepted, "fastseg.data"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -1,19 +1,15 @@
-"""The profiler's window, the closing line, the forecast, TensorBoard."""
+"""The profiler's window, the closing line, the forecast."""
 
 import gzip
 import json
 import re
-import sys
-import types
 
 import pytest
 import torch
 
 from fastseg import train
 from fastseg.distributed.ranks import Ranks
-from fastseg.errors import ConfigError
 from fastseg.report.profiler import StepWatch
-from fastseg.report.tensorboard import open_board
 
 CPU = torch.device("cpu")
 
@@ -99,73 +95,3 @@ def test_another_process_writes_and_says_nothing(tmp_path, capsys):
 def test_a_stage_without_a_rehearsal_is_forecast_by_its_second_step(tmp_path, capsys, forecast):
     watched(tmp_path, profile_steps=0, forecast=forecast)
     assert ("stage: a step took 0 ms, 12 of them 0:00" in capsys.readouterr().err) == forecast
-
-
-class Writer:
-    """TensorBoard's writer, as far as it is used."""
-
-    def __init__(self, folder):
-        self.folder, self.scalars, self.flushed = folder, [], 0
-
-    def add_scalar(self, name, value, step):
-        self.scalars.append((name, value, step))
-
-    def flush(self):
-        self.flushed = len(self.scalars)
-
-
-@pytest.fixture
-def tensorboard(monkeypatch):
-    module = types.ModuleType("torch.utils.tensorboard")
-    writers = []
-
-    def make(folder):
-        writers.append(Writer(folder))
-        return writers[-1]
-
-    module.SummaryWriter = make
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    return writers
-
-
-def test_tensorboard_gets_the_numbers_of_the_log(scenes, tmp_path, tensorboard):
-    arguments = command(scenes, tmp_path, 2, "--tensorboard", "--log-every", "1")
-    assert train.main([*arguments, "--stop-after", "1"]) == 0
-    assert train.main(arguments) == 0
-    run = tmp_path / "debug"
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    wanted = {
-        ("/".join(filter(None, (r["kind"], r["stage"], r.get("subset")))) + f"/{k}", v, r["step"])
-        for r in rows
-        for k, v in r.items()
-        if isinstance(v, float)
-    }
-    wanted |= {
-        (f"train/{r['stage']}/modality_steps/{name}", float(count), r["step"])
-        for r in rows
-        for name, count in r.get("modality_steps", {}).items()
-    }
-    assert {s for writer in tensorboard for s in writer.scalars} == wanted
-    assert ("eval/teacher/RDEL/miou_all", 2) in {(name, step) for name, _, step in wanted}
-    assert {writer.folder for writer in tensorboard} == {str(run / "tensorboard")}
-    assert all(writer.flushed == len(writer.scalars) > 0 for writer in tensorboard)
-
-
-def test_without_tensorboard_one_message_comes_before_any_training(
-    scenes, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert train.main(command(scenes, tmp_path, 2, "--tensorboard")) == 2
-    said = capsys.readouterr().err
-    assert "--tensorboard needs TensorBoard" in said
-    assert "pip install tensorboard" in said
-    assert "teacher:" not in said
-    assert not (tmp_path / "debug" / "metrics.jsonl").exists()
-    with pytest.raises(ConfigError):
-        open_board(True, tmp_path)
-
-
-def test_a_board_that_is_not_wanted_needs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    open_board(False, tmp_path)({"kind": "train", "stage": "a", "step": 1, "loss": 1.0})
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Programs that draw the numbers of runs: TensorBoard, Weights & Biases, MLflow."""

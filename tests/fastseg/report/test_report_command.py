@@ -1,0 +1,99 @@
+"""``python -m fastseg.report``: the page of a run from its networks, or from its files alone."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from fastseg.report import __main__ as report
+from fastseg.report.details import DetailTable, read_details, write_details
+
+ROW = {"kind": "train", "stage": "teacher", "step": 1, "loss": 1.5, "lr": 0.1}
+
+
+@pytest.fixture
+def run(untrained, tmp_path):
+    """A copy of a run that has random weights, a table of scores and a row of metrics."""
+    folder = tmp_path / "mine"
+    shutil.copytree(untrained, folder)
+    (folder / "metrics.jsonl").write_text(json.dumps(ROW) + "\n")
+    return folder
+
+
+def test_the_page_of_a_finished_run_has_scores_confusion_and_pictures(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert report.main([str(run), "--out", str(out), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()[1:3]] == ["teacher", "student"]
+    assert said.splitlines()[-1] == str(out / "report.html")
+    page = (out / "report.html").read_text()
+    assert "No confusion matrix" not in page
+    assert "No pictures" not in page
+    assert "Stage teacher" in page
+    assert f"--config {run / 'config.json'}" in page
+    assert (out / "results.csv").is_file()
+    assert not (run / "report.html").exists()
+
+
+def test_the_page_of_files_needs_no_data_and_no_weights(run, capsys):
+    (run / "student.safetensors").unlink()
+    scores = (run / "results.csv").read_bytes()
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["root"] = "/nowhere"
+    (run / "config.json").write_text(json.dumps(config))
+    write_details(run / "details.csv", [DetailTable("cost", ("GMAC",), {"student": (1.25,)})])
+    assert report.main(["--checkpoint", str(run)]) == 0
+    captured = capsys.readouterr()
+    assert "not finished: student; the page shows what the files say" in captured.err
+    assert captured.out.strip() == str(run / "report.html")
+    page = (run / "report.html").read_text()
+    assert "No confusion matrix" in page
+    assert "No pictures" in page
+    assert "No results" not in page
+    assert "GMAC" in page
+    assert (run / "results.csv").read_bytes() == scores
+
+
+def test_a_run_that_has_just_begun_has_a_page(run, capsys):
+    for name in ("results.csv", "metrics.jsonl", "teacher.safetensors"):
+        (run / name).unlink()
+    assert report.main([str(run), "--no-score"]) == 0
+    assert "No network has been evaluated yet" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("results.csv", "a,b\n", "is not a results file"),
+        ("results.csv", "model,subset,corruption,miou_all,miou_present,cat\n", "has other classes"),
+        ("details.csv", "a,b\n", "is not a details file of a run"),
+        ("details.csv", "table,row,column,value\nt,a,b,x\n", "is not a details file of a run"),
+        ("config.json", "{", "is not JSON"),
+    ],
+)
+def test_a_file_that_is_none_is_one_message_and_the_old_page_stays(
+    run, capsys, name, text, message
+):
+    (run / "report.html").write_text("old")
+    (run / name).write_text(text)
+    assert report.main([str(run), "--no-score"]) == 2
+    assert message in capsys.readouterr().err
+    assert (run / "report.html").read_text() == "old"
+
+
+@pytest.mark.parametrize("place", ["nothing", "", "student.safetensors"])
+def test_what_is_no_run_is_one_message(tmp_path, untrained, capsys, place):
+    path = untrained / place if place.endswith("tensors") else tmp_path / place
+    assert report.main([str(path)]) == 2
+    assert f"{path} is no folder of a run" in capsys.readouterr().err
+
+
+def test_details_are_read_as_they_were_written(tmp_path):
+    tables = [
+        DetailTable("a, b", ("x", "y"), {"one": (1.5, math.nan), "two": (0.25, -3.0)}),
+        DetailTable("c", ("z",), {"one": (7.0,)}),
+    ]
+    write_details(tmp_path / "details.csv", tables)
+    found = read_details(tmp_path / "details.csv")
+    assert repr(found) == repr(tables)
