@@ -76,6 +76,7 @@ setup(
             "fastseg-export = fastseg.export:main",
             "fastseg-report = fastseg.report.__main__:main",
             "fastseg-data = fastseg.data:main",
+            "fastseg-models = fastseg.models.__main__:main",
             "fastseg-doctor = fastseg.doctor:main",
         ]
     },

@@ -127,7 +127,10 @@ SHARED = {
         *("train", "evaluate", "predict", "report", "data check", "data stats", "data show"),
         *("data pack", "data prepare", "data synthetic"),
     ],
-    "--data.dataset": ["train", "data check", "data stats", "data show", "data pack"],
+    "--data.dataset": [
+        *("train", "evaluate", "predict", "export"),
+        *("data check", "data stats", "data show", "data pack"),
+    ],
     "--data.modalities": ["train", "data check", "data stats", "data show", "data pack"],
     "--data.eval-split": ["train", "evaluate", "predict", "export"],
     "--data.eval-size": ["train", "evaluate", "predict", "report"],
