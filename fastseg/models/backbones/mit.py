@@ -11,7 +11,6 @@ weights are the authors' but for one bias, which keeps the gradient of a blank i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -25,8 +24,10 @@ from fastseg.kernels import depthwise_conv_gelu
 from fastseg.pipelines.tools.unknown import unknown
 
 from .attention import Attention
-from .linear import linear
+from .first_weights import init_weights, spread_bias
+from .linear import linear, linear_in_parts
 from .norms import add_and_normalise, normalise
+from .parts import block_parts, norm_parts
 
 # the released weights were trained with 1e-6 in blocks and after levels, and with torch's default
 # of 1e-5 in the patch embeddings and after the spatial reduction
@@ -93,9 +94,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]`` to tokens ``[N, h, w, width]``, ``h = ceil(H / stride)``."""
-        return normalise(self.norm, self.proj(x).permute(0, 2, 3, 1))
+    def forward(self, x: Tensor, stand_in: Tensor | None = None) -> Tensor:
+        """``[N, C, H, W]`` to tokens ``[N, h, w, width]``, ``h = ceil(H / stride)``.
+
+        For the stand-in of the norm see `.parts`.
+        """
+        return normalise(self.norm, self.proj(x).permute(0, 2, 3, 1), stand_in)
 
 
 class DepthwiseConv(nn.Module):
@@ -120,9 +124,12 @@ class Mlp(nn.Module):
         self.dwconv = DepthwiseConv(hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[N, h, w, C]`` to the same shape."""
-        return cast(Tensor, self.fc2(self.dwconv(*linear(self.fc1, x))))
+    def forward(self, x: Tensor, stand_in: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``[N, h, w, C]`` to the same shape, and the bias in them, see :func:`linear`.
+
+        The stand-in is of that bias.
+        """
+        return linear_in_parts(self.fc2, self.dwconv(*linear(self.fc1, x)), stand_in)
 
 
 class Block(nn.Module):
@@ -144,7 +151,8 @@ class Block(nn.Module):
         x: Tensor,
         branch: Tensor | None,
         factors: tuple[Tensor | None, Tensor | None] = (None, None),
-    ) -> tuple[Tensor, Tensor]:
+        branch_bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens and the branch that is to be added to them, to the same of the next block.
 
         Nothing in here is random: it can be compiled, and computed again for its gradient.
@@ -154,11 +162,20 @@ class Block(nn.Module):
             branch: of the block before, the same shape; None where there is none.
             factors: of that branch and of this block's attention, see
                 :meth:`MixTransformer.draw`; None for 1.
+            branch_bias: in that branch, without a gradient so far, see :func:`linear`.
+
+        Returns:
+            The tokens, this block's branch, and the bias in it, or None.
         """
-        x, normalised = add_and_normalise(self.norm1, x, branch, factors[0])
-        attended, bias = self.attn(normalised)
-        x, normalised = add_and_normalise(self.norm2, x, attended, factors[1], bias)
-        return x, self.mlp(normalised)
+        parts = block_parts(self, x)
+        x, of_queries, of_keys = add_and_normalise(
+            self.norm1, x, branch, factors[0], branch_bias, users=2, stand_in=parts.norm1
+        )
+        attended, bias = self.attn(of_queries, of_keys, parts)
+        x, normalised = add_and_normalise(
+            self.norm2, x, attended, factors[1], bias, stand_in=parts.norm2
+        )
+        return x, *self.mlp(normalised, parts.fc2)
 
 
 class MixTransformer(nn.Module):
@@ -193,7 +210,7 @@ class MixTransformer(nn.Module):
             self.add_module(f"norm{i + 1}", nn.LayerNorm(width, eps=_BLOCK_EPS))
             in_channels = width
         self.apply(init_weights)
-        _spread_bias(cast(PatchEmbed, self.patch_embed1).proj)
+        spread_bias(cast(PatchEmbed, self.patch_embed1).proj)
 
     def levels(self) -> Iterator[tuple[PatchEmbed, nn.ModuleList, nn.LayerNorm]]:
         """Patch embedding, blocks and final norm of levels 1 to 4."""
@@ -244,50 +261,22 @@ class MixTransformer(nn.Module):
         """
         features = []
         factors = iter(self.draw(images))
+        parts = iter(norm_parts(self, images))
         x = images
-        for patch_embed, blocks, norm in self.levels():
-            tokens, branch, factor = patch_embed(x), None, None
+        for i, (patch_embed, blocks, norm) in enumerate(self.levels(), 1):
+            tokens, branch, bias, factor = patch_embed(x, next(parts)), None, None, None
             for block in blocks:
-                inputs = tokens, branch, (factor, next(factors))
+                inputs = tokens, branch, (factor, next(factors)), bias
                 if self.checkpointing and torch.is_grad_enabled():
-                    tokens, branch = checkpoint(
+                    tokens, branch, bias = checkpoint(
                         block, *inputs, use_reentrant=False, preserve_rng_state=False
                     )
                 else:
-                    tokens, branch = block(*inputs)
+                    tokens, branch, bias = block(*inputs)
                 factor = next(factors)
-            _, normalised = add_and_normalise(norm, tokens, branch, factor)
-            x = normalised.permute(0, 3, 1, 2)
-            features.append(x)
+            _, *normalised = add_and_normalise(
+                norm, tokens, branch, factor, bias, users=1 if i == 4 else 2, stand_in=next(parts)
+            )
+            feature, x = (y.permute(0, 3, 1, 2) for y in (normalised[0], normalised[-1]))
+            features.append(feature)
         return features
-
-
-def _spread_bias(conv: nn.Conv2d) -> None:
-    """Set the bias to numbers evenly spaced over ``±1 / sqrt(fan_in)``, the range of torch's own.
-
-    An image of zeros leaves the first convolution as its bias. With biases of zero, as the authors
-    start from, all tokens of such an image stay zero, and each LayerNorm multiplies their gradient
-    by ``1 / sqrt(eps)``, up to 1000: it overflows within a few blocks. The same goes, to a lesser
-    degree, for the empty patches of event and LiDAR images.
-    """
-    reach = 1 / math.sqrt(conv.in_channels * math.prod(conv.kernel_size))
-    assert conv.bias is not None
-    with torch.no_grad():
-        # not drawn: so the weights that are drawn later do not depend on it
-        conv.bias.copy_(torch.linspace(-reach, reach, conv.out_channels))
-
-
-def init_weights(module: nn.Module) -> None:
-    """Initialise one layer as the authors do; use with ``model.apply``.
-
-    Linear: normal of std 0.02 cut at ±2, bias 0. Convolution: normal of std ``sqrt(2 / fan_out)``
-    with ``fan_out = k * k * C_out / groups``, bias 0. LayerNorm keeps torch's 1 and 0.
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-2.0, b=2.0)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
