@@ -159,9 +159,10 @@ def residual_layer_norm(
         ValueError: shapes, dtypes or devices do not fit.
     """
     _check_devices(x, branch, factor, weight, bias, branch_bias)
-    stands = branch is not None and branch_bias is not None and branch_bias.ndim == 3
-    if stands and (_fitting(branch_bias, x, 1) is None or not _fit(x, weight, bias, eps)):
-        branch, branch_bias = with_gradient_of(branch, branch_bias), None
+    if branch is not None and branch_bias is not None and branch_bias.ndim == 3:
+        served = _fitting(branch_bias, x, 1) is not None and _fit(x, weight, bias, eps)
+        if not served:
+            branch, branch_bias = with_gradient_of(branch, branch_bias), None
     fits = (
         users in (1, 2)
         and (branch is None or _is_branch(branch, x))

@@ -73,7 +73,8 @@ def launch_backward(
             Rows(
                 start, tuple(map(len, rows)), tuple(tiles for _, tiles in sizes),
                 tuple(x.stride(0) for x in rows), rows,
-                *(tuple(nothing if y is None else y for y in to) for to in (copies, parts_of)),
+                tuple(nothing if y is None else y for y in copies),
+                tuple(nothing if y is None else y for y in parts_of),
                 tuple(0 if y is None else y.stride(0) for y in parts_of),
             ),
             channels, 2 * channels, COPIES=tuple(y is not None for y in copies),
@@ -151,7 +152,8 @@ def split_tokens(
     """
     check_tokens(queries, keys_values)
     channels = queries.shape[2] * queries.shape[3]
-    served = queries.numel() > 0 and channels <= MAX_CHANNELS and are_wanted(queries)
+    # asked first: a question about sizes would bind those of an exported graph
+    served = are_wanted(queries) and queries.numel() > 0 and channels <= MAX_CHANNELS
     if q_bias is not None and not (served and _fits(q_bias, queries, channels)):
         queries = with_gradient_of(queries.flatten(2), q_bias).view(queries.shape)
         q_bias = None

@@ -6,6 +6,7 @@ Source: SegFormer, arXiv:2105.15203, section 3.1 ("efficient self-attention").
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastseg.kernels import reduced_attention, split_tokens
+from fastseg.kernels.common.stand_ins import are_wanted
 
 from .linear import linear, linear_in_parts
 from .norms import normalise
@@ -69,10 +71,15 @@ def token_attention(
         ``[N, L, heads, d]``.
     """
     own = isinstance(kernel, str)
-    # taken apart before the axes change places: so the gradients come together without a copy
-    queries, *kv = split_tokens(queries, keys_values, q_bias, kv_bias, apart=not own)
+    kv: Sequence[Tensor] = (keys_values,)
+    if are_wanted(queries):
+        queries, *kv = split_tokens(queries, keys_values, q_bias, kv_bias, apart=not own)
+    elif not own:
+        # taken apart before the axes change places: so the gradients come together without a copy
+        kv = keys_values.unbind(2)
     if own:
         return reduced_attention(queries, kv[0])
+    assert not isinstance(kernel, str)
     k, v = kv
     out = attention(queries.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), kernel)
     return out.transpose(1, 2)

@@ -56,6 +56,8 @@ def norm_parts(encoder: Any, images: Tensor) -> list[Tensor | None]:
 
     Of a `MixTransformer`, whose parameters outside its blocks are there for both passes.
     """
+    if not are_wanted(images):
+        return [None] * 8
     places: list[tuple[nn.Module | None, int]] = []
     h, w = images.shape[2:]
     for patch_embed, _, norm in encoder.levels():
@@ -63,7 +65,7 @@ def norm_parts(encoder: Any, images: Tensor) -> list[Tensor | None]:
         h, w = -(-h // stride), -(-w // stride)
         parts = summing_programs(len(images) * h * w, patch_embed.proj.out_channels)[0]
         places += [(patch_embed.norm, parts), (norm, parts)]
-    return _stand_ins(places) if are_wanted(images) else [None] * len(places)
+    return _stand_ins(places)
 
 
 def _stand_ins(places: Sequence[tuple[nn.Module | None, int]]) -> list[Tensor | None]:
@@ -80,6 +82,7 @@ def _stand_ins(places: Sequence[tuple[nn.Module | None, int]]) -> list[Tensor | 
 
 def _parameters(layer: nn.Module | None) -> list[Tensor]:
     """What learns by sums over the tokens: of a norm both, of a linear layer the bias."""
+    own: list[Tensor]
     if type(layer) is nn.LayerNorm:
         own = [layer.weight, layer.bias]
     elif type(layer) is nn.Linear:
