@@ -14,6 +14,7 @@ if TYPE_CHECKING or HAS_TRITON:
     from .network.head.projections import folded_projections
     from .network.head.upsampling import sum_of_upsampled
     from .network.layer_norm import layer_norm, residual_layer_norm
+    from .network.split_tokens import split_tokens
     from .prototypes.divergence import prototype_divergence
     from .prototypes.hybrid_distillation import hybrid_prototype_distillation
     from .prototypes.pool import masked_prototype_pool
@@ -39,6 +40,7 @@ else:
         residual_layer_norm,
         segmentation_loss,
         similarity_divergence,
+        split_tokens,
         sum_of_upsampled,
         upsample_argmax,
         upsample_confusion,
@@ -60,6 +62,7 @@ __all__ = [
     "residual_layer_norm",
     "segmentation_loss",
     "similarity_divergence",
+    "split_tokens",
     "sum_of_upsampled",
     "upsample_argmax",
     "upsample_confusion",

@@ -80,8 +80,8 @@ ROOMS = {
         "pipelines/tools",
         "data": "errors cli",
         "doctor": ". models engine cli kernels/. pipelines/native",
-        "completion": "config evaluation prediction exporting cli report/__main__ models/__main__ data "
-        "doctor",
+        "completion": "config evaluation prediction exporting cli report/__main__ "
+        "models/__main__ data doctor",
         "__main__": ". pipelines/tools",
     },
     "bench": {

@@ -8,183 +8,25 @@
 
 Each pass reads and writes every tensor once: the sum, the factor of stochastic depth and the
 gradient ``ds'`` that reaches the sum by other ways cost no pass of their own, nor does the gradient
-of a bias that the branch has in it. Nothing is kept for
-backward but the rows that were normalised. The programs of backward write parts of the gradients
-of weight and biases, a second launch adds them in a fixed order: results repeat bit by bit.
+of a bias that the branch has in it, nor the sum of the gradients of two users of y. Nothing is kept
+for backward but the rows that were normalised. The programs of backward write parts of the
+gradients of weight and biases, a second launch adds them in a fixed order: results repeat bit by
+bit. That launch may be one for several layers, see :mod:`..common.stand_ins`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..common.switch import DEVICES, runs_on
-from .layer_norm_launch import launch_backward, launch_forward
+from ..common.row_tiles import MAX_CHANNELS, summing_programs
+from ..common.stand_ins import with_gradient_of
+from ..common.switch import runs_on
+from .layer_norm_autograd import normalised, normalised_for_users
+from .layer_norm_ops import wider
 
-MAX_CHANNELS = 4096  # a tile holds all of them
 LEAST_EPS = 1e-30  # rows beyond the last have no other deviation
-
-
-def _wider(x: torch.dtype, branch: torch.dtype) -> torch.dtype:
-    """Dtype of a sum; torch is asked only where it must be, for that counts as an operator."""
-    return x if x == branch else torch.promote_types(x, branch)
-
-
-@torch.library.custom_op("fastseg::layer_norm", mutates_args=(), device_types=DEVICES)
-def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    out = x.new_empty(x.shape, dtype=dtype)
-    launch_forward(x, None, None, weight.contiguous(), bias.contiguous(), eps, None, out)
-    return out
-
-
-@_layer_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype)
-
-
-@torch.library.custom_op("fastseg::residual_layer_norm", mutates_args=(), device_types=DEVICES)
-def _residual_layer_norm(
-    x: Tensor,
-    branch: Tensor,
-    factor: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    dtype: torch.dtype,
-    branch_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    total = x.new_empty(x.shape, dtype=_wider(x.dtype, branch.dtype))
-    out = x.new_empty(x.shape, dtype=dtype)
-    factor = None if factor is None else factor.contiguous()
-    launch_forward(x, branch, factor, weight.contiguous(), bias.contiguous(), eps, total, out)
-    return total, out
-
-
-@_residual_layer_norm.register_fake
-def _(
-    x: Tensor,
-    branch: Tensor,
-    factor: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    dtype: torch.dtype,
-    branch_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    total = x.new_empty(x.shape, dtype=_wider(x.dtype, branch.dtype))
-    return total, x.new_empty(x.shape, dtype=dtype)
-
-
-def _gradients(
-    x: Tensor,
-    of_x: torch.dtype,
-    of_branch: torch.dtype | None,
-    weight: Tensor,
-    learns: bool,
-    of_branch_bias: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to be written; those that are not wanted are empty."""
-    return (
-        x.new_empty(x.shape, dtype=of_x),
-        x.new_empty(0 if of_branch is None else x.shape, dtype=of_branch),
-        weight.new_empty(weight.shape if learns else 0),
-        weight.new_empty(weight.shape if learns else 0),
-        weight.new_empty(0 if of_branch_bias is None else weight.shape, dtype=of_branch_bias),
-    )
-
-
-@torch.library.custom_op("fastseg::layer_norm_bwd", mutates_args=(), device_types=DEVICES)
-def _layer_norm_bwd(
-    grad: Tensor,
-    above: Tensor | None,
-    factor: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    eps: float,
-    of_x: torch.dtype,
-    of_branch: torch.dtype | None,
-    learns: bool,
-    of_branch_bias: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, branch, weight, bias and branch_bias; ``of_*`` are their dtypes."""
-    found = _gradients(x, of_x, of_branch, weight, learns, of_branch_bias)
-    dx, dbranch, dweight, dbias, dbranch_bias = found
-    factor = None if factor is None else factor.contiguous()
-    launch_backward(
-        grad, above, factor, x, weight.contiguous(), eps,
-        dx, None if of_branch is None else dbranch,
-        dweight if learns else None, dbias if learns else None,
-        None if of_branch_bias is None else dbranch_bias,
-    )  # fmt: skip
-    return found
-
-
-@_layer_norm_bwd.register_fake
-def _(
-    grad: Tensor,
-    above: Tensor | None,
-    factor: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    eps: float,
-    of_x: torch.dtype,
-    of_branch: torch.dtype | None,
-    learns: bool,
-    of_branch_bias: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _gradients(x, of_x, of_branch, weight, learns, of_branch_bias)
-
-
-def _context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, _, ctx.eps, _ = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    learns = any(ctx.needs_input_grad[1:3])
-    dx, _, dweight, dbias, _ = _layer_norm_bwd(
-        grad, None, None, x, weight, ctx.eps, x.dtype, None, learns, None
-    )
-    return dx, *((dweight, dbias) if learns else (None, None)), None, None
-
-
-_layer_norm.register_autograd(_backward, setup_context=_context)
-
-
-def _residual_context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, branch, factor, weight, _, ctx.eps, _, branch_bias = inputs
-    ctx.save_for_backward(output[0], factor, weight)
-    ctx.dtypes = x.dtype, branch.dtype, None if branch_bias is None else branch_bias.dtype
-    ctx.normalised_dtype = output[1].dtype
-    # the last sum of a level is only normalised: no zeros are written and read for it
-    ctx.set_materialize_grads(False)
-
-
-def _residual_backward(
-    ctx: Any, above: Tensor | None, grad: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    total, factor, weight = ctx.saved_tensors
-    if grad is None:
-        grad = torch.zeros_like(total, dtype=ctx.normalised_dtype)
-    of_x, of_branch, of_branch_bias = ctx.dtypes
-    of_branch_bias = of_branch_bias if ctx.needs_input_grad[7] else None
-    learns = any(ctx.needs_input_grad[3:5]) or of_branch_bias is not None
-    # without factors and in one dtype both have the same gradient
-    alike = factor is None and of_x == of_branch
-    dx, dbranch, dweight, dbias, dbranch_bias = _layer_norm_bwd(
-        grad, above, factor, total, weight, ctx.eps,
-        of_x, None if alike else of_branch, learns, of_branch_bias,
-    )  # fmt: skip
-    of_affine = (dweight, dbias) if learns else (None, None)
-    of_bias = None if of_branch_bias is None else dbranch_bias
-    return dx, dx if alike else dbranch, None, *of_affine, None, None, of_bias
-
-
-_residual_layer_norm.register_autograd(_residual_backward, setup_context=_residual_context)
 
 
 def _check_devices(*tensors: Tensor | None) -> None:
@@ -218,7 +60,33 @@ def _normalised_dtype(x: Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if kind != "meta" and torch.is_autocast_enabled(kind) else dtype
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def _norm(
+    x: Tensor,
+    branch: Tensor | None,
+    factor: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    branch_bias: Tensor | None,
+    stand_in: Tensor | None,
+    users: int,
+) -> tuple[Tensor, ...]:
+    """The sum, and what is normalised once for each user, by the kernels."""
+    dtype = _normalised_dtype(x, x.dtype if branch is None else wider(x.dtype, branch.dtype))
+    factor = None if factor is None else factor.detach()
+    leaves = (x, branch, weight, bias, branch_bias, stand_in)
+    learns = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in leaves)
+    if learns and not torch.compiler.is_compiling():
+        return normalised_for_users(
+            x, branch, factor, weight, bias, eps, dtype, branch_bias, stand_in, users
+        )
+    total, out = normalised(x, branch, factor, weight, bias, eps, dtype, branch_bias)
+    return total, *[out] * users
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, stand_in: Tensor | None = None
+) -> Tensor:
     """Normalise each token over its channels.
 
         y[r, c] = (x[r, c] - mean_c x[r]) / sqrt(var_c x[r] + eps) * weight[c] + bias[c]
@@ -233,6 +101,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         weight: ``[C]``, any float dtype.
         bias: ``[C]``, in the dtype of weight.
         eps: added to the variance.
+        stand_in: ``[P, 2, C]``, which may have the gradients of weight and bias in their place, see
+            :mod:`fastseg.kernels.common.stand_ins`.
 
     Returns:
         The shape of x, contiguous, in its dtype; under autocast in float32, as torch's own on a
@@ -244,57 +114,77 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     _check_devices(x, weight, bias)
     if not _fit(x, weight, bias, eps):
         return reference.layer_norm(x, weight, bias, eps)
-    result: Tensor = _layer_norm(x, weight, bias, eps, _normalised_dtype(x, x.dtype))
-    return result
+    return _norm(x, None, None, weight, bias, eps, None, _fitting(stand_in, x, 2), 1)[1]
 
 
 def residual_layer_norm(
     x: Tensor,
-    branch: Tensor,
+    branch: Tensor | None,
     factor: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     eps: float,
     branch_bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    users: int = 1,
+    stand_in: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """Add a branch to a residual stream and normalise the sum.
 
         s[n] = x[n] + factor[n] * branch[n],   y = layer_norm(s, weight, bias, eps)
 
     What is normalised is the sum as it is stored. On a GPU a launch writes both, and backward takes
-    the gradients of both in one: of x, and of the branch where it is another. For the rest see
-    :func:`layer_norm`.
+    the gradients of both, and of both users, in one: of x, and of the branch where it is another.
+    For the rest see :func:`layer_norm`.
 
     Args:
         x: tokens ``[N, ..., C]`` of the stream, any float dtype.
-        branch: the same shape, any float dtype.
+        branch: the same shape, any float dtype; None: nothing is added, and s is x.
         factor: N numbers, such as ``[N, 1, 1, 1]``: stochastic depth, constant; None for ones.
         weight: ``[C]``, any float dtype.
         bias: ``[C]``, in the dtype of weight.
         eps: added to the variance.
         branch_bias: ``[C]``, any float dtype: what the branch has in it already as a constant, the
             bias of the layer that made it. It changes no value; its gradient is that of the branch,
-            summed over the tokens in float32. None for none.
+            summed over the tokens in float32. None for none. Its stand-in ``[P, 1, C]`` may take
+            its place.
+        users: 1 or 2, how many users y has. Each gets a y of its own, not to be changed in place.
+        stand_in: as for :func:`layer_norm`.
 
     Returns:
-        ``(s, y)``, both contiguous in the shape of x. s has the dtype that x and branch promote to,
-        so a float32 stream stays float32 beside a bfloat16 branch; y has that of s, under autocast
-        float32.
+        ``(s, y)`` or ``(s, y, y)``, contiguous in the shape of x. s has the dtype that x and branch
+        promote to, so a float32 stream stays float32 beside a bfloat16 branch; y has that of s,
+        under autocast float32.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
     _check_devices(x, branch, factor, weight, bias, branch_bias)
+    if branch is not None and branch_bias is not None and branch_bias.ndim == 3:
+        served = _fitting(branch_bias, x, 1) is not None and _fit(x, weight, bias, eps)
+        if not served:
+            branch, branch_bias = with_gradient_of(branch, branch_bias), None
     fits = (
-        branch.shape == x.shape
-        and branch.is_floating_point()
-        and branch.dtype != torch.float64
+        users in (1, 2)
+        and (branch is None or _is_branch(branch, x))
+        and (branch is not None or (factor is None and branch_bias is None))
         and (factor is None or (factor.numel() == len(x) and factor.is_floating_point()))
-        and (branch_bias is None or _is_row(branch_bias, x))
+        and (branch_bias is None or branch_bias.ndim == 3 or _is_row(branch_bias, x))
     )
     if not (fits and _fit(x, weight, bias, eps)):
-        return reference.residual_layer_norm(x, branch, factor, weight, bias, eps, branch_bias)
-    dtype = _normalised_dtype(x, _wider(x.dtype, branch.dtype))
-    factor = None if factor is None else factor.detach()
-    total, result = _residual_layer_norm(x, branch, factor, weight, bias, eps, dtype, branch_bias)
-    return total, result
+        return reference.residual_layer_norm(
+            x, branch, factor, weight, bias, eps, branch_bias, users
+        )
+    own = _fitting(stand_in, x, 2)
+    return _norm(x, branch, factor, weight, bias, eps, branch_bias, own, users)
+
+
+def _is_branch(y: Tensor, x: Tensor) -> bool:
+    return y.shape == x.shape and y.is_floating_point() and y.dtype != torch.float64
+
+
+def _fitting(stand_in: Tensor | None, x: Tensor, parameters: int) -> Tensor | None:
+    """A stand-in that has as many parts as the kernel leaves of these tokens, or None."""
+    if stand_in is None or not stand_in.requires_grad or torch.compiler.is_compiling():
+        return None
+    parts = summing_programs(x.shape[:-1].numel(), x.shape[-1])[0]
+    return stand_in if stand_in.shape == (parts, parameters, x.shape[-1]) else None

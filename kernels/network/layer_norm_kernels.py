@@ -84,31 +84,37 @@ def _layer_norm_fwd_kernel(
 
 @triton.jit
 def _layer_norm_bwd_kernel(
-    grad_ptr, above_ptr, factor_ptr, x_ptr, weight_ptr, dx_ptr, dbranch_ptr, parts_ptr,
-    R, PER_IMAGE, C, stride_grad, stride_above, stride_x, eps, TILES,
-    HAS_ABOVE: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_BRANCH: tl.constexpr,
-    SUMS: tl.constexpr, UP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_ptr, second_ptr, above_ptr, factor_ptr, x_ptr, weight_ptr, dx_ptr, dbranch_ptr,
+    parts_ptr, of_branch_ptr,
+    R, PER_IMAGE, C, stride_grad, stride_second, stride_above, stride_x, eps, TILES,
+    HAS_SECOND: tl.constexpr, HAS_ABOVE: tl.constexpr, HAS_FACTOR: tl.constexpr,
+    HAS_BRANCH: tl.constexpr, SUMS: tl.constexpr, UP: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of some tiles of rows, and their part of those of weight, bias and branch_bias.
 
     Args:
         grad_ptr: gradient of the normalised rows, stride_grad apart.
+        second_ptr: that of their second user, if there is one.
         above_ptr: gradient of the rows themselves by other ways, if there is one.
         factor_ptr: a number for each image, if there are factors.
         x_ptr: rows ``[R, C]`` that were normalised, stride_x apart.
         weight_ptr: ``[C]``.
         dx_ptr: gradient of the rows, contiguous, written.
         dbranch_ptr: the same times the factors, contiguous, written if there is a branch.
-        parts_ptr: ``[programs, SUMS, C]`` float32, written: parts of the gradients of weight, of
-            bias, and of branch_bias, which is the sum of the branch's.
+        parts_ptr: ``[programs, 2, C]`` float32, written: parts of the gradients of weight and bias.
+        of_branch_ptr: ``[programs, C]`` float32, written: parts of that of branch_bias, which is
+            the sum of the branch's.
         R: rows.
         PER_IMAGE: rows of an image.
         C: channels.
         stride_grad: elements from row to row of grad.
+        stride_second: elements from row to row of second.
         stride_above: elements from row to row of above.
         stride_x: elements from row to row of x.
         eps: added to the variance.
         TILES: tiles of a program.
+        HAS_SECOND: the normalised rows have a second user.
         HAS_ABOVE: there is a gradient by other ways.
         HAS_FACTOR: the branch has factors.
         HAS_BRANCH: the branch has a gradient of its own, not that of the rows.
@@ -135,6 +141,10 @@ def _layer_norm_bwd_kernel(
             grad_ptr + first * stride_grad + ((offs_r * stride_grad)[:, None] + offs_c[None, :]),
             mask=mask, other=0.0,
         ).to(tl.float32)  # fmt: skip
+        if HAS_SECOND:
+            second_at = second_ptr + first * stride_second
+            grad += tl.load(second_at + ((offs_r * stride_second)[:, None] + offs_c[None, :]),
+                            mask=mask, other=0.0).to(tl.float32)  # fmt: skip
         x, inverse = _standardised(x, in_c, C, eps)
         if SUMS > 0:
             dweight += grad * x
@@ -158,50 +168,8 @@ def _layer_norm_bwd_kernel(
             tl.store(dbranch_ptr + first * C + place,
                      rounded_to(dx, dbranch_ptr.dtype.element_ty, UP), mask=mask)  # fmt: skip
     if SUMS > 0:
-        parts_ptr += pid * SUMS * C
+        parts_ptr += pid * 2 * C
         tl.store(parts_ptr + offs_c, tl.sum(dweight, axis=0), mask=offs_c < C)
         tl.store(parts_ptr + C + offs_c, tl.sum(dbias, axis=0), mask=offs_c < C)
     if SUMS > 2:
-        tl.store(parts_ptr + 2 * C + offs_c, tl.sum(of_branch, axis=0), mask=offs_c < C)
-
-
-@triton.jit
-def _store_sum(ptr, offs_c, total, C, UP: tl.constexpr):
-    """Write sums of some channels in the dtype that they are to have."""
-    tl.store(ptr + offs_c, rounded_to(total, ptr.dtype.element_ty, UP), mask=offs_c < C)
-
-
-@triton.jit
-def _layer_norm_reduce_kernel(
-    parts_ptr, dweight_ptr, dbias_ptr, of_branch_ptr, PARTS, C,
-    SUMS: tl.constexpr, UP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Add the parts of a block of channels up, in the order of the programs that wrote them.
-
-    Args:
-        parts_ptr: ``[PARTS, SUMS, C]`` float32.
-        dweight_ptr: ``[C]``, written.
-        dbias_ptr: ``[C]``, written.
-        of_branch_ptr: ``[C]``, written if there is a third sum.
-        PARTS: parts.
-        C: channels.
-        SUMS: 2 or 3.
-        UP: round to bfloat16 by hand, as the interpreter does not.
-        BLOCK_P: parts of a tile.
-        BLOCK_C: channels of a tile.
-    """
-    offs_p = tl.arange(0, BLOCK_P)
-    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    which = tl.program_id(1)
-    total = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-    for first in range(0, PARTS, BLOCK_P):
-        mask = (first + offs_p < PARTS)[:, None] & (offs_c < C)[None, :]
-        row = (first + offs_p) * SUMS + which
-        total += tl.load(parts_ptr + ((row * C)[:, None] + offs_c[None, :]), mask=mask, other=0.0)
-    result = tl.sum(total, axis=0)
-    if which == 0:
-        _store_sum(dweight_ptr, offs_c, result, C, UP)
-    elif which == 1:
-        _store_sum(dbias_ptr, offs_c, result, C, UP)
-    elif SUMS > 2:
-        _store_sum(of_branch_ptr, offs_c, result, C, UP)
+        tl.store(of_branch_ptr + pid * C + offs_c, tl.sum(of_branch, axis=0), mask=offs_c < C)

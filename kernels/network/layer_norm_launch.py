@@ -7,24 +7,9 @@ import triton
 from torch import Tensor
 
 from ..common.device import on_device_of
+from ..common.row_tiles import row_tile, summing_programs, summing_tile
 from ..common.switch import UP
-from .layer_norm_kernels import (
-    _layer_norm_bwd_kernel,
-    _layer_norm_fwd_kernel,
-    _layer_norm_reduce_kernel,
-)
-
-# of backward, at most and at least: some for each of the 132 multiprocessors of an H200, but few
-# enough that their parts are small beside the rows
-_PROGRAMS, _LEAST_TILES = 1024, 8
-
-
-def tiles(channels: int, elements: int) -> dict[str, int]:
-    """Tile of the kernels, with so many elements for a thread, more where a row has more."""
-    block_c = triton.next_power_of_2(channels)
-    warps = 4 if block_c <= 256 else 8
-    rows = max(1, 32 * warps * elements // block_c)
-    return {"BLOCK_R": min(128, rows), "BLOCK_C": block_c, "num_warps": warps}
+from .layer_norm_kernels import _layer_norm_bwd_kernel, _layer_norm_fwd_kernel
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -47,7 +32,7 @@ def launch_forward(
     rows = _rows(x)
     others = rows if branch is None else _rows(branch)
     # two accesses of 16 bytes to each tensor for a thread
-    tile = tiles(rows.shape[1], 32 // rows.dtype.itemsize)
+    tile = row_tile(rows.shape[1], 32 // rows.dtype.itemsize)
     with on_device_of(x):
         _layer_norm_fwd_kernel[(triton.cdiv(len(rows), tile["BLOCK_R"]),)](
             rows, others, factor, weight, bias, total, out,
@@ -56,8 +41,22 @@ def launch_forward(
         )  # fmt: skip
 
 
+def new_parts(x: Tensor, learns: bool, biased: bool) -> tuple[Tensor, Tensor]:
+    """Memory for the parts of the gradients of weight and bias, and of branch_bias.
+
+    Empty where they are not wanted.
+    """
+    rows, channels = x.shape[:-1].numel(), x.shape[-1]
+    count = summing_programs(rows, channels)[0]
+    return (
+        x.new_empty((count if learns else 0, 2, channels), dtype=torch.float32),
+        x.new_empty((count if biased else 0, 1, channels), dtype=torch.float32),
+    )
+
+
 def launch_backward(
     grad: Tensor,
+    second: Tensor | None,
     above: Tensor | None,
     factor: Tensor | None,
     x: Tensor,
@@ -65,35 +64,25 @@ def launch_backward(
     eps: float,
     dx: Tensor,
     dbranch: Tensor | None,
-    dweight: Tensor | None,
-    dbias: Tensor | None,
-    dbranch_bias: Tensor | None = None,
+    parts: Tensor,
+    of_branch: Tensor,
 ) -> None:
-    """The backward launches: write the gradients; those of weight and bias if they are wanted.
+    """The backward launch: write the gradients, and those :func:`new_parts` that are wanted.
 
-    With these alone that of branch_bias can be had, too.
+    Those of branch_bias come with those of weight and bias alone.
     """
     rows, grads = _rows(x), _rows(grad)
-    aboves = grads if above is None else _rows(above)
+    # what is not there is not read: the weights stand in for it
+    nothing = weight.view(1, -1)
+    seconds, aboves = (nothing if y is None else _rows(y) for y in (second, above))
     channels = rows.shape[1]
-    # fewer, for backward holds three tensors and two sums; where channels are loaded one by one,
-    # their addresses take registers, too
-    tile = tiles(channels, 4 if channels % 16 else 8)
-    blocks = triton.cdiv(len(rows), tile["BLOCK_R"])
-    each = min(blocks, max(_LEAST_TILES, triton.cdiv(blocks, _PROGRAMS)))
-    programs = triton.cdiv(blocks, each)
-    sums = 0 if dweight is None else 2 if dbranch_bias is None else 3
-    parts = x.new_empty((programs, sums, channels), dtype=torch.float32) if sums else None
+    programs, each = summing_programs(*rows.shape)
     with on_device_of(x):
         _layer_norm_bwd_kernel[(programs,)](
-            grads, aboves, factor, rows, weight, dx, dbranch, parts,
-            len(rows), len(rows) // len(x), channels,
-            grads.stride(0), aboves.stride(0), rows.stride(0), eps, each,
-            HAS_ABOVE=above is not None, HAS_FACTOR=factor is not None,
-            HAS_BRANCH=dbranch is not None, SUMS=sums, UP=UP, **tile,
+            grads, seconds, aboves, factor, rows, weight, dx, dbranch, parts, of_branch,
+            len(rows), len(rows) // len(x), channels, grads.stride(0), seconds.stride(0),
+            aboves.stride(0), rows.stride(0), eps, each,
+            HAS_SECOND=second is not None, HAS_ABOVE=above is not None,
+            HAS_FACTOR=factor is not None, HAS_BRANCH=dbranch is not None,
+            SUMS=(2 + bool(len(of_branch))) * bool(len(parts)), UP=UP, **summing_tile(channels),
         )  # fmt: skip
-        if parts is not None:
-            _layer_norm_reduce_kernel[(triton.cdiv(channels, 16), sums)](
-                parts, dweight, dbias, dbranch_bias, programs, channels,
-                SUMS=sums, UP=UP, BLOCK_P=256, BLOCK_C=16, num_warps=8,
-            )  # fmt: skip

@@ -12,7 +12,7 @@ noise samples; p, x student and q, t teacher, after and before the softmax.
 from .divergence import logit_distillation, softmax_divergence
 from .entropy import functional_entropy, student_information, teacher_information
 from .fisher import channel_sigma, fisher_regulariser
-from .network.attention import reduced_attention
+from .network.attention import reduced_attention, split_tokens
 from .network.depthwise import depthwise_conv_gelu
 from .network.folded_projections import folded_projections
 from .network.fusion import fan_out, mean_fusion
@@ -54,6 +54,7 @@ __all__ = [
     "segmentation_loss",
     "similarity_divergence",
     "softmax_divergence",
+    "split_tokens",
     "student_information",
     "sum_of_upsampled",
     "teacher_information",

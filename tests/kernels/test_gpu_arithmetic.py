@@ -214,6 +214,10 @@ CASES = {
     "reduced_attention": (
         lambda f, x: f(*x), [[normal(B, 9, 2, 16, seed=6), normal(B, 4, 2, 2, 16, seed=7)]], 1e-5,
     ),
+    "split_tokens": (
+        lambda f, x: torch.cat([y.flatten() for y in f(*x)]),
+        [[normal(B, 9, 2, 16, seed=6), normal(B, 4, 2, 2, 16, seed=7)]], 1e-5,
+    ),
     "mean_fusion": (fusion, [STUDENT], 1e-5),
     "fan_out": (users, [STUDENT], 1e-5),
     "sum_of_upsampled": (lambda f, x: f(x, (6, 8)), [LEVELS], 1e-5),

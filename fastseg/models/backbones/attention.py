@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastseg.kernels import reduced_attention
+from fastseg.kernels import reduced_attention, split_tokens
+from fastseg.kernels.common.stand_ins import are_wanted
 
-from .linear import linear
+from .linear import linear, linear_in_parts
 from .norms import normalise
+from .parts import NONE, BlockParts
 
 Kernel = SDPBackend | Literal["fastseg"]
 OWN: Literal["fastseg"] = "fastseg"
@@ -66,21 +68,36 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None = None
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def token_attention(queries: Tensor, keys_values: Tensor, kernel: Kernel | None = None) -> Tensor:
+def token_attention(
+    queries: Tensor,
+    keys_values: Tensor,
+    kernel: Kernel | None = None,
+    q_bias: Tensor | None = None,
+    kv_bias: Tensor | None = None,
+) -> Tensor:
     """:func:`attention` of tokens as the linear layers leave them.
 
     Args:
         queries: ``[N, L, heads, d]``.
         keys_values: ``[N, S, 2, heads, d]``.
         kernel: one of torch's, or `OWN`; None leaves the choice to torch.
+        q_bias: in the queries, without a gradient so far, see `.linear`.
+        kv_bias: likewise in keys and values.
 
     Returns:
         ``[N, L, heads, d]``.
     """
-    if isinstance(kernel, str):
-        return reduced_attention(queries, keys_values)
-    # taken apart before the axes change places: so the gradients come together without a copy
-    k, v = keys_values.unbind(2)
+    own = isinstance(kernel, str)
+    kv: Sequence[Tensor] = (keys_values,)
+    if are_wanted(queries):
+        queries, *kv = split_tokens(queries, keys_values, q_bias, kv_bias, apart=not own)
+    elif not own:
+        # taken apart before the axes change places: so the gradients come together without a copy
+        kv = keys_values.unbind(2)
+    if own:
+        return reduced_attention(queries, kv[0])
+    assert not isinstance(kernel, str)
+    k, v = kv
     out = attention(queries.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), kernel)
     return out.transpose(1, 2)
 
@@ -104,11 +121,23 @@ class Attention(nn.Module):
             self.sr = nn.Conv2d(width, width, reduction, reduction)
             self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens ``[N, h, w, C]`` to the same shape, and the bias in them, see :func:`linear`."""
+    def forward(
+        self, x: Tensor, again: Tensor | None = None, parts: BlockParts = NONE
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``[N, h, w, C]`` to the same shape, and the bias in them, see :func:`linear`.
+
+        Args:
+            x: the tokens, of which the queries are made.
+            again: the same tokens for keys and values, where their gradient is of its own.
+            parts: stand-ins for parameters.
+        """
         n, h, w, c = x.shape
-        q = self.q(x).view(n, h * w, self.heads, -1)
+        q, q_bias = linear_in_parts(self.q, x, parts.q)
+        x = x if again is None else again
         if self.reduction > 1:
-            x = normalise(self.norm, self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        kv = self.kv(x).view(n, -1, 2, self.heads, c // self.heads)
-        return linear(self.proj, token_attention(q, kv, self.backend).reshape(n, h, w, c))
+            reduced = self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = normalise(self.norm, reduced, parts.reduced)
+        kv, kv_bias = linear_in_parts(self.kv, x, parts.kv)
+        q, kv = q.view(n, h * w, self.heads, -1), kv.view(n, -1, 2, self.heads, c // self.heads)
+        out = token_attention(q, kv, self.backend, q_bias, kv_bias)
+        return linear(self.proj, out.reshape(n, h, w, c), parts.proj)

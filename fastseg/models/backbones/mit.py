@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import cast
 
 import torch
@@ -25,8 +26,10 @@ from fastseg.pipelines.tools.unknown import unknown
 
 from .attention import Attention
 from .first_weights import init_weights, spread_bias
-from .linear import linear
+from .linear import linear, linear_in_parts
 from .norms import add_and_normalise, normalise
+from .parts import block_parts, norm_parts
+from .stochastic_depth import stochastic_depth
 
 # the released weights were trained with 1e-6 in blocks and after levels, and with torch's default
 # of 1e-5 in the patch embeddings and after the spatial reduction
@@ -93,9 +96,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]`` to tokens ``[N, h, w, width]``, ``h = ceil(H / stride)``."""
-        return normalise(self.norm, self.proj(x).permute(0, 2, 3, 1))
+    def forward(self, x: Tensor, stand_in: Tensor | None = None) -> Tensor:
+        """``[N, C, H, W]`` to tokens ``[N, h, w, width]``, ``h = ceil(H / stride)``.
+
+        For the stand-in of the norm see `.parts`.
+        """
+        return normalise(self.norm, self.proj(x).permute(0, 2, 3, 1), stand_in)
 
 
 class DepthwiseConv(nn.Module):
@@ -120,9 +126,12 @@ class Mlp(nn.Module):
         self.dwconv = DepthwiseConv(hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[N, h, w, C]`` to the same shape."""
-        return cast(Tensor, self.fc2(self.dwconv(*linear(self.fc1, x))))
+    def forward(self, x: Tensor, stand_in: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``[N, h, w, C]`` to the same shape, and the bias in them, see :func:`linear`.
+
+        The stand-in is of that bias.
+        """
+        return linear_in_parts(self.fc2, self.dwconv(*linear(self.fc1, x)), stand_in)
 
 
 class Block(nn.Module):
@@ -144,7 +153,8 @@ class Block(nn.Module):
         x: Tensor,
         branch: Tensor | None,
         factors: tuple[Tensor | None, Tensor | None] = (None, None),
-    ) -> tuple[Tensor, Tensor]:
+        branch_bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens and the branch that is to be added to them, to the same of the next block.
 
         Nothing in here is random: it can be compiled, and computed again for its gradient.
@@ -154,11 +164,20 @@ class Block(nn.Module):
             branch: of the block before, the same shape; None where there is none.
             factors: of that branch and of this block's attention, see
                 :meth:`MixTransformer.draw`; None for 1.
+            branch_bias: in that branch, without a gradient so far, see :func:`linear`.
+
+        Returns:
+            The tokens, this block's branch, and the bias in it, or None.
         """
-        x, normalised = add_and_normalise(self.norm1, x, branch, factors[0])
-        attended, bias = self.attn(normalised)
-        x, normalised = add_and_normalise(self.norm2, x, attended, factors[1], bias)
-        return x, self.mlp(normalised)
+        parts = block_parts(self, x)
+        x, of_queries, of_keys = add_and_normalise(
+            self.norm1, x, branch, factors[0], branch_bias, users=2, stand_in=parts.norm1
+        )
+        attended, bias = self.attn(of_queries, of_keys, parts)
+        x, normalised = add_and_normalise(
+            self.norm2, x, attended, factors[1], bias, stand_in=parts.norm2
+        )
+        return x, *self.mlp(normalised, parts.fc2)
 
 
 class MixTransformer(nn.Module):
@@ -222,30 +241,43 @@ class MixTransformer(nn.Module):
             images, sum(self.config.depths), self.drop_path if self.training else 0.0
         )
 
-    def run_level(self, level: int, x: Tensor, factors: Iterator[Tensor | None]) -> Tensor:
+    def run_level(
+        self,
+        level: int,
+        x: Tensor,
+        factors: Iterator[Tensor | None],
+        parts: Iterator[Tensor | None] | None = None,
+        users: int = 1,
+    ) -> tuple[Tensor, ...]:
         """One level.
 
         Args:
             level: from 0.
             x: images ``[N, 3, H, W]``, or the level before ``[N, C, h, w]``.
             factors: of the residual branches of this level and those behind it, see :meth:`draw`.
+            parts: likewise, stand-ins for the norms, see `norm_parts`; none: without.
+            users: how many read the result.
 
         Returns:
-            ``[N, C_i, h_i, w_i]`` in channels_last memory, after the level's norm.
+            ``[N, C_i, h_i, w_i]`` in channels_last memory, after the level's norm, for each user:
+            the kernel of the norm adds up their gradients.
         """
         patch_embed, blocks, norm = list(self.levels())[level]
-        tokens, branch, factor = patch_embed(x), None, None
+        parts = repeat(None) if parts is None else parts
+        tokens, branch, bias, factor = patch_embed(x, next(parts)), None, None, None
         for block in blocks:
-            inputs = tokens, branch, (factor, next(factors))
+            inputs = tokens, branch, (factor, next(factors)), bias
             if self.checkpointing and torch.is_grad_enabled():
-                tokens, branch = checkpoint(
+                tokens, branch, bias = checkpoint(
                     block, *inputs, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                tokens, branch = block(*inputs)
+                tokens, branch, bias = block(*inputs)
             factor = next(factors)
-        _, normalised = add_and_normalise(norm, tokens, branch, factor)
-        return normalised.permute(0, 3, 1, 2)
+        _, *normalised = add_and_normalise(
+            norm, tokens, branch, factor, bias, users=users, stand_in=next(parts)
+        )
+        return tuple(y.permute(0, 3, 1, 2) for y in normalised)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode images.
@@ -260,28 +292,10 @@ class MixTransformer(nn.Module):
         """
         features = []
         factors = iter(self.draw(images))
+        parts = iter(norm_parts(self, images))
         x = images
         for level in range(4):
-            x = self.run_level(level, x, factors)
-            features.append(x)
+            feature, *onward = self.run_level(level, x, factors, parts, users=1 + (level < 3))
+            features.append(feature)
+            x = onward[0] if onward else feature
         return features
-
-
-def stochastic_depth(images: Tensor, blocks: int, drop_path: float) -> list[Tensor | None]:
-    """Factors of the residual branches of a network, see :meth:`MixTransformer.draw`.
-
-    Args:
-        images: ``[N, 3, H, W]``.
-        blocks: number of blocks with two branches each.
-        drop_path: probability of the last block; 0: nothing is dropped.
-    """
-    if drop_path == 0:
-        return [None] * (2 * blocks)
-    # computed where they are needed: a constant would be copied there, or be a buffer, of which
-    # every step keeps what it was
-    keep = torch.linspace(1, 1 - drop_path, blocks, dtype=torch.float32, device=images.device)
-    keep = keep[1:].view(-1, 1, 1, 1, 1, 1)
-    # each row begins at a multiple of 16 bytes, as a tensor of its own does
-    shape = (blocks - 1, 2, -(-len(images) // 4) * 4, 1, 1, 1)
-    drawn = images.new_empty(shape, dtype=torch.float32).bernoulli_(keep).div_(keep)
-    return [None, None, *drawn[:, :, : len(images)].flatten(0, 1).unbind()]

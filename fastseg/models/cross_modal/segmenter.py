@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..backbones.attention import AttentionLevel
-from ..backbones.mit import Backbone, MixTransformer, stochastic_depth
+from ..backbones.mit import Backbone, MixTransformer
+from ..backbones.stochastic_depth import stochastic_depth
 from ..heads.mlp import MLPHead
 from ..interface import Segmenter, SegmenterOutput
 from ..packing import checked_marks
@@ -150,7 +151,7 @@ class CrossModalSegmenter(Segmenter):
         rate = self.encoder.drop_path if self.training and branch is not None else 0.0
         second = iter(stochastic_depth(x, sum(self.config.depths), rate))
         for level in range(4):
-            x = self.encoder.run_level(level, x, factors)
+            (x,) = self.encoder.run_level(level, x, factors)
             if branch is None:
                 levels.append(x)
                 continue
@@ -158,7 +159,7 @@ class CrossModalSegmenter(Segmenter):
             if isinstance(branch, PoolingBranch):
                 z, own = branch.run_level(level, others, there, second)
             else:
-                z = branch.run_level(level, others[0], second).permute(0, 2, 3, 1)
+                z = branch.run_level(level, others[0], second)[0].permute(0, 2, 3, 1)
             tokens, z = self.rectify[level](x.permute(0, 2, 3, 1), z)
             levels.append(self.fuse[level](tokens, z))
             x = tokens.permute(0, 3, 1, 2)

@@ -67,3 +67,39 @@ def check_tokens(queries: Tensor, keys_values: Tensor) -> None:
             "expected queries, keys and values of one float dtype on one device, got "
             f"{queries.dtype} on {queries.device} and {keys_values.dtype} on {keys_values.device}"
         )
+
+
+def split_tokens(
+    queries: Tensor,
+    keys_values: Tensor,
+    q_bias: Tensor | None = None,
+    kv_bias: Tensor | None = None,
+    apart: bool = True,
+) -> tuple[Tensor, ...]:
+    """Queries, keys and values as attention takes them.
+
+        q, k, v = queries, keys_values[:, :, 0], keys_values[:, :, 1]
+
+    Args:
+        queries: ``[N, L, heads, d]``.
+        keys_values: ``[N, S, 2, heads, d]``, keys before values.
+        q_bias: ``[C]`` with C = heads d, what the queries have in them already as a constant. It
+            changes no value; its gradient is that of the queries, summed over the tokens.
+        kv_bias: ``[2 C]``, likewise that of keys and values.
+        apart: give keys and values apart.
+
+    Returns:
+        ``(queries, keys, values)``, keys and values ``[N, S, heads, d]``; or
+        ``(queries, keys_values)``.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+    """
+    check_tokens(queries, keys_values)
+    # zeros that have the gradients of the biases
+    if q_bias is not None:
+        queries = queries + (q_bias - q_bias.detach()).to(queries.dtype).view(queries.shape[2:])
+    if kv_bias is not None:
+        zeros = (kv_bias - kv_bias.detach()).to(keys_values.dtype)
+        keys_values = keys_values + zeros.view(keys_values.shape[2:])
+    return queries, *(keys_values.unbind(2) if apart else (keys_values,))

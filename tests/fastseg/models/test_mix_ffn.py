@@ -71,10 +71,10 @@ def test_short_weights_and_autocast_serve_the_kernels(way):
         weights = list(mlp.parameters())
         if way == "autocast" and dtype is torch.bfloat16:
             with torch.autocast(DEVICE.type, dtype):
-                out = mlp(x)
+                out, _ = mlp(x)
         else:
             copies = {name: p.to(dtype) for name, p in mlp.named_parameters()}
-            out = torch.func.functional_call(mlp, copies, x.to(dtype))
+            out, _ = torch.func.functional_call(mlp, copies, x.to(dtype))
         return [out.detach(), *torch.autograd.grad(out.sum(), weights)]
 
     with switch.force_reference():
@@ -95,4 +95,4 @@ def test_a_block_compiles_to_one_graph_with_the_kernels():
         wanted = block(tokens, None)
         found = torch.compile(block, backend="aot_eager", fullgraph=True)(tokens, None)
     torch._dynamo.reset()
-    assert all(map(torch.equal, found, wanted))
+    assert all(map(torch.equal, found[:2], wanted[:2]))

@@ -9,8 +9,9 @@ from fastseg.kernels import reference
 from fastseg.kernels.testing import assert_as_accurate
 
 pytest.importorskip("triton")
-from fastseg.kernels.network import layer_norm as operators
-from fastseg.kernels.network import layer_norm_launch
+from fastseg.kernels.common import row_tiles
+from fastseg.kernels.common.stand_ins import stand_ins
+from fastseg.kernels.network import layer_norm_ops as operators
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -26,6 +27,7 @@ SHAPES = {
 }
 SLACKS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LAUNCHES = ["_layer_norm_fwd_kernel", "_layer_norm_bwd_kernel", "_row_sums_kernel"]
 EITHER = [None, *DTYPES.values()]  # dtype of the branch, None for no branch
 
 
@@ -154,8 +156,8 @@ def test_any_strides(layout, device):
 
 @pytest.mark.parametrize("programs", [1, 3, 1000])
 def test_any_number_of_programs(programs, device, monkeypatch):
-    monkeypatch.setattr(layer_norm_launch, "_PROGRAMS", programs)
-    monkeypatch.setattr(layer_norm_launch, "_LEAST_TILES", 1)
+    monkeypatch.setattr(row_tiles, "_PROGRAMS", programs)
+    monkeypatch.setattr(row_tiles, "_LEAST_TILES", 1)
     check(make_inputs((3, 7, 9, 48), device, branch=torch.float32, factor=True))
 
 
@@ -209,7 +211,7 @@ def test_launches_and_no_wait(device, launched, monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, wait)
     run(kernels, *inputs)
     monkeypatch.undo()
-    assert launched == [f"_layer_norm_{part}_kernel" for part in ("fwd", "bwd", "reduce")]
+    assert launched == LAUNCHES
 
 
 def test_weights_that_do_not_learn_cost_nothing(device, launched):
@@ -241,7 +243,7 @@ def run_with_bias(function, x, branch, factor, weight, bias, branch_bias, above,
 def test_the_gradient_of_a_bias_in_the_branch(dtype, factor, device, launched):
     inputs = bias_inputs(device, dtype, factor)
     got = run_with_bias(kernels.residual_layer_norm, *inputs)
-    assert launched == [f"_layer_norm_{part}_kernel" for part in ("fwd", "bwd", "reduce")]
+    assert launched == LAUNCHES
     assert [y.dtype for y in got] == [dtype] * 5
     with kernels.force_reference():
         eager, truth = (
@@ -275,6 +277,66 @@ def test_a_bias_learns_behind_a_norm_that_does_not(device):
     own = own.requires_grad_()
     results = kernels.residual_layer_norm(x, branch, factor, weight, bias, EPS, own)
     assert torch.equal(*torch.autograd.grad(results, own, upstream), whole[4])
+
+
+def with_users(function, dtype, branch, inputs, stand=False):
+    """All results, and gradients where both users and the sum have one of their own."""
+    x, other, factor, weight, bias, own, above, upstream = inputs
+    leaves = [y.detach().requires_grad_() for y in (x, other, weight, bias, own)]
+    x, other, weight, bias, own = leaves
+    more = {}
+    if stand:
+        parts = row_tiles.summing_programs(x.shape[:-1].numel(), x.shape[-1])[0]
+        more["stand_in"], own = stand_ins([[weight, bias], [own]], [parts, parts])
+    second = upstream.flip(0) * 0.5
+    if branch:
+        results = function(x, other, factor, weight, bias, EPS, own, users=2, **more)
+    else:
+        results = function(x, None, None, weight, bias, EPS, users=2, **more)
+        leaves = [leaves[0], *leaves[2:4]]
+    return *results, *torch.autograd.grad(results, leaves, [above, upstream, second])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("branch", [False, True], ids=["alone", "behind-a-sum"])
+@pytest.mark.parametrize("stand", [False, True], ids=["by-itself", "stand-ins"])
+def test_gradients_of_two_users_and_of_stand_ins(dtype, branch, stand, device, launched):
+    inputs = bias_inputs(device, dtype)
+    got = with_users(kernels.residual_layer_norm, dtype, branch, inputs, stand)
+    assert launched == LAUNCHES
+    with kernels.force_reference():
+        eager, truth = (
+            with_users(kernels.residual_layer_norm, dtype, branch, values)
+            for values in (inputs, double(inputs))
+        )
+    for result, plain, exact in zip(got, eager, truth, strict=True):
+        assert result.dtype == dtype
+        scale = max(1, float(exact.detach().abs().max()))
+        assert_as_accurate(result, plain, exact, SLACKS[dtype] * scale)
+
+
+def test_a_stand_in_that_does_not_fit_loses_no_gradient(device):
+    x, branch, factor, weight, bias, own, *upstream = bias_inputs(device)
+    inputs = x, branch, factor, weight, bias, own, *upstream
+    wanted = run_with_bias(kernels.residual_layer_norm, *inputs)
+
+    def other_sizes(x, branch, factor, weight, bias, eps, branch_bias):
+        affine, branch_bias = stand_ins([[weight, bias], [branch_bias]], [91, 3])
+        return kernels.residual_layer_norm(
+            x, branch, factor, weight, bias, eps, branch_bias, stand_in=affine
+        )
+
+    for found, exact in zip(run_with_bias(other_sizes, *inputs), wanted, strict=True):
+        torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("way", [kernels, reference], ids=["public", "definition"])
+def test_users_and_what_needs_a_branch_are_checked(way):
+    x, row = torch.zeros(2, 3, 4), torch.ones(4)
+    with pytest.raises(ValueError, match="1 or 2 users, got 3"):
+        way.residual_layer_norm(x, x, None, row, row, EPS, users=3)
+    with pytest.raises(ValueError, match="expected a branch for factor or branch_bias"):
+        way.residual_layer_norm(x, None, None, row, row, EPS, row)
 
 
 def test_without_factors_the_gradient_is_written_once(device):
