@@ -259,11 +259,11 @@ class MixTransformer(nn.Module):
             users: how many read the result.
 
         Returns:
-            ``[N, C_i, h_i, w_i]`` in channels_last memory, after the level's norm, for each user:
-            the kernel of the norm adds up their gradients.
+            ``[N, C_i, h_i, w_i]`` in channels_last memory, normalised, for each user: the kernel of
+            the norm adds up their gradients.
         """
         patch_embed, blocks, norm = list(self.levels())[level]
-        parts = repeat(None) if parts is None else parts
+        parts = parts or repeat(None)
         tokens, branch, bias, factor = patch_embed(x, next(parts)), None, None, None
         for block in blocks:
             inputs = tokens, branch, (factor, next(factors)), bias
@@ -291,11 +291,9 @@ class MixTransformer(nn.Module):
             ``h_1 = ceil(H / 4)``, then halved and rounded up per level.
         """
         features = []
-        factors = iter(self.draw(images))
-        parts = iter(norm_parts(self, images))
-        x = images
+        factors, parts, x = iter(self.draw(images)), iter(norm_parts(self, images)), images
         for level in range(4):
             feature, *onward = self.run_level(level, x, factors, parts, users=1 + (level < 3))
             features.append(feature)
-            x = onward[0] if onward else feature
+            x = onward[0] if onward else x
         return features

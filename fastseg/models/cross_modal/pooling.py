@@ -78,7 +78,7 @@ class PoolingBlock(nn.Module):
         mixed = _tokens(self.attn(self.norm1(_maps(x))))
         x = x + _scaled(mixed, self.layer_scale_1, first)
         gate: Tensor = self.gate(x.mean((1, 2)).unsqueeze(1)).sigmoid().to(x.dtype)
-        branch = self.mlp(_tokens(self.norm2(_maps(x))))
+        branch, _ = self.mlp(_tokens(self.norm2(_maps(x))))
         return x * gate.unsqueeze(1) + _scaled(branch, self.layer_scale_2, second)
 
 
