@@ -1,5 +1,7 @@
 """LayerNorm of the tokens of each level, alone and behind the residual sum with its factors.
 
+The sum may have a bias in its branch, whose gradient comes along.
+
 Providers: ``eager`` is the definition, torch's own operators; ``compile`` the definition under
 ``torch.compile``; ``fused`` are the kernels. The tokens are those of all modalities and samples of
 one network, as a block of the encoder meets them.
@@ -27,12 +29,13 @@ Results = tuple[Tensor, ...]
 
 
 class Problem(NamedTuple):
-    """x, branch, weight and bias, gradients of both results, and the factors of the images."""
+    """x, branch, weight, bias and that of the branch, both gradients, and the images' factors."""
 
     x: Tensor
     branch: Tensor
     weight: Tensor
     bias: Tensor
+    own: Tensor
     above: Tensor
     upstream: Tensor
     factor: Tensor
@@ -40,33 +43,53 @@ class Problem(NamedTuple):
 
 def alone(inputs: Problem, leaves: list[Tensor]) -> Results:
     """The definition."""
-    x, _, weight, bias = leaves
+    x, _, weight, bias, _ = leaves
     return (reference.layer_norm(x, weight, bias, EPS),)
 
 
 def behind_a_sum(inputs: Problem, leaves: list[Tensor]) -> Results:
     """The definition behind the sum."""
-    x, branch, weight, bias = leaves
+    x, branch, weight, bias, _ = leaves
     return reference.residual_layer_norm(x, branch, inputs.factor, weight, bias, EPS)
+
+
+def with_a_bias(inputs: Problem, leaves: list[Tensor]) -> Results:
+    """The definition behind the sum, with the gradient of a bias in the branch."""
+    x, branch, weight, bias, own = leaves
+    return reference.residual_layer_norm(x, branch, inputs.factor, weight, bias, EPS, own)
 
 
 def fused_alone(inputs: Problem, leaves: list[Tensor]) -> Results:
     """The kernels."""
-    x, _, weight, bias = leaves
+    x, _, weight, bias, _ = leaves
     return (layer_norm(x, weight, bias, EPS),)
 
 
 def fused_behind_a_sum(inputs: Problem, leaves: list[Tensor]) -> Results:
     """The kernels with the sum."""
-    x, branch, weight, bias = leaves
+    x, branch, weight, bias, _ = leaves
     return residual_layer_norm(x, branch, inputs.factor, weight, bias, EPS)
 
 
+def fused_with_a_bias(inputs: Problem, leaves: list[Tensor]) -> Results:
+    """The kernels with the sum and the gradient of the bias."""
+    x, branch, weight, bias, own = leaves
+    return residual_layer_norm(x, branch, inputs.factor, weight, bias, EPS, own)
+
+
 Form = Callable[[Problem, list[Tensor]], Results]
-FORMS: dict[str, Form] = {"alone": alone, "behind-a-sum": behind_a_sum}
-FUSED: dict[str, Form] = {"alone": fused_alone, "behind-a-sum": fused_behind_a_sum}
+FORMS: dict[str, Form] = {
+    "alone": alone,
+    "behind-a-sum": behind_a_sum,
+    "with-a-bias": with_a_bias,
+}
+FUSED: dict[str, Form] = {
+    "alone": fused_alone,
+    "behind-a-sum": fused_behind_a_sum,
+    "with-a-bias": fused_with_a_bias,
+}
 # how often forward and backward must go over the tokens: each is read or written once
-PASSES = {"alone": (2, 3), "behind-a-sum": (4, 5)}
+PASSES = {"alone": (2, 3), "behind-a-sum": (4, 5), "with-a-bias": (4, 5)}
 
 
 def providers() -> dict[str, dict[str, Form]]:
@@ -81,11 +104,14 @@ def providers() -> dict[str, dict[str, Form]]:
 PROVIDERS = providers()
 # every level both ways; forward alone where it matters most
 CASES = [(level, form, "fwd+bwd") for level in range(4) for form in FORMS]
-CASES += [(0, form, "fwd") for form in FORMS]
+# a bias changes nothing forward
+CASES += [(0, form, "fwd") for form in ("alone", "behind-a-sum")]
 ROWS = [
     (setting, *case, provider)
     for setting, provider in shapes.rows(PROVIDERS, ("fused",), shapes.settings(shapes.GRID[:2]))
-    for case in (CASES if setting == shapes.Setting() and provider != "compile" else CASES[:8])
+    for case in (
+        CASES if setting == shapes.Setting() and provider != "compile" else CASES[: 4 * len(FORMS)]
+    )
     if setting.labels == "blobs"
 ]
 
@@ -103,7 +129,7 @@ def problem(setting: shapes.Setting, level: int) -> Problem:
     tokens = [normal(m * b, h, w, c) for _ in range(4)]
     factor = (torch.arange(m * b, device=shapes.DEVICE) % 8 != 7).to(setting.dtype) / 0.875
     return Problem(
-        tokens[0], tokens[1], normal(c) * 0.2 + 1, normal(c), tokens[2], tokens[3],
+        tokens[0], tokens[1], normal(c) * 0.2 + 1, normal(c), normal(c), tokens[2], tokens[3],
         factor.view(-1, 1, 1, 1),
     )  # fmt: skip
 
@@ -112,12 +138,13 @@ def run(form: Form, inputs: Problem, backward: bool) -> Results:
     """Results, and the gradients of everything that the form uses."""
     if not backward:
         with torch.no_grad():
-            return form(inputs, list(inputs[:4]))
-    leaves = [x.detach().requires_grad_() for x in inputs[:4]]
+            return form(inputs, list(inputs[:5]))
+    leaves = [x.detach().requires_grad_() for x in inputs[:5]]
     results = form(inputs, leaves)
     used = leaves if len(results) == 2 else [leaves[0], *leaves[2:]]
     upstream = [inputs.above, inputs.upstream][-len(results) :]
-    return (*(x.detach() for x in results), *torch.autograd.grad(results, used, upstream))
+    grads = torch.autograd.grad(results, used, upstream, allow_unused=True)
+    return (*(x.detach() for x in results), *(x for x in grads if x is not None))
 
 
 @pytest.mark.parametrize(("setting", "level", "form", "mode", "provider"), ROWS, ids=str)
