@@ -51,7 +51,8 @@ class _Dice(torch.autograd.Function):
         # derivatives of the loss by a probability: of the true class in addition, and of any
         scale = there / (count * lower)
         ctx.slopes = -2 * scale, scale * upper / lower
-        return ((1 - upper / lower) * there).sum() / count
+        loss: Tensor = ((1 - upper / lower) * there).sum() / count
+        return loss
 
     @staticmethod
     @once_differentiable
