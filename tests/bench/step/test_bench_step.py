@@ -362,7 +362,7 @@ def test_a_failing_provider_leaves_the_others_their_rows(short, monkeypatch):
 def test_a_bare_machine_can_run_it():
     program = """
 import sys
-for name in ("tyro", "nvidia", "tqdm", "safetensors", "PIL", "tensorboard", "apex", "matplotlib"):
+for name in ("tyro", "nvidia", "tqdm", "safetensors", "PIL", "yaml", "apex", "matplotlib"):
     sys.modules[name] = None
 from bench.step import bench_train_step
 from bench.step.cases import Problem, Setting
