@@ -19,12 +19,13 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
+from fastseg.checkpoint.contents import optimizer_tensors
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.sections import OptimConfig, SpeedConfig
 from fastseg.distributed.launch import join
 from fastseg.distributed.ranks import Ranks
-from fastseg.distributed.sharded_tensors import module_tensors, optimizer_tensors
+from fastseg.distributed.sharded_tensors import module_tensors, whole
 from fastseg.engine import step as step_module
 from fastseg.engine.context import RunContext
 from fastseg.engine.optim import nvidia_apex
@@ -102,9 +103,14 @@ def train(session, ranks, steps=range(STEPS), dtype=torch.float64):
     return rows
 
 
+def moments(session):
+    # a counter of steps may be one tensor for many parameters
+    return {k: whole(v).clone() for k, v in optimizer_tensors(session.optimizer).items()}
+
+
 def state(session):
     tensors = module_tensors(session.networks.main)
-    tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(session.optimizer).items()}
+    tensors |= {f"optimizer.{k}": v for k, v in moments(session).items()}
     if session.average is not None:
         tensors |= {f"average.{k}": v for k, v in session.average.tensors().items()}
     return tensors
