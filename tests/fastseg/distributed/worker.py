@@ -231,7 +231,10 @@ def resume(record, ranks, alone, out):
     half, rest = range(STEPS // 2), range(STEPS // 2, STEPS)
     wide = open_session(config, ranks, "teacher", "fsdp_root")
     train(wide, ranks, half)
-    wide.save(TrainingStates(out / "wide"), len(half), {}, keep=1)
+    states = TrainingStates(out / "wide")
+    wide.save(states, len(half), {}, keep=1, beside=True)
+    train(wide, ranks, rest)
+    states.wait()
     if ranks.is_first:
         narrow = open_session(config, alone, "teacher")
         train(narrow, alone, half)
@@ -300,7 +303,7 @@ def whole_runs(ranks, out, scenes):
     evaluation = replace(base.evaluation, every=4, samples=3)
     base = replace(base, data=data, stages=stages, evaluation=evaluation)
     fit(replace(base, name="whole"), ranks)
-    fit(replace(base, name="parts", stop_after=3), ranks)
+    fit(replace(base, name="parts", stop_after=3, save_async="on"), ranks)
     automatic = replace(base.parallel, mode="auto")
     stages = {"teacher": replace(base.stages["teacher"], losses=RobustSegWeights(ohem=1))}
     fit(replace(base, name="auto", stop_after=3, parallel=automatic, stages=stages), ranks)
