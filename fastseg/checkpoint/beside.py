@@ -29,7 +29,7 @@ class BesideTraining:
 
     def start(self, task: Callable[[], None]) -> None:
         """Begin a task; the one before has been waited for."""
-        assert self._thread is None and self._error is None
+        assert self._thread is None
 
         def run() -> None:
             try:

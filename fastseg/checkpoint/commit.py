@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -133,13 +134,10 @@ def require_room(folder: Path, size: int) -> int:
 
 def in_words(size: float) -> str:
     """Bytes for people."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size /= 1000
-    else:
-        unit = "TB"
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    power = min(int(math.log10(size) / 3), 4)
+    return f"{size / 1000**power:.1f} {'kMGT'[power - 1]}B"
 
 
 def _on_all(ranks: Ranks, place: Path, task: Callable[[], Any] | None) -> list[Any]:

@@ -78,7 +78,7 @@ def own_pieces(
     files: dict[str, dict[str, Tensor]] = {}
     for kind, named in tensors.items():
         mine = {
-            name: local_part(tensor.detach())
+            name: local_part(tensor).detach()
             for name, tensor in named.items()
             if any(piece[0] == rank for piece in layout.tensors[kind][name]["pieces"])
         }

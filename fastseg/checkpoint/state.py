@@ -78,7 +78,7 @@ class TrainingStates:
             OSError: a file cannot be written.
             CheckpointError: the disk has no room.
         """
-        waited, behind = self._beside.busy, self.wait()
+        waited, behind = self.busy, self.wait()
         if waited and behind >= _LONG_WAIT_S and ranks.is_first:
             say(
                 f"{state['stage']}: step {state['step']} waited {behind:.1f} s for the training "
@@ -103,6 +103,11 @@ class TrainingStates:
         else:
             task()
         return final
+
+    @property
+    def busy(self) -> bool:
+        """True while a state is written beside the training."""
+        return self._beside.busy
 
     def check(self) -> None:
         """Raise the error of a state that was written beside the training; nothing waits."""

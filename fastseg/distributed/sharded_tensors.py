@@ -6,9 +6,11 @@ is collective: all ranks call, in the same order.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 
@@ -51,14 +53,9 @@ def held_rows(tensor: Tensor, world: int) -> list[HeldRows]:
     rows = tensor.shape[0] if tensor.ndim else 1
     if not isinstance(tensor, DTensor):
         return [HeldRows(0, rows, tuple(range(world)))]
-    axis, ranks = _cut_axis(tensor), tensor.device_mesh.mesh
-    found = []
-    for number in range(ranks.shape[axis]):
-        start, count = _chunk(rows, ranks.shape[axis], number)
-        if count:
-            holders = sorted(ranks.select(axis, number).flatten().tolist())
-            found.append(HeldRows(start, count, tuple(holders)))
-    return found
+    holders = _holders(tensor.device_mesh, _cut_axis(tensor))
+    chunks = [_chunk(rows, len(holders), number) for number in range(len(holders))]
+    return [HeldRows(*chunk, who) for chunk, who in zip(chunks, holders, strict=True) if chunk[1]]
 
 
 def own_rows(tensor: Tensor) -> tuple[int, int]:
@@ -68,7 +65,7 @@ def own_rows(tensor: Tensor) -> tuple[int, int]:
         return 0, rows
     axis, place = _cut_axis(tensor), tensor.device_mesh.get_coordinate()
     assert place is not None
-    return _chunk(rows, tensor.device_mesh.mesh.shape[axis], place[axis])
+    return _chunk(rows, tensor.device_mesh.size(axis), place[axis])
 
 
 def placed_like(part: Tensor, template: Tensor) -> Tensor:
@@ -80,6 +77,13 @@ def placed_like(part: Tensor, template: Tensor) -> Tensor:
         part.to(template.device), mesh, placements,
         run_check=False, shape=template.shape, stride=template.stride(),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=16)  # a mesh finds its ranks anew for each of hundreds of tensors
+def _holders(mesh: DeviceMesh, axis: int) -> tuple[tuple[int, ...], ...]:
+    """The ranks that hold each of the parts along an axis of a mesh."""
+    parts = mesh.mesh.unbind(axis)
+    return tuple(tuple(sorted(part.flatten().tolist())) for part in parts)
 
 
 def _cut_axis(tensor: DTensor) -> int:

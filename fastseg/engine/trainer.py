@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from fastseg.checkpoint import weights
 from fastseg.checkpoint.beside import saves_beside
@@ -28,7 +27,6 @@ from fastseg.engine.step_log import StepLog
 from fastseg.engine.stop_request import AgreedStop, StillWaiting, StopRequest
 from fastseg.engine.validator import MakeValidator
 from fastseg.engine.warm_up import warm_up
-from fastseg.errors import ConfigError
 from fastseg.methods.stage import Stage
 from fastseg.pipelines import Batch, DataError, build_loader
 from fastseg.pipelines.loaders.to_device import on_device

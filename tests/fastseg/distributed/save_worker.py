@@ -1,6 +1,6 @@
 """Runs on both ranks of one launch: saves a small network in shards, and writes what it saw.
 
-    save_worker.py OUT
+save_worker.py OUT
 """
 
 import errno
