@@ -19,6 +19,7 @@ from fastseg.checkpoint.intact import STATE, examine, misfit, read_json, stage_o
 from fastseg.checkpoint.layout import lay_out, own_pieces
 from fastseg.console import say
 from fastseg.distributed.ranks import Ranks
+from fastseg.errors import CheckpointError
 from fastseg.pipelines.tools.whole_files import remove, unfinished
 
 ALONE = Ranks(torch.device("cpu"))
@@ -124,9 +125,13 @@ class TrainingStates:
         """
         try:
             self._beside.wait(None if ranks.world == 1 else _LAST_PATIENCE_S)
-        except Exception as error:
+        except (OSError, CheckpointError) as error:
             # the first error is the one that is told; this one cost no more than the newest state
             say(f"warning: the last training state could not be written: {error}")
+        except RuntimeError:
+            # of several processes one is gone, which is what the first error tells
+            if ranks.world == 1:
+                raise
 
     def foresee(self, size: int, keep: int) -> None:
         """Before the first step: refuse, or warn of, a disk without room for the states to come.
