@@ -92,7 +92,7 @@ ROOMS = {
         "kernels": "harness conftest rivals fastseg/methods kernels/*",
         "input": "harness rivals fastseg/engine pipelines/*",
         "step": "harness conftest rivals fastseg/models fastseg/methods fastseg/distributed "
-        "fastseg/config fastseg/engine kernels/. pipelines/.",
+        "fastseg/checkpoint fastseg/config fastseg/engine kernels/. pipelines/.",
         "gpu_record": "harness step",
         "machine_code": "harness kernels/*",
         "studies": "fastseg/report fastseg/config fastseg/engine fastseg/evaluation "
@@ -113,6 +113,7 @@ LATE = {
     "pipelines/__init__.py": "names are handed out when they are first asked for, without torch",
     "bench/input/": "libraries that are compared need not be installed",
     "bench/kernels/": "rows of kernels import Triton, which need not be installed",
+    "bench/step/bench_checkpoint.py": "the parent only starts the processes",
     "bench/step/bench_scaling.py": "the parent only starts the processes",
 }
 """Files and folders with imports inside functions or for type checkers alone, and why."""

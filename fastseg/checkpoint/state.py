@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastseg.checkpoint.tensor_file import misfits, write_tensors
+from fastseg.checkpoint.beside import BesideTraining, Staging
+from fastseg.checkpoint.commit import StateToWrite, in_words, require_room, write_state
+from fastseg.checkpoint.contents import Average, training_tensors
+from fastseg.checkpoint.intact import STATE, examine, misfit, read_json, stage_of, stamp
+from fastseg.checkpoint.layout import lay_out, own_pieces
 from fastseg.console import say
-from fastseg.distributed.sharded_tensors import (
-    load_module_tensors,
-    load_optimizer_tensors,
-    module_tensors,
-    optimizer_tensors,
-)
-from fastseg.errors import listed
-from fastseg.models.parameter_groups import parameter_groups
-from fastseg.pipelines.tools.whole_files import commit, remove, sync, unfinished
+from fastseg.distributed.ranks import Ranks
+from fastseg.errors import CheckpointError
+from fastseg.pipelines.tools.whole_files import remove, unfinished
 
-_MANIFEST, _STATE = "MANIFEST.json", "state.json"
-_NETWORK, _OPTIMIZER, _AVERAGE = (f"{x}.safetensors" for x in ("network", "optimizer", "average"))
-_NUMBER = (int, float)
-# what every state says, and the types that it may have
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "stage": (str,),
-    "step": (int,),
-    "fingerprint": (str,),
-    "skipped_in_row": _NUMBER,
-    "loss_scale": (dict, type(None)),
-    "parallel": (str,),
-    "processes": (int,),
-    "optimizer": (str,),
-}
-
-
-class Average(Protocol):
-    """Averaged weights, such as `fastseg.engine.optim.weight_average.WeightAverage`."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The full averages by parameter name, on the CPU; collective."""
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `tensors`."""
+ALONE = Ranks(torch.device("cpu"))
+_LONG_WAIT_S = 0.1
+"""A wait for the state before that is worth a line."""
+_LAST_PATIENCE_S = 10.0
+"""How long a process that leaves with an error waits for a state that several are writing."""
 
 
 class TrainingStates:
@@ -58,6 +36,9 @@ class TrainingStates:
     has every field. What was found, or written by this process, is remembered with the size and
     time of the files: a state that is kept is read once, not at every save.
 
+    States may be written beside the training, one at a time. An error of that is raised by the next
+    call of `check`, `wait` or `save`, on every rank.
+
     Args:
         folder: need not exist; a link to another folder stays one.
     """
@@ -66,6 +47,7 @@ class TrainingStates:
         self.folder = folder
         self._faults: dict[Path, tuple[object, str | None]] = {}
         self._stuck: set[Path] = set()
+        self._beside, self._staging = BesideTraining(), Staging()
 
     def save(
         self,
@@ -74,41 +56,101 @@ class TrainingStates:
         state: dict[str, Any],
         keep: int,
         average: Average | None = None,
-        writes: bool = True,
+        ranks: Ranks = ALONE,
+        beside: bool = False,
     ) -> Path:
         """Write a state; of the others, only ``keep - 1`` intact ones of its stage stay.
 
-        Everything goes to a temporary folder first, then a manifest of sizes and hashes, then one
-        rename: the state is complete or absent. Older states are removed last; what cannot be
-        removed is reported.
+        Everything goes to a temporary folder first, then a manifest of hashes, then one rename: the
+        state is complete or absent. Older states are removed last; what cannot be removed is
+        reported. All ranks call, and each writes the rows that it holds, see
+        `fastseg.checkpoint.layout`; any number of processes can read what any other wrote.
 
-        The files hold whole tensors, so any number of processes can read what any other wrote. All
-        ranks call; the one with ``writes`` writes.
+        Args:
+            module: the networks that learn.
+            optimizer: optimizer of their parameters.
+            state: content of ``state.json``, see `fastseg.checkpoint.intact`.
+            keep: states of the stage that stay, this one among them.
+            average: averaged weights, if there are any.
+            ranks: the processes that hold the tensors.
+            beside: return as soon as the tensors are copied, and write them beside the training.
+
+        Raises:
+            OSError: a file cannot be written.
+            CheckpointError: the disk has no room.
         """
-        tensors = {_NETWORK: module_tensors(module), _OPTIMIZER: optimizer_tensors(optimizer)}
-        if average is not None:
-            tensors[_AVERAGE] = average.tensors()
+        waited, behind = self.busy, self.wait()
+        if waited and behind >= _LONG_WAIT_S and ranks.is_first:
+            say(
+                f"{state['stage']}: step {state['step']} waited {behind:.1f} s for the training "
+                "state before it to be written; raise --save-every if that is too often"
+            )
+        tensors = training_tensors(module, optimizer, average)
+        layout = lay_out(tensors, ranks.world)
+        pieces, event = own_pieces(layout, tensors, ranks.rank), None
+        if beside:
+            files, event = self._staging.copy(pieces)
+        else:
+            files = {
+                name: {key: _for_file(x) for key, x in piece.items()}
+                for name, piece in pieces.items()
+            }
         final = self.folder / f"step-{state['step']:08d}"
-        if not writes:
-            return final
-        partial = final.with_name(f"{final.name}.partial")
-        self._remove(partial)
-        partial.mkdir(parents=True)
-        try:
-            for name, values in tensors.items():
-                write_tensors(values, partial / name)
-            (partial / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            manifest = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            for path in partial.iterdir():
-                sync(path)
-            self._remove(final)
-            commit(partial, final)
-        finally:
-            self._remove(partial)
-        self._faults[final] = _stamp(final), None
-        self._retire(final, state["stage"], keep)
+        job = StateToWrite(final, files, layout, json.dumps(state, indent=1), event)
+        committed = partial(self._committed, final, state["stage"], keep)
+        task = partial(write_state, job, ranks, committed)
+        if beside:
+            self._beside.start(task)
+        else:
+            task()
         return final
+
+    @property
+    def busy(self) -> bool:
+        """True while a state is written beside the training."""
+        return self._beside.busy
+
+    def check(self) -> None:
+        """Raise the error of a state that was written beside the training; nothing waits."""
+        self._beside.check()
+
+    def wait(self) -> float:
+        """Wait until the state that is being written is there; seconds that this took."""
+        return self._beside.wait()
+
+    def leave(self, ranks: Ranks) -> None:
+        """Give a state that is being written the time to be finished, after an error elsewhere.
+
+        Of several processes the others may be gone, so there is a limit.
+        """
+        try:
+            self._beside.wait(None if ranks.world == 1 else _LAST_PATIENCE_S)
+        except (OSError, CheckpointError) as error:
+            # the first error is the one that is told; this one cost no more than the newest state
+            say(f"warning: the last training state could not be written: {error}")
+        except RuntimeError:
+            # of several processes one is gone, which is what the first error tells
+            if ranks.world == 1:
+                raise
+
+    def foresee(self, size: int, keep: int) -> None:
+        """Before the first step: refuse, or warn of, a disk without room for the states to come.
+
+        Args:
+            size: bytes of one.
+            keep: states that are kept; there is one more while it is being written.
+
+        Raises:
+            CheckpointError: there is no room for one.
+        """
+        free = require_room(self.folder / "step-00000000", size)
+        ahead = max(1, keep + 1 - len(self._paths())) * size
+        if free < ahead:
+            say(
+                f"warning: {self.folder} will hold {keep} training states of {in_words(size)} and "
+                f"one more while it is written: {in_words(ahead)} more than now, and "
+                f"{in_words(free)} are free; make room, or lower --keep-checkpoints"
+            )
 
     def newest(
         self, stage: str, network: Callable[[], nn.Module], averaged: bool = False
@@ -124,13 +166,13 @@ class TrainingStates:
         """
         passed = 0
         for path in self._paths():
-            if _stage_of(path) not in (stage, None):
+            if stage_of(path) not in (stage, None):
                 continue
-            fault = self._fault(path) or _misfit(path, network(), averaged)
+            fault = self._fault(path) or misfit(path, network(), averaged)
             if fault is None:
-                state: dict[str, Any] = _read_json(path / _STATE)
+                state: dict[str, Any] = read_json(path / STATE)
                 return path, state
-            self._faults[path] = _stamp(path), fault
+            self._faults[path] = stamp(path), fault
             say(f"warning: {path} is passed over: {fault}")
             passed += 1
         if passed:
@@ -152,18 +194,20 @@ class TrainingStates:
         found = [p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
-    def _retire(self, newest: Path, stage: str, keep: int) -> None:
+    def _committed(self, newest: Path, stage: str, keep: int) -> None:
+        """Remove what is of no more use, now that a state has its name."""
+        self._faults[newest] = stamp(newest), None
         others = [path for path in self._paths() if path != newest]
-        useful = [p for p in others if _stage_of(p) == stage and self._fault(p) is None]
+        useful = [p for p in others if stage_of(p) == stage and self._fault(p) is None]
         useless = [path for path in others if path not in useful]
         for path in [*useless, *useful[keep - 1 :]]:
             self._remove(path)
 
     def _fault(self, path: Path) -> str | None:
         """Reason why a state is not intact, or None; read again only if its files have changed."""
-        stamp = _stamp(path)
-        if self._faults.get(path, (None, None))[0] != stamp:
-            self._faults[path] = stamp, _examine(path)
+        now = stamp(path)
+        if self._faults.get(path, (None, None))[0] != now:
+            self._faults[path] = now, examine(path)
         return self._faults[path][1]
 
     def _remove(self, path: Path) -> None:
@@ -173,105 +217,7 @@ class TrainingStates:
             say(f"warning: a training state that is not needed stays: {reason}; remove it by hand")
 
 
-def load_state(
-    path: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None = None,
-) -> None:
-    """Put a state of `TrainingStates.newest` back into a network, its optimizer and its average."""
-    load_module_tensors(module, load_file(path / _NETWORK))
-    load_optimizer_tensors(optimizer, load_file(path / _OPTIMIZER))
-    if average is not None:
-        average.load(load_file(path / _AVERAGE))
-
-
-def _examine(path: Path) -> str | None:
-    """Reason why a state is not what was written, or None if it is."""
-    try:
-        manifest = _read_json(path / _MANIFEST)
-        needed = {_STATE, _NETWORK, _OPTIMIZER}
-        if not isinstance(manifest, dict) or not needed <= manifest.keys():
-            return f"{_MANIFEST} does not list {listed(sorted(needed))}"
-        for name, digest in manifest.items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if _digest(path / name) != digest:
-                return f"{name} is damaged"
-        return _wrong_field(_read_json(path / _STATE), int(path.name.removeprefix("step-")))
-    except (OSError, ValueError) as error:
-        return f"it cannot be read ({error})"
-
-
-def _wrong_field(state: Any, step: int) -> str | None:
-    if not isinstance(state, dict):
-        return f"{_STATE} is no object"
-    for name, kinds in _FIELDS.items():
-        if name not in state:
-            return f"{_STATE} lacks the field {name}"
-        if type(state[name]) not in kinds:
-            return f"{_STATE} has {name} {state[name]!r}"
-    scale = state["loss_scale"]
-    if scale is not None and not all(
-        type(scale.get(name)) in _NUMBER for name in ("scale", "good_steps")
-    ):
-        return f"{_STATE} has loss_scale {scale!r}"
-    if state["step"] != step:
-        return f"{_STATE} is that of step {state['step']}"
-    return None
-
-
-def _misfit(path: Path, network: nn.Module, averaged: bool) -> str | None:
-    """Reason why an intact state's tensors cannot continue a network like this one, or None."""
-    parameters = dict(network.named_parameters())
-    wanted: dict[str, Mapping[str, Tensor]] = {_NETWORK: network.state_dict()}
-    if averaged:
-        wanted[_AVERAGE] = parameters
-    for name, tensors in wanted.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if lines := misfits(load_file(path / name), tensors):
-            return f"{name} does not fit the network ({'; '.join(lines)})"
-    slots: dict[str, list[str]] = {}
-    found = load_file(path / _OPTIMIZER)
-    for key in found:
-        index, _, slot = key.partition(".")
-        slots.setdefault(slot, []).append(index)
-    order = [p for group in parameter_groups(network) for p in group.parameters]
-    # parameters without a gradient so far have no moments, such as those of a modality that was
-    # not drawn yet
-    known = {index for indices in slots.values() for index in indices}
-    for slot, indices in slots.items():
-        if set(indices) != known or not known <= set(map(str, range(len(order)))):
-            return f"{_OPTIMIZER} has {slot} of other parameters than the network"
-        for index in indices:
-            if found[f"{index}.{slot}"].shape not in (order[int(index)].shape, torch.Size()):
-                return f"{_OPTIMIZER} has {slot} of another shape than the network"
-    return None if slots else f"{_OPTIMIZER} is empty"
-
-
-def _stage_of(path: Path) -> str | None:
-    """Stage that a state names, believed only to leave the state aside; None if it names none."""
-    try:
-        stage = _read_json(path / _STATE)["stage"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return stage if isinstance(stage, str) else None
-
-
-def _stamp(path: Path) -> object:
-    """Value that changes when a file of a state is replaced, cut or written to."""
-    facts = [(p.name, p.lstat()) for p in sorted(path.iterdir())] if path.is_dir() else []
-    return [(name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in facts]
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _for_file(tensor: Tensor) -> Tensor:
+    """A tensor as a file takes it: dense and on the CPU, copied only if it has to be."""
+    # a counter of steps may be one tensor for many parameters; files want one each
+    return tensor.contiguous().cpu() if tensor.ndim else tensor.cpu().clone()

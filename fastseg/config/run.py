@@ -13,6 +13,7 @@ from fastseg.config.sections import (
     OptimConfig,
     ParallelConfig,
     SpeedConfig,
+    Switch,
     SyntheticData,
     Tracker,
 )
@@ -80,6 +81,9 @@ class TrainConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: Count = harmless(2)
     """Checkpoints kept of the current stage."""
+    save_async: Switch = harmless("auto")
+    """Write checkpoints beside the training, which waits only while its tensors are copied; one at
+    a time, and never the last one of a session. auto: on a GPU."""
     max_skipped: Count = binding(20)
     """Stop after so many steps in a row with a non-finite gradient."""
     stop_after: Natural = harmless(0)

@@ -79,12 +79,13 @@ def join(wanted: str, timeout_minutes: float) -> Iterator[Ranks]:
             device_id=device if gpu else None,
         )
         control = dist.new_group(backend="gloo", timeout=timeout)
+        background = dist.new_group(backend="gloo", timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"rank {rank} of {world} cannot join the others at "
             f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
             f"({str(error).splitlines()[0]}): start with torchrun, see docs/howto/several-gpus.md"
         ) from None
-    yield Ranks(device, rank, world, local_world, store, control)
+    yield Ranks(device, rank, world, local_world, store, control, background)
     # only after success: with a peer gone this could wait for it
     dist.destroy_process_group()

@@ -45,6 +45,7 @@ class Ranks:
         device: device on which this process computes.
         store: key-value store of all processes; None for one alone.
         control: gloo group for small messages on the host, apart from the training's collectives.
+        background: gloo group of the threads that write training states beside the training.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Ranks:
         local_world: int = 1,
         store: Store | None = None,
         control: dist.ProcessGroup | None = None,
+        background: dist.ProcessGroup | None = None,
     ) -> None:
         self.device, self.rank, self.world, self.local_world = device, rank, world, local_world
-        self.store, self.control = store, control
+        self.store, self.control, self.background = store, control, background
         self._calls = 0
 
     @property
@@ -132,6 +134,20 @@ class Ranks:
         rows = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(rows, own, group=self.control)
         return [row.tolist() for row in rows]
+
+    def exchange(self, value: Any, group: dist.ProcessGroup | None) -> list[Any]:
+        """The values of every rank, by rank; they travel as JSON. Collective in the group."""
+        if self.world == 1:
+            return [value]
+        own = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([own.numel()]), group=group)
+        # rows of one length, of which the first bytes count
+        longest = int(max(sizes))
+        rows = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+        dist.all_gather(rows, torch.cat([own, own.new_zeros(longest - own.numel())]), group=group)
+        texts = [bytes(row[: int(size)].tolist()) for row, size in zip(rows, sizes, strict=True)]
+        return [json.loads(text) for text in texts]
 
     def union(self, values: Collection[int]) -> set[int]:
         """The integers that any rank has."""

@@ -1,4 +1,4 @@
-"""Tensors that are cut over ranks: their local part, and the whole for files and evaluation.
+"""Tensors that are cut over ranks: their local part, who holds which rows, and the whole.
 
 Every function works on plain tensors too, so the code of one process is that of many. Gathering
 is collective: all ranks call, in the same order.
@@ -6,11 +6,26 @@ is collective: all ranks call, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+
+class HeldRows(NamedTuple):
+    """Rows of a tensor, and the ranks that hold them; of a scalar there is one row.
+
+    Attributes:
+        start: first row.
+        rows: number of rows.
+        holders: ranks, in ascending order; each has the same values.
+    """
+
+    start: int
+    rows: int
+    holders: tuple[int, ...]
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -24,43 +39,62 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).contiguous().cpu()
 
 
-def cut_like(full: Tensor, template: Tensor) -> Tensor:
-    """A full tensor, which every rank has, cut and placed like ``template``; nothing is sent."""
-    if not isinstance(template, DTensor) or full.shape != template.shape:
-        return full
-    # a generator's place is the device: cut on it, or the mesh refuses
-    full = full.to(template.device)
-    return distribute_tensor(full, template.device_mesh, template.placements, src_data_rank=None)
-
-
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The full state dict of a module."""
     return {key: whole(value) for key, value in module.state_dict().items()}
 
 
-def load_module_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `module_tensors`, strict."""
-    own = module.state_dict()
-    cut = {key: cut_like(t, own[key]) if key in own else t for key, t in tensors.items()}
-    module.load_state_dict(cut)
+def held_rows(tensor: Tensor, world: int) -> list[HeldRows]:
+    """The rows that the ranks hold of a tensor, in order; the same on every rank, nothing is sent.
+
+    A plain tensor is held whole by all ``world`` ranks. Shards are those of FSDP2: along the first
+    dimension, as ``torch.chunk`` cuts it; ranks without rows are not listed.
+    """
+    rows = tensor.shape[0] if tensor.ndim else 1
+    if not isinstance(tensor, DTensor):
+        return [HeldRows(0, rows, tuple(range(world)))]
+    holders = _holders(tensor.device_mesh, _cut_axis(tensor))
+    chunks = [_chunk(rows, len(holders), number) for number in range(len(holders))]
+    return [HeldRows(*chunk, who) for chunk, who in zip(chunks, holders, strict=True) if chunk[1]]
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The full state of an optimizer as ``{"<parameter number>.<name>": tensor}``."""
-    return {
-        # a counter of steps may be one tensor for many parameters; files want one each
-        f"{index}.{name}": whole(value) if value.ndim else whole(value).clone()
-        for index, slots in optimizer.state_dict()["state"].items()
-        for name, value in slots.items()
-    }
+def own_rows(tensor: Tensor) -> tuple[int, int]:
+    """First row and number of rows of this rank's part."""
+    rows = tensor.shape[0] if tensor.ndim else 1
+    if not isinstance(tensor, DTensor):
+        return 0, rows
+    axis, place = _cut_axis(tensor), tensor.device_mesh.get_coordinate()
+    assert place is not None
+    return _chunk(rows, tensor.device_mesh.size(axis), place[axis])
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        slots.setdefault(int(index), {})[name] = cut_like(value, params[int(index)])
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+def placed_like(part: Tensor, template: Tensor) -> Tensor:
+    """The rows `own_rows` of a tensor of the template's shape, as a shard like the template."""
+    if not isinstance(template, DTensor):
+        return part
+    mesh, placements = template.device_mesh, template.placements
+    return DTensor.from_local(
+        part.to(template.device), mesh, placements,
+        run_check=False, shape=template.shape, stride=template.stride(),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=16)  # a mesh finds its ranks anew for each of hundreds of tensors
+def _holders(mesh: DeviceMesh, axis: int) -> tuple[tuple[int, ...], ...]:
+    """The ranks that hold each of the parts along an axis of a mesh."""
+    parts = mesh.mesh.unbind(axis)
+    return tuple(tuple(sorted(part.flatten().tolist())) for part in parts)
+
+
+def _cut_axis(tensor: DTensor) -> int:
+    """The axis of the mesh along which a tensor is cut; along the others it is copied."""
+    (axis,) = (i for i, p in enumerate(tensor.placements) if not p.is_replicate())
+    assert tensor.placements[axis] == Shard(0), "FSDP2 cuts along the first dimension"
+    return axis
+
+
+def _chunk(rows: int, count: int, number: int) -> tuple[int, int]:
+    """First row and number of rows of a chunk, as ``torch.chunk`` cuts."""
+    size = -(-rows // count)
+    start = min(number * size, rows)
+    return start, min(size, rows - start)

@@ -88,6 +88,7 @@ class KeptWeights:
 
     def finish(self, session: Session, done: int, states: TrainingStates) -> None:
         """Write the weights of a finished stage; its training states are no longer needed."""
+        states.wait()
         best = self.best(session.name)
         if best is not None and self.ranks.is_first:
             self._say(session, done, best)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastseg.checkpoint.contents import expected_bytes
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.checkpoint.tensor_file import tensors_digest
 from fastseg.console import say
@@ -112,6 +114,8 @@ class StageOpening:
             single, size = mode.value == "single", self.config.parallel.shard_size
             shards = 1 if single else copy_size(mode.value, self.ranks, size)
             self._say(f"{setup.name}: expects {forecast_memory(context, setup, shards)}")
+        size = expected_bytes(session.module, averaged=self.config.ema > 0)
+        self.ranks.first(partial(self.states.foresee, size, self.config.keep_checkpoints))
         return session
 
     def _first_weights(

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from fastseg.checkpoint.state import TrainingStates, load_state
+from fastseg.checkpoint.state import TrainingStates
+from fastseg.checkpoint.state_files import load_state
 from fastseg.choice import Choice
 from fastseg.console import say
 from fastseg.distributed.parallelize import Parallel, parallelize
@@ -109,8 +110,15 @@ class Session:
         )
         return what, how
 
-    def save(self, states: TrainingStates, done: int, facts: dict[str, Any], keep: int) -> None:
-        """Write the training state after ``done`` steps; collective, rank 0 writes."""
+    def save(
+        self,
+        states: TrainingStates,
+        done: int,
+        facts: dict[str, Any],
+        keep: int,
+        beside: bool = False,
+    ) -> None:
+        """Write the training state after ``done`` steps, or begin to; all ranks write."""
         scale = self.step_fn.scale
         state = {
             "stage": self.name,
@@ -127,11 +135,11 @@ class Session:
         }
         states.save(
             self.module, self.optimizer, state, keep,
-            average=self.average, writes=self.context.ranks.is_first,
+            average=self.average, ranks=self.context.ranks, beside=beside,
         )  # fmt: skip
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
-        """Inverse of `save`, on any number of processes; each reads the files itself."""
+        """Inverse of `save`, on any number of processes; each reads what it holds."""
         change = self.step_fn.method.changed_meaning(self.setup.stage, state)
         if change is not None and self.context.ranks.is_first:
             say(f"warning: {self.name}: {change}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from fastseg.checkpoint import weights
-from fastseg.checkpoint.data_facts import DataFacts, data_facts
+from fastseg.checkpoint.beside import saves_beside
+from fastseg.checkpoint.data_facts import DataFacts, check_data, data_facts
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.config.compare import digest, flatten
 from fastseg.config.serialise import to_dict
@@ -27,7 +27,6 @@ from fastseg.engine.step_log import StepLog
 from fastseg.engine.stop_request import AgreedStop, StillWaiting, StopRequest
 from fastseg.engine.validator import MakeValidator
 from fastseg.engine.warm_up import warm_up
-from fastseg.errors import ConfigError
 from fastseg.methods.stage import Stage
 from fastseg.pipelines import Batch, DataError, build_loader
 from fastseg.pipelines.loaders.to_device import on_device
@@ -76,6 +75,7 @@ class Trainer:
         self._data = DataFacts(**self.ranks.share(lambda: asdict(data_facts(self.loader))))
         # loaders count micro-batches, everything here counts optimizer steps
         self.steps_per_epoch = self.loader.steps_per_epoch // self.config.accumulate
+        self._beside = saves_beside(self.config.save_async, context.device)
         self.stop = StopRequest()
         self._stop_now = AgreedStop(self.ranks)
         self._settings = digest(self.config)
@@ -106,6 +106,9 @@ class Trainer:
             # a process that was killed as it finished a stage may have left its states
             self.ranks.first(self.states.remove)
             finished = True
+        except Exception:
+            self.states.leave(self.ranks)
+            raise
         finally:
             self.loader.close()
             self.val_loader.close()
@@ -161,6 +164,7 @@ class Trainer:
                 samples = sum(batch.labels.shape[0] for batch in batches)
                 watch.after(samples, waited)
                 skips.after(step, values, batches)
+                self.states.check()
                 self.log.meter.add(values, samples=samples, waited=waited)
                 done = step + 1
                 if done % self.config.log_every == 0 or done == session.steps:
@@ -169,7 +173,7 @@ class Trainer:
                 # a fault or a kill in a validation then loses no step
                 is_saved = validates or done % self.config.save_every == 0
                 if is_saved:
-                    self._save(session, done, skips)
+                    self._save(session, done, skips, beside=self._beside and done < session.steps)
                 if validates:
                     shown |= self.validation.run(session, done)
                     ended = self.kept.validated(session, done)
@@ -209,7 +213,7 @@ class Trainer:
                 "the same command continues from the last checkpoint"
             )
         if done:
-            self._save(session, done, skips)
+            self._save(session, done, skips, beside=False)
         raise Stopped(f"{session.name} stopped while waiting for the data of step {done + 1}")
 
     def _agree(self, session: Session, step: int) -> None:
@@ -227,11 +231,11 @@ class Trainer:
         """A stage ready for its first step; ``saved`` is the state that it will continue."""
         return self.opening.open(setup, saved, self.loader, partial(self._micro_batches, 0, 1))
 
-    def _save(self, session: Session, done: int, skips: SkipWatch) -> None:
+    def _save(self, session: Session, done: int, skips: SkipWatch, beside: bool) -> None:
         # what is of no use never takes the place of a good state
         skips.check(done)
         facts = asdict(self._data) | self.log.state()
-        session.save(self.states, done, facts, self.config.keep_checkpoints)
+        session.save(self.states, done, facts, self.config.keep_checkpoints, beside)
 
     def _stop_if_asked(self, session: Session, done: int, unsaved: SkipWatch | None) -> None:
         """End the session if a signal or ``stop_after`` says so; the end of a stage is passed.
@@ -244,38 +248,21 @@ class Trainer:
         asked = self._stop_now(self.stop.requested)
         if asked or self._session_steps == self.config.stop_after:
             if unsaved is not None:
-                self._save(session, done, unsaved)
+                self._save(session, done, unsaved, beside=False)
+            self.states.wait()
             raise Stopped(f"{session.name} stopped after step {done} of {session.steps}")
 
     def _resume(self, session: Session, saved: Saved | None) -> int:
         step = 0
         if saved is not None:
             path, state = saved
-            self._check_data(state)
+            root, may = self.config.data.root, self.config.allow_data_change
+            if change := check_data(self._data, state, root, self.run.path, may):
+                self._say(change)
             session.restore(path, state)
             step = int(state["step"])
         self.metrics.rewind(session.name, step)
         return step
-
-    def _check_data(self, state: Mapping[str, Any]) -> None:
-        """Refuse, or report, that the samples are not those that ``state`` was trained on."""
-        root, how = self.config.data.root, self._data.changed(state)
-        if how is not None:
-            change = (
-                f"the training samples under {root} {how} that {self.run.path} was started with"
-            )
-            if not self.config.allow_data_change:
-                raise ConfigError(
-                    f"{change}: restore them, start anew with --fresh, or continue on the "
-                    "others with --allow-data-change"
-                )
-            self._say(f"{change}; continuing on the others, as --allow-data-change says")
-        elif self._data.touched(state):
-            self._say(
-                f"warning: training files under {root} were copied or rewritten since the last "
-                "state was saved; names and sizes are the same, what is in them is not compared. "
-                "If it changed, start anew with --fresh"
-            )
 
     def _warm_up(self, session: Session, done: int) -> bool:
         """Say how steps are run and what was chosen; the time of the stage if that is known yet."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from fastseg.distributed.sharded_tensors import cut_like, local_part, whole
+from fastseg.distributed.sharded_tensors import local_part, whole
 
 
 class WeightAverage:
@@ -38,14 +36,9 @@ class WeightAverage:
         torch._foreach_add_(averages, moves)
 
     def own(self) -> dict[str, Tensor]:
-        """This process's averages by parameter name; they may be shards."""
+        """This process's averages by parameter name, sharing memory; they may be shards."""
         return dict(self._averages)
 
     def tensors(self) -> dict[str, Tensor]:
         """The full averages by parameter name, on the CPU; collective."""
         return {name: whole(average) for name, average in self._averages.items()}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `tensors`."""
-        for name, average in self._averages.items():
-            local_part(average).copy_(local_part(cut_like(tensors[name], average)))

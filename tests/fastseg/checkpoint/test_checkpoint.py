@@ -11,7 +11,9 @@ from torch import nn
 
 from fastseg.checkpoint import state as states_module
 from fastseg.checkpoint import weights as checkpoint
-from fastseg.checkpoint.state import TrainingStates, load_state
+from fastseg.checkpoint.intact import file_digest
+from fastseg.checkpoint.state import TrainingStates
+from fastseg.checkpoint.state_files import load_state
 from fastseg.checkpoint.weights import Identity
 from fastseg.config.sections import OptimConfig
 from fastseg.engine.optim.optimizer import build_optimizer, guarded_step, set_learning_rate
@@ -95,10 +97,8 @@ def test_a_state_just_written_outlives_damaged_and_foreign_ones(tmp_path, keep):
 def test_kept_states_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
     saved(tmp_path, 5, 10)
     states, read = TrainingStates(tmp_path), []
-    real = states_module._examine
-    monkeypatch.setattr(
-        states_module, "_examine", lambda path: read.append(path.name) or real(path)
-    )
+    real = states_module.examine
+    monkeypatch.setattr(states_module, "examine", lambda path: read.append(path.name) or real(path))
     for step in (15, 20, 25):
         states.save(*trained(1), facts(step), keep=3)
     assert sorted(read) == ["step-00000005", "step-00000010"]
@@ -154,7 +154,7 @@ def test_a_damaged_state_is_passed_over(tmp_path, capsys, fault):
 def rewrite(path, name, edit):
     """Change a file of a state as its writer would have, with a manifest that fits."""
     edit(path / name)
-    manifest = {p.name: states_module._digest(p) for p in path.iterdir() if p.stem != "MANIFEST"}
+    manifest = {p.name: file_digest(p) for p in path.iterdir() if p.stem != "MANIFEST"}
     (path / "MANIFEST.json").write_text(json.dumps(manifest))
 
 

@@ -145,6 +145,7 @@ def test_only_fields_that_change_the_result_count_as_changed():
 
 HARMLESS = {
     "out", "device", "fresh", "allow_data_change", "stop_after", "log_every", "save_every",
+    "save_async",
     "keep_checkpoints", "profile_steps", "trackers", "evaluation", "speed", "parallel",
     "model.checkpointing", "data.root", "data.loader", "data.workers", "data.cache",
     "data.missing", "data.repeat", "data.damaged", "data.damaged_limit", "data.packed",

@@ -19,12 +19,13 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
+from fastseg.checkpoint.contents import optimizer_tensors
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.sections import OptimConfig, SpeedConfig
 from fastseg.distributed.launch import join
 from fastseg.distributed.ranks import Ranks
-from fastseg.distributed.sharded_tensors import module_tensors, optimizer_tensors
+from fastseg.distributed.sharded_tensors import module_tensors, whole
 from fastseg.engine import step as step_module
 from fastseg.engine.context import RunContext
 from fastseg.engine.optim import nvidia_apex
@@ -102,9 +103,14 @@ def train(session, ranks, steps=range(STEPS), dtype=torch.float64):
     return rows
 
 
+def moments(session):
+    # a counter of steps may be one tensor for many parameters
+    return {k: whole(v).clone() for k, v in optimizer_tensors(session.optimizer).items()}
+
+
 def state(session):
     tensors = module_tensors(session.networks.main)
-    tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(session.optimizer).items()}
+    tensors |= {f"optimizer.{k}": v for k, v in moments(session).items()}
     if session.average is not None:
         tensors |= {f"average.{k}": v for k, v in session.average.tensors().items()}
     return tensors
@@ -225,7 +231,10 @@ def resume(record, ranks, alone, out):
     half, rest = range(STEPS // 2), range(STEPS // 2, STEPS)
     wide = open_session(config, ranks, "teacher", "fsdp_root")
     train(wide, ranks, half)
-    wide.save(TrainingStates(out / "wide"), len(half), {}, keep=1)
+    states = TrainingStates(out / "wide")
+    wide.save(states, len(half), {}, keep=1, beside=True)
+    train(wide, ranks, rest)
+    states.wait()
     if ranks.is_first:
         narrow = open_session(config, alone, "teacher")
         train(narrow, alone, half)
@@ -294,7 +303,7 @@ def whole_runs(ranks, out, scenes):
     evaluation = replace(base.evaluation, every=4, samples=3)
     base = replace(base, data=data, stages=stages, evaluation=evaluation)
     fit(replace(base, name="whole"), ranks)
-    fit(replace(base, name="parts", stop_after=3), ranks)
+    fit(replace(base, name="parts", stop_after=3, save_async="on"), ranks)
     automatic = replace(base.parallel, mode="auto")
     stages = {"teacher": replace(base.stages["teacher"], losses=RobustSegWeights(ohem=1))}
     fit(replace(base, name="auto", stop_after=3, parallel=automatic, stages=stages), ranks)

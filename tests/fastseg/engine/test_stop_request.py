@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastseg import train
 from fastseg.engine.stop_request import SAME_REQUEST_S
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 
@@ -301,3 +302,32 @@ def test_a_loader_alone_leaves_no_process(start, scenes, loader, how):
     assert run.end() != 0
     assert "KeyboardInterrupt" in run.said.read_text()
     assert "egmentation fault" not in run.said.read_text()
+
+
+HELD = """
+import sys, time
+from fastseg.checkpoint import commit as module
+plain = module.sync
+def held(path):
+    if path.parent.name == "step-00000002.partial":
+        print("MARK", file=sys.stderr, flush=True)
+        time.sleep(1000)
+    plain(path)
+module.sync = held
+from fastseg import train
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_killed_while_a_state_is_written_beside_the_training(start, scenes, tmp_path, capsys):
+    """The state before stays, and the next start removes what is there of the other."""
+    arguments = [*options(scenes, tmp_path), "--save-every", "1", "--data.workers", "0"]
+    run = start(["-c", HELD, *arguments, "--save-async", "on"])
+    run.wait_for("MARK")
+    run.process.kill()
+    assert run.end() == -signal.SIGKILL
+    states = tmp_path / "debug" / "checkpoints"
+    assert sorted(p.name for p in states.iterdir()) == ["step-00000001", "step-00000002.partial"]
+    assert train.main([*arguments, "--stop-after", "1"]) == 0
+    assert "continued at step 1" in capsys.readouterr().err
+    assert sorted(p.name for p in states.iterdir()) == ["step-00000001", "step-00000002"]

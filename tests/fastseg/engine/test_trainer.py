@@ -53,9 +53,11 @@ def test_same_seed_same_losses_to_the_last_bit(config, fit, losses, whole):
     assert losses(other) != losses(whole)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
-def test_interrupted_and_resumed_is_bitwise_the_same(config, fit, losses, whole, stop_after):
-    config = replace(config, name="parts", stop_after=stop_after)
+@pytest.mark.parametrize(("stop_after", "beside"), [(1, "off"), (3, "on")])
+def test_interrupted_and_resumed_is_bitwise_the_same(
+    config, fit, losses, whole, stop_after, beside
+):
+    config = replace(config, name="parts", stop_after=stop_after, save_async=beside)
     sessions, finished = 0, False
     while not finished:
         path, finished = fit(config)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fastseg import doctor, train
-from fastseg.checkpoint.state import TrainingStates, load_state
+from fastseg.checkpoint.state import TrainingStates
+from fastseg.checkpoint.state_files import load_state
 from fastseg.config.sections import OptimConfig
 from fastseg.distributed.ranks import Ranks
 from fastseg.engine.context import RunContext
