@@ -156,7 +156,7 @@ def parameters_of(module: nn.Module) -> str:
     weights = 4 * count + sum(x.numel() * x.element_size() for x in fixed)
     return (
         f"{learn / 1e6:.2f} of {whole / 1e6:.2f} M parameters learn ({100 * learn / whole:.1f} %; "
-        f"{weights / 2**20:.0f} MiB of weights, {12 * learn / 2**20:.0f} MiB of gradients and "
+        f"{weights / 2**20:.1f} MiB of weights, {12 * learn / 2**20:.1f} MiB of gradients and "
         "moments)"
     )
 
