@@ -5,9 +5,8 @@ import torch
 
 pytest.importorskip("transformers", reason="foundation encoders read their folder by transformers")
 
-from tests.support.tiny_dinov2 import write_backbone
-
 from fastseg.models import build_segmenter
+from tests.support.tiny_dinov2 import write_backbone
 
 MODALITIES = ("img", "depth", "event")
 
@@ -27,12 +26,15 @@ def make(backbones):
     """Make a small network of five classes; adapters that change something with ``moved``."""
 
     def build(kind="dinov2", moved=False, modalities=MODALITIES, **options):
-        options = {"pyramid_width": 16, "embed_dim": 16, "dropout": 0.0, "adapter_rank": 2} | options
+        options = {
+            "pyramid_width": 16,
+            "embed_dim": 16,
+            "dropout": 0.0,
+            "adapter_rank": 2,
+        } | options
         torch.manual_seed(3)
         name = kind.split("_")[0]
-        network = build_segmenter(
-            name, 5, modalities, foundation=backbones[kind][1], **options
-        )
+        network = build_segmenter(name, 5, modalities, foundation=backbones[kind][1], **options)
         if moved:
             for key, weight in network.named_parameters():
                 if ".lora_B." in key:
