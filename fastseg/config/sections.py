@@ -34,9 +34,9 @@ class ModelConfig:
 
     backbone: str = binding("mit_b0")
     """M-SegFormer: mit_nano (for a CPU) or mit_b0 to mit_b5; CMNeXt: cmnext_nano, cmnext_b0 to
-    cmnext_b5; CMX, of two modalities: cmx_nano, cmx_b0 to cmx_b5; foundation encoders: dinov2_small,
-    dinov2_base, dinov2_large, dinov2_giant, dinov3_small, dinov3_base, dinov3_large, or dinov2 and
-    dinov3 of the size that their folder has."""
+    cmnext_b5; CMX, of two modalities: cmx_nano, cmx_b0 to cmx_b5; foundation encoders:
+    dinov2_small, dinov2_base, dinov2_large, dinov2_giant, dinov3_small, dinov3_base, dinov3_large,
+    or dinov2 and dinov3 of the size that their folder has."""
     teacher_backbone: str | None = binding(None)
     """Encoder of the network called teacher, such as a deeper one; none: the same."""
     encoders: Literal["shared", "per_modality"] = binding("shared")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -128,7 +129,7 @@ class FoundationEncoder(nn.Module):
         """
         dtype = images.dtype
         short = dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(images.device.type, dtype if short else None, enabled=short):
+        with torch.autocast(images.device.type, dtype) if short else nullcontext():
             levels = self.pyramid(self.tokens(images, owner))
         return [x.to(dtype) for x in levels]
 

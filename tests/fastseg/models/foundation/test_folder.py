@@ -38,9 +38,7 @@ def test_a_folder_must_be_given_and_be_one(folder):
     with pytest.raises(ConfigError, match="is a file"):
         build(folder / "config.json")
     (folder / "config.json").unlink()
-    with pytest.raises(
-        ConfigError, match=r"holds no backbone; .*found .*model\.safetensors"
-    ):
+    with pytest.raises(ConfigError, match=r"holds no backbone; .*found .*model\.safetensors"):
         build(folder)
 
 
