@@ -45,7 +45,7 @@ def save_adapters(network: FoundationSegmenter, folder: Path) -> list[Path]:
             f"adapters are written by peft, which does not import ({error}): "
             "pip install '.[foundation]' in the clone of fastseg"
         ) from None
-    config = peft.LoraConfig(
+    config: Any = peft.LoraConfig(
         r=network.rank,
         lora_alpha=int(SCALE * network.rank),
         target_modules=network.encoder.targets,

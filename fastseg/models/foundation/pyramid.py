@@ -30,10 +30,14 @@ class FeaturePyramid(nn.Module):
     Args:
         inside: channels of a token.
         width: channels of every level.
+
+    Attributes:
+        width: likewise.
     """
 
     def __init__(self, inside: int, width: int) -> None:
         super().__init__()
+        self.width = width
         self.projections = nn.ModuleList(nn.Conv2d(inside, width, 1) for _ in range(4))
         self.scalings = nn.ModuleList(
             [

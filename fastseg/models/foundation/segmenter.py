@@ -75,7 +75,7 @@ class FoundationSegmenter(FusedSegmenter):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of the four levels, all the same."""
-        return (self.encoder.pyramid.norms[0].normalized_shape[0],) * 4
+        return (self.encoder.pyramid.width,) * 4
 
     def encode(
         self,
