@@ -184,7 +184,7 @@ def load_weights(path: Path, module: nn.Module, wanted: Identity, role: str | No
 
 
 def constants_of(module: nn.Module) -> dict[str, str]:
-    """Digests of files whose tensors the networks in a module use and no weights file holds."""
+    """Digests of files that the networks in a module need beside their weights, by name."""
     parts = [m for m in module.modules() if isinstance(m, Segmenter)]
     return {name: digest for m in parts for name, digest in m.constants_of_files().items()}
 

@@ -264,7 +264,7 @@ class Segmenter(nn.Module):
         return "no --model.weights: the encoder starts from random weights"
 
     def constants_of_files(self) -> dict[str, str]:
-        """Digests of files whose tensors no weights file holds, by name; those of its parts."""
+        """Digests of files that weights are of no use without, by name; those of its parts."""
         parts = [m for m in self.modules() if m is not self and isinstance(m, Segmenter)]
         return {name: digest for m in parts for name, digest in m.constants_of_files().items()}
 

@@ -184,9 +184,9 @@ def read_base(backbone: str, path: Path | None) -> Base:
     return _parts(model)
 
 
-def folder_digest(path: Path) -> str:
-    """SHA-256 of what decides the numbers of a backbone: its weights, and its config."""
-    files = sorted(path.glob("*.safetensors"))
+def folder_digest(path: Path, weights: bool = True) -> str:
+    """SHA-256 of what decides the numbers of a backbone: its config and, if wanted, its weights."""
+    files = sorted(path.glob("*.safetensors")) if weights else []
     stamps = tuple((f.name, (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino) for f in files)
     config = {k: v for k, v in _read(path / "config.json").items() if k not in _TALK}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())

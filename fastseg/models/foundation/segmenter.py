@@ -167,10 +167,10 @@ class FoundationSegmenter(FusedSegmenter):
         return f"encoder from {self.folder}, {learns}; {adapters if self.rank else 'no adapters'}"
 
     def constants_of_files(self) -> dict[str, str]:
-        """The digest of the folder of a frozen backbone."""
-        if self.trained or self.folder is None:
+        """The digest of the folder; of a backbone that learns that of its config alone."""
+        if self.folder is None:
             return {}
-        return {"foundation": folder_digest(self.folder)}
+        return {"foundation": folder_digest(self.folder, weights=not self.trained)}
 
     def make_constant(self, dtype: torch.dtype) -> None:
         """Fold the head's projections and the BatchNorm of the evaluation."""
