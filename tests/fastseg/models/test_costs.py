@@ -26,6 +26,8 @@ def table():
     "name", ["mit_nano", "mit_b0", "mit_b2", "cmnext_nano", "cmx_b0", "dinov2_small"]
 )
 def test_the_page_shows_what_is_counted(table, name):
+    if name.startswith("dino"):
+        pytest.importorskip("transformers", reason="foundation encoders are its classes")
     assert table[name] == row(name, 4, 25, SIDES)
 
 
@@ -57,6 +59,7 @@ def test_published_costs_of_cmnext():
 
 
 def test_what_does_not_learn_is_counted_and_said(table):
+    pytest.importorskip("transformers", reason="foundation encoders are its classes")
     costs = costs_of("dinov3_small", 2, 25, 64)
     assert 0.05 < costs.learning / costs.parameters < 0.15
     assert "% learn)" in table["dinov3_small"]

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="foundation encoders read their folder by transformers")
-
 from fastseg.models import build_segmenter
 from tests.support.tiny_dinov2 import write_backbone
 
@@ -14,6 +12,7 @@ MODALITIES = ("img", "depth", "event")
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory):
     """``{kind: (model of transformers, its folder)}``."""
+    pytest.importorskip("transformers", reason="it reads the folders of foundation encoders")
     found = {}
     for kind in ("dinov2", "dinov2_with_registers", "dinov3_vit"):
         folder = tmp_path_factory.mktemp("backbones") / kind

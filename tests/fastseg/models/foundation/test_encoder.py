@@ -169,6 +169,15 @@ def test_recomputation_gives_the_same_gradients(make, images):
         torch.testing.assert_close(one, other)
 
 
+def test_blocks_compile_as_one_graph_each(make, images):
+    network = make("dinov3_vit", moved=True)
+    plain = network.encode(images)
+    for region in network.encoder.blocks[:2]:
+        region.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    for one, other in zip(network.encode(images), plain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @torch.no_grad()
 def test_a_frozen_network_gives_the_same(make, images):
     network = make(moved=True).eval()
