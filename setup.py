@@ -15,6 +15,7 @@ TRITON = 'triton>=3.6; sys_platform == "linux"'
 PLOT = "matplotlib>=3.8"
 EVENTS = "h5py>=3.10"
 TRANSFORMERS = "transformers>=5"
+PEFT = "peft>=0.17"
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 
 setup(
@@ -51,12 +52,15 @@ setup(
         "muses": [EVENTS, "hdf5plugin>=4.4"],
         # frozen CLIP models, whose embeddings a method may learn from
         "vision-language": [TRANSFORMERS],
+        # foundation encoders from a local folder, and their adapters in files of peft
+        "foundation": [TRANSFORMERS, PEFT],
         # ONNX files of python -m fastseg.export
         "export": ONNX,
         "test": [
             DALI,
             EVENTS,
             *ONNX,
+            PEFT,
             TRANSFORMERS,
             TRITON,
             "pytest>=8",

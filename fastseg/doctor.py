@@ -71,6 +71,11 @@ def examine() -> list[Finding]:
             "needed for ONNX files: pip install '.[export]' in the clone",
         ),
         _module(
+            "transformers",
+            "foundation encoders and CLIP models are read with it",
+            "needed for foundation encoders: pip install '.[foundation]' in the clone",
+        ),
+        _module(
             "h5py", "event files of MUSES", "needed for MUSES: pip install '.[muses]' in the clone"
         ),
     ]

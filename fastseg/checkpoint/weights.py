@@ -6,7 +6,7 @@ Nothing here unpickles: tensors are stored as safetensors, everything else as JS
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from torch import nn
 from fastseg.checkpoint.tensor_file import misfits, not_finite, tensors_digest, write_tensors
 from fastseg.distributed.sharded_tensors import module_tensors
 from fastseg.errors import CheckpointError, listed
+from fastseg.models import Segmenter
 from fastseg.pipelines.tools.whole_files import commit
+
+_CONSTANTS = "constants"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def _brief(value: object) -> str:
 def save_weights(path: Path, module: nn.Module, identity: Identity, facts: dict[str, Any]) -> None:
     """Write the state dict of ``module`` as safetensors; the file appears whole or not at all.
 
-    Its metadata hold the identity, the facts and the `tensors_digest` of the tensors.
+    Its metadata hold the identity, the facts, the `tensors_digest` of the tensors, and the digests
+    of files that the network needs besides, see `Segmenter.constants_of_files`.
 
     Raises:
         CheckpointError: a tensor is not finite; nothing is written.
@@ -65,6 +69,8 @@ def save_weights(path: Path, module: nn.Module, identity: Identity, facts: dict[
         )
     metadata = {"fastseg": json.dumps(asdict(identity)), "facts": json.dumps(facts)}
     metadata["sha256"] = tensors_digest(tensors)
+    if constants := constants_of(module):
+        metadata[_CONSTANTS] = json.dumps(constants)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -155,6 +161,8 @@ def load_weights(path: Path, module: nn.Module, wanted: Identity, role: str | No
             + "\nGive the weights of a run with the same data set, modalities and model"
             + (f", its {role}.safetensors." if role else ".")
         )
+    kept = json.loads(_metadata(path).get(_CONSTANTS, "{}"))
+    check_constants(path, kept, constants_of(module))
     tensors = load_file(path)
     checksum = _metadata(path).get("sha256")
     if checksum is not None and checksum != tensors_digest(tensors):
@@ -173,6 +181,38 @@ def load_weights(path: Path, module: nn.Module, wanted: Identity, role: str | No
         )
     module.load_state_dict(tensors)
     return checksum is not None
+
+
+def constants_of(module: nn.Module) -> dict[str, str]:
+    """Digests of files that the networks in a module need beside their weights, by name."""
+    parts = [m for m in module.modules() if isinstance(m, Segmenter)]
+    return {name: digest for m in parts for name, digest in m.constants_of_files().items()}
+
+
+def check_constants(path: Path, kept: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse weights that belong to other files than those at hand.
+
+    Args:
+        path: where the weights are.
+        kept: `constants_of` the network that they were trained in.
+        now: that of the network at hand.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    names = [name for name in {**kept, **now} if kept.get(name) != now.get(name)]
+    if not names:
+        return
+    lines = [
+        f"--model.{name}: {kept.get(name, 'none')[:12]} with the weights, "
+        f"{now.get(name, 'none')[:12]} at hand"
+        for name in names
+    ]
+    raise CheckpointError(
+        f"{path} was trained with other files than those at hand (digests):\n  "
+        + "\n  ".join(lines)
+        + f"\nGive the ones that it was trained with: --model.{names[0]} DIR"
+    )
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -15,8 +15,9 @@ def check_places(config: TrainConfig) -> None:
 
     Raises:
         DataError: there is no such data set, or its description cannot be used.
-        ConfigError: there is no stage, a file of weights is not there or no file, or the place of
-            the runs or of the data is a file or cannot be read.
+        ConfigError: there is no stage, a file of weights is not there or no file, the folder of a
+            foundation encoder cannot serve, or the place of the runs or of the data is a file or
+            cannot be read.
     """
     if not config.stages:
         raise ConfigError(
@@ -31,6 +32,7 @@ def check_places(config: TrainConfig) -> None:
     begun = any((config.out / config.name / "checkpoints").glob("*"))
     if config.model.weights is not None and not begun:
         _check_file("--model.weights", config.model.weights, "a file of encoder weights")
+    config.model.check_files()
     _check_folder("--data.root", config.data.root)
     _check_folder("--out", config.out)
 

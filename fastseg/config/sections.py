@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fastseg.models import MODELS
+from fastseg.models.foundation.folder import check_folder
+from fastseg.models.foundation.sizes import NAMES as FOUNDATIONS
 from fastseg.models.registry import optional_keywords
 from fastseg.pipelines.tools.settings import (
     Natural,
@@ -32,7 +34,9 @@ class ModelConfig:
 
     backbone: str = binding("mit_b0")
     """M-SegFormer: mit_nano (for a CPU) or mit_b0 to mit_b5; CMNeXt: cmnext_nano, cmnext_b0 to
-    cmnext_b5; CMX, of two modalities: cmx_nano, cmx_b0 to cmx_b5."""
+    cmnext_b5; CMX, of two modalities: cmx_nano, cmx_b0 to cmx_b5; foundation encoders:
+    dinov2_small, dinov2_base, dinov2_large, dinov2_giant, dinov3_small, dinov3_base, dinov3_large,
+    or dinov2 and dinov3 of the size that their folder has."""
     teacher_backbone: str | None = binding(None)
     """Encoder of the network called teacher, such as a deeper one; none: the same."""
     encoders: Literal["shared", "per_modality"] = binding("shared")
@@ -48,6 +52,16 @@ class ModelConfig:
     scramble: bool = binding(False)
     """Of CMNeXt: mix up channels and pixels between levels as the released code does; its released
     weights need it."""
+    foundation: Path | None = harmless(None)
+    """Of foundation encoders: folder of the backbone as transformers writes it (config.json,
+    model.safetensors). Nothing is downloaded; another folder with the same content serves, too."""
+    train_foundation: bool = binding(False)
+    """Of foundation encoders: the backbone itself learns; by default it is frozen, and only
+    adapters, pyramid and head are trained and saved."""
+    adapter_rank: Annotated[int, Range(0, 2**12)] = binding(8)
+    """Of foundation encoders: rank of the LoRA adapter of each modality; 0: none."""
+    pyramid_width: Annotated[int, Range(1, 2**12)] = binding(256)
+    """Of foundation encoders: channels of the four levels of features."""
     embed_dim: Annotated[int, Range(1, 2**16)] = binding(768)
     """Width of the head. AnySeg and RobustSeg have 768 with every backbone; CMNeXt and CMX 512, and
     256 with B0 and B1."""
@@ -72,6 +86,16 @@ class ModelConfig:
             if backbone not in MODELS:
                 raise ValueError(unknown("backbone", backbone, MODELS))
             optional_keywords(backbone, vars(self))
+
+    def check_files(self) -> None:
+        """See that the folder of a foundation encoder is there and holds what is named.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        for backbone in filter(None, (self.backbone, self.teacher_backbone)):
+            if backbone in FOUNDATIONS:
+                check_folder(backbone, self.foundation)
 
 
 @dataclass(frozen=True)

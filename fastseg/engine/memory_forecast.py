@@ -19,6 +19,7 @@ from fastseg.engine.speed.choices import PLAIN
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.step import TrainStep
 from fastseg.models import Segmenter
+from fastseg.models.parameter_groups import fixed_buffers
 from fastseg.models.precision import reduced_dtype
 from fastseg.pipelines import Batch
 
@@ -116,6 +117,8 @@ def count_memory(context: RunContext, setup: StageSetup, shards: int = 1) -> Mem
         # FSDP gathers what it has cut
         weights = 3 * size if shards == 1 else 3 * size // shards + size
         weights += sum(_size(p) for each in networks.frozen.values() for p in each.parameters())
+        # weights that never learn are whole on every process
+        weights += sum(_size(x) for each in networks for x in fixed_buffers(each))
         optimizer = build_optimizer(networks.together(), config.optim)
         train = TrainStep(setup, networks, optimizer)
         draws = train.draw(0, modalities, data.batch_size, kept=list(range(modalities)))

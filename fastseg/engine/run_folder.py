@@ -197,7 +197,9 @@ class RunFolder:
         data = replace(
             config.data, root=config.data.root.absolute(), packed=packed and packed.absolute()
         )
-        config = replace(config, data=data)
+        foundation = config.model.foundation
+        model = replace(config.model, foundation=foundation and foundation.absolute())
+        config = replace(config, data=data, model=model)
         write_whole(self.config_file, json.dumps(to_dict(config), indent=2) + "\n")
 
     def _has_learnt(self) -> bool:

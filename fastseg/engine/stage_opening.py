@@ -155,7 +155,7 @@ class StageOpening:
 
     def _load_encoder(self, network: Segmenter) -> str:
         if self.config.model.weights is None:
-            return "no --model.weights: the encoder starts from random weights"
+            return network.first_encoder()
         return str(network.load_encoder(self.config.model.weights))
 
     def _say(self, text: str) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastseg.checkpoint.state import TrainingStates
 from fastseg.checkpoint.state_files import load_state
+from fastseg.checkpoint.weights import check_constants, constants_of
 from fastseg.choice import Choice
 from fastseg.console import say
 from fastseg.distributed.parallelize import Parallel, parallelize
@@ -21,6 +22,7 @@ from fastseg.engine.optim.weight_average import WeightAverage
 from fastseg.engine.stage_setup import StageNetworks, StageSetup
 from fastseg.engine.step import TrainStep
 from fastseg.models import Segmenter
+from fastseg.models.parameter_groups import fixed_buffers
 from fastseg.pipelines import Loader
 
 
@@ -91,7 +93,6 @@ class Session:
     ) -> tuple[str, str]:
         """Two lines for people: the training ahead, and its settings with their reasons."""
         config, stage = self.context.config, self.setup.stage
-        millions = sum(p.numel() for p in self.module.parameters()) / 1e6
         terms = " + ".join(f"{weight:g} {term}" for term, weight in stage.losses.active().items())
         since = f", continued at step {done}" if done else ""
         factors = {"processes": self.parallel.world, "micro-batches": config.accumulate}
@@ -99,8 +100,8 @@ class Session:
         average = f", weights averaged with decay {config.ema:g}" if config.ema else ""
         what = (
             f"{self.name}: trains the {' and the '.join(stage.learners)} "
-            f"({config.model.backbone}, {millions:.2f} M "
-            f"parameters, {self.context.device}, {config.precision}) on {stage.modalities} input "
+            f"({config.model.backbone}, {parameters_of(self.module)}, {self.context.device}, "
+            f"{config.precision}) on {stage.modalities} input "
             f"with {terms}; {self.steps} steps of {config.data.batch_size} samples{times}, "
             f"{self.setup.steps_per_epoch} per epoch, {loader.name} loader ({loader.reason}){since}"
         )
@@ -130,6 +131,7 @@ class Session:
             "optimizer": self.optimizer_kind,
             "attention": self.step_fn.attention,
             "frozen": self.given,
+            "constants": constants_of(self.module),
             **self.step_fn.method.state(),
             **facts,
         }
@@ -143,11 +145,28 @@ class Session:
         change = self.step_fn.method.changed_meaning(self.setup.stage, state)
         if change is not None and self.context.ranks.is_first:
             say(f"warning: {self.name}: {change}")
+        check_constants(path, state.get("constants", {}), constants_of(self.module))
         load_state(path, self.module, self.optimizer, self.average)
         self.step_fn.skipped_in_row.fill_(state["skipped_in_row"])
         self.step_fn.attention = state.get("attention")
         if self.step_fn.scale is not None and state.get("loss_scale"):
             self.step_fn.scale.restore(state["loss_scale"])
+
+
+def parameters_of(module: nn.Module) -> str:
+    """Number of parameters and, where some never learn, their share and the memory of all."""
+    learn = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    count = sum(p.numel() for p in module.parameters())
+    fixed = fixed_buffers(module)
+    if not fixed:
+        return f"{count / 1e6:.2f} M parameters"
+    whole = count + sum(x.numel() for x in fixed)
+    weights = 4 * count + sum(x.numel() * x.element_size() for x in fixed)
+    return (
+        f"{learn / 1e6:.2f} of {whole / 1e6:.2f} M parameters learn ({100 * learn / whole:.1f} %; "
+        f"{weights / 2**20:.1f} MiB of weights, {12 * learn / 2**20:.1f} MiB of gradients and "
+        "moments)"
+    )
 
 
 def build_session(

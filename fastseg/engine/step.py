@@ -39,6 +39,7 @@ from fastseg.methods.seeds import Share
 from fastseg.methods.step_draws import draw_step
 from fastseg.methods.weighted_sum import weighted_sum
 from fastseg.models.casting import to_channels_last
+from fastseg.models.parameter_groups import saved_buffers
 from fastseg.models.precision import reduced_dtype
 from fastseg.pipelines import Batch
 
@@ -77,7 +78,8 @@ class TrainStep:
         self.parallel = parallel or Parallel(dict(networks.learning))
         self.scale = scale
         self.module = networks.together()
-        self.buffers = list(self.module.buffers())
+        # what no state holds never changes
+        self.buffers = saved_buffers(self.module)
         weight = next(self.module.parameters())
         self.device = weight.device
         self.skipped_in_row = torch.zeros((), device=self.device)

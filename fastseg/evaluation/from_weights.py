@@ -39,6 +39,8 @@ class EvaluateConfig:
     """Folder of the data set; default: the one the run was trained on."""
     dataset: Annotated[str | None, arg(aliases=["--data.dataset"])] = None
     """A .toml file that describes the data in place of the description that the run keeps."""
+    foundation: Annotated[Path | None, arg(aliases=["--model.foundation"])] = None
+    """Folder of the foundation encoder; default: the one the run was trained with."""
     split: Annotated[str | None, arg(aliases=["--data.eval-split"])] = None
     """Split to score; default: the evaluation split of the run."""
     missing: Annotated[Literal["drop", "zero"] | None, arg(aliases=["--evaluation.missing"])] = None
@@ -122,7 +124,7 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
             f"there is no config.json beside {first}: name the data with --data.root"
         )
     else:
-        config = _config_of(first)
+        config = _config_of(first, options.foundation)
     described = config.data
     if options.dataset is not None:
         # read anew, also where it is the file of the run
@@ -139,13 +141,16 @@ def run_config(options: EvaluateConfig, files: dict[str, Path]) -> TrainConfig:
         workers=config.data.workers if options.workers is None else options.workers,
         eval_corruption=options.corruption,
     )
+    foundation = options.foundation
+    if foundation is None and config.model.foundation is not None:
+        foundation = where_given(config.model.foundation, config, first.parent)
     # the norms of apex and of torch compute the same network
     reason = nvidia_apex.why_not_on(choose_device(options.device))
     norm = "torch" if reason else config.model.norm
     return replace(
         config,
         data=data,
-        model=replace(config.model, norm=norm),
+        model=replace(config.model, norm=norm, foundation=foundation),
         device=options.device,
         precision=options.precision or config.precision,
         evaluation=replace(config.evaluation, missing=options.missing or config.evaluation.missing),
@@ -168,7 +173,7 @@ def where_given(path: Path, config: TrainConfig, run: Path) -> Path:
     return meant if meant.exists() else path
 
 
-def _config_of(weights: Path) -> TrainConfig:
+def _config_of(weights: Path, foundation: Path | None) -> TrainConfig:
     """The part of a run's config that its weights remember."""
     identity, facts = read_identity(weights)
     kept = fact(weights, facts, "description", dict) if "description" in facts else {}
@@ -179,6 +184,8 @@ def _config_of(weights: Path) -> TrainConfig:
             modalities=identity.modalities,
             size=fact(weights, facts, "size", int),
         ),
-        model=ModelConfig(backbone=identity.backbone, embed_dim=identity.embed_dim),
+        model=ModelConfig(
+            backbone=identity.backbone, embed_dim=identity.embed_dim, foundation=foundation
+        ),
         evaluation=EvaluationConfig(),
     )

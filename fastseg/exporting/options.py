@@ -47,6 +47,8 @@ class ExportConfig:
     """Folder of the data set, whose images the files are checked with; default: the run's."""
     dataset: Annotated[str | None, arg(aliases=["--data.dataset"])] = None
     """A .toml file that describes the data in place of the description that the run keeps."""
+    foundation: Annotated[Path | None, arg(aliases=["--model.foundation"])] = None
+    """Folder of the foundation encoder; default: the one the run was trained with."""
     split: Annotated[str | None, arg(aliases=["--data.eval-split"])] = None
     """Split to take these images from; default: the evaluation split of the run."""
     latency: bool = False
@@ -82,6 +84,7 @@ def exporting_config(options: ExportConfig, weights: Path) -> TrainConfig:
         checkpoint=options.checkpoint,
         root=options.root,
         dataset=options.dataset,
+        foundation=options.foundation,
         split=options.split,
         missing=options.missing,
         device="cpu",

@@ -1,10 +1,12 @@
-"""The networks: the interface of a segmenter, M-SegFormer, CMNeXt and CMX, by name."""
+"""The networks by name: a segmenter's interface, M-SegFormer, CMNeXt, CMX, foundation encoders."""
 
 from .backbones.attention import AttentionLevel
 from .backbones.mit import BACKBONES, Backbone, MixTransformer, get_backbone
 from .cross_modal.builders import build_cmnext, build_cmx
 from .cross_modal.segmenter import CrossModalSegmenter
-from .in_parts import SegmenterInParts
+from .foundation.builders import build_foundation
+from .foundation.segmenter import FoundationSegmenter
+from .in_parts import FusedSegmenter, SegmenterInParts
 from .interface import Segmenter, SegmenterOutput
 from .registry import MODELS, build_segmenter, model_builder, register_backbone
 from .segformer import SegFormer
@@ -18,6 +20,8 @@ __all__ = [
     "AttentionLevel",
     "Backbone",
     "CrossModalSegmenter",
+    "FoundationSegmenter",
+    "FusedSegmenter",
     "LoadReport",
     "MixTransformer",
     "SegFormer",
@@ -28,6 +32,7 @@ __all__ = [
     "Selection",
     "build_cmnext",
     "build_cmx",
+    "build_foundation",
     "build_segmenter",
     "get_backbone",
     "load_encoder_weights",

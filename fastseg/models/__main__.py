@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated
 
 from fastseg.cli.command import command
 from fastseg.cli.parse import parse
 from fastseg.models import MODELS, model_builder
 from fastseg.models.costs.table import lines
+from fastseg.models.foundation.sizes import ANY_SIZE, SIZES
 from fastseg.pipelines.tools.settings import Range, check_fields
 
 
@@ -36,7 +38,8 @@ class ModelsConfig:
 _NOTE = """
 One sample with M modalities; heads as wide as published models have them. GMAC: 10^9 multiply-adds
 (1 multiply-add = 2 flops) of matrix products and convolutions in a forward pass. GiB: what a
-training step keeps for the backward pass in float32, without attention maps. See
+training step keeps for the backward pass in float32, without attention maps. Foundation encoders
+have a frozen backbone and an adapter of rank 8 for each modality. See
 docs/reference/architectures.md."""
 
 
@@ -48,10 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for name in options.backbones:
         model_builder(name)
-    names = options.backbones or tuple(MODELS)
+    names = options.backbones or tuple(name for name in MODELS if name not in ANY_SIZE)
+    left_out = ""
+    if not options.backbones and find_spec("transformers") is None:
+        names = tuple(name for name in names if name not in SIZES)
+        left_out = f"\nWithout transformers (pip install '.[foundation]'): {', '.join(SIZES)}."
     for line in lines(names, options.modalities, options.classes, options.sides):
         print(line, flush=True)
-    print(_NOTE)
+    print(_NOTE + left_out)
     return 0
 
 

@@ -259,6 +259,15 @@ class Segmenter(nn.Module):
             f"{type(self).__name__} knows no files of encoder weights: leave out --model.weights"
         )
 
+    def first_encoder(self) -> str:
+        """The encoder's first weights where no file of weights is given, for people."""
+        return "no --model.weights: the encoder starts from random weights"
+
+    def constants_of_files(self) -> dict[str, str]:
+        """Digests of files that weights are of no use without, by name; those of its parts."""
+        parts = [m for m in self.modules() if m is not self and isinstance(m, Segmenter)]
+        return {name: digest for m in parts for name, digest in m.constants_of_files().items()}
+
     def freeze(self, dtype: torch.dtype = torch.float32) -> Segmenter:
         """Make this network a constant, in place: evaluation mode, no gradients.
 

@@ -1,10 +1,10 @@
-"""The parameters of a network in the order and groups that optimizers and states have."""
+"""Parameters and buffers of networks in the order and groups that optimizers and states have."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from .interface import Segmenter
 
@@ -56,3 +56,22 @@ def layer_rates(module: nn.Module, decay: float) -> dict[nn.Parameter, float]:
             for part in layer if behind else ():
                 rates |= dict.fromkeys(part.parameters(), decay**behind)
     return rates
+
+
+def saved_buffers(module: nn.Module) -> list[Tensor]:
+    """Buffers that a state dict holds, such as running statistics."""
+    return _buffers(module, saved=True)
+
+
+def fixed_buffers(module: nn.Module) -> list[Tensor]:
+    """Buffers that no state dict holds: they never change, such as weights that do not learn."""
+    return _buffers(module, saved=False)
+
+
+def _buffers(module: nn.Module, saved: bool) -> list[Tensor]:
+    return [
+        buffer
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None and (name not in part._non_persistent_buffers_set) == saved
+    ]

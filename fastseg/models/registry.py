@@ -50,6 +50,10 @@ OPTIONAL: dict[str, object] = {
     "hub": None,
     "hub_selection": "self_query",
     "scramble": False,
+    "foundation": None,
+    "train_foundation": False,
+    "adapter_rank": 8,
+    "pyramid_width": 256,
 }
 """Keywords that a builder may have, with the value that stands for a model without them."""
 
@@ -102,7 +106,8 @@ def build_segmenter(
     ``build_segmenter("cmnext_b2", 25, ["img", "depth", "event", "lidar"])`` is CMNeXt-B2.
 
     Args:
-        name: that of its backbone, such as ``mit_b0`` (M-SegFormer), ``cmnext_b2``, ``cmx_b2``.
+        name: that of its backbone, such as ``mit_b0`` (M-SegFormer), ``cmnext_b2``, ``cmx_b2``
+            or ``dinov2_small``, which needs the folder of its weights as ``foundation``.
         num_classes: K.
         modalities: names of the M modalities, in the order in which their images come.
         embed_dim: width of the head; None: that of published models.

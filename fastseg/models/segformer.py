@@ -23,18 +23,16 @@ from torch import Tensor, nn
 from fastseg.models.heads.mlp import MLPHead
 
 from ..errors import ConfigError
-from ..pipelines.tools.unknown import unknown
 from .backbones.attention import AttentionLevel
 from .backbones.mit import Backbone, MixTransformer, get_backbone
-from .fusion import FUSIONS
-from .in_parts import SegmenterInParts
-from .interface import Learning, SegmenterOutput
+from .in_parts import FusedSegmenter, checked_images
+from .interface import Learning
 from .packing import Packing, encode_packed
 from .partial import encode_chosen, encode_in_part, learning_only
 from .weights import LoadReport, load_encoder_weights
 
 
-class SegFormer(SegmenterInParts):
+class SegFormer(FusedSegmenter):
     """The segmenter of any subset of modalities.
 
     To score many subsets of the same images, encode once and fuse each subset's features:
@@ -57,8 +55,6 @@ class SegFormer(SegmenterInParts):
         ConfigError: the backbone or the fusion is unknown or a number is out of range.
     """
 
-    abilities = frozenset({"fused", "learning", "head", "packing"})
-
     def __init__(
         self,
         backbone: str | Backbone,
@@ -70,16 +66,9 @@ class SegFormer(SegmenterInParts):
         own_encoders: Sequence[str] = (),
         fusion: str = "mean",
     ) -> None:
-        super().__init__()
-        for name, value in (("num_classes", num_classes), ("embed_dim", embed_dim)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name, p in (("dropout", dropout), ("drop_path", drop_path)):
-            if not 0 <= p < 1:
-                raise ConfigError(f"{name} must be a probability below 1, got {p}")
-        if fusion not in FUSIONS:
-            raise ConfigError(unknown("fusion", fusion, FUSIONS))
-        self.fusion = fusion
+        super().__init__(num_classes, embed_dim, dropout, fusion)
+        if not 0 <= drop_path < 1:
+            raise ConfigError(f"drop_path must be a probability below 1, got {drop_path}")
         config = get_backbone(backbone) if isinstance(backbone, str) else backbone
         self.config = config
         self.reads_present = bool(own_encoders)
@@ -95,11 +84,6 @@ class SegFormer(SegmenterInParts):
     def widths(self) -> tuple[int, ...]:
         """Channels of the four levels."""
         return self.config.widths
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.decoder.linear_pred.out_channels
 
     def _encoders(self) -> list[MixTransformer]:
         """All encoders: one, or that of each modality in the order of the run."""
@@ -129,11 +113,7 @@ class SegFormer(SegmenterInParts):
         Raises:
             ValueError: the shape is another one.
         """
-        if images.ndim != 5 or images.shape[2] != 3 or images.numel() == 0:
-            raise ValueError(f"expected images [M, B, 3, H, W], got {list(images.shape)}")
-        m, b, _, h, w = images.shape
-        if h % 32 or w % 32:
-            raise ValueError(f"height and width must be multiples of 32, got {h} x {w}")
+        m, b = checked_images(images)
         if packing is not None:
             encoders = self._encoders()
             if self.reads_present and present is not None:
@@ -159,71 +139,9 @@ class SegFormer(SegmenterInParts):
         # the channels stay the fastest axis
         return [torch.stack([x.movedim(1, -1) for x in one]).movedim(-1, 2) for one in levels]
 
-    def fuse(self, features: Sequence[Tensor], fused: Tensor | None = None) -> list[Tensor]:
-        """Fuse the modalities: four levels ``[M, B, C_i, h_i, w_i]`` to ``[B, C_i, h_i, w_i]``.
-
-        With ``fused [P, M, B]`` those that are marked: ``[P B, C_i, h_i, w_i]``.
-        """
-        return FUSIONS[self.fusion](features, fused, 0)[0]
-
-    def decode(self, fused: Sequence[Tensor]) -> Tensor:
-        """Fused levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]`` at stride 4."""
-        return cast(Tensor, self.decoder(fused, self.decoder.draw(fused)))
-
-    def forward(
-        self,
-        images: Tensor,
-        present: Sequence[int] | None = None,
-        *,
-        fused: Tensor | None = None,
-        learning: Learning | None = None,
-        head: bool = True,
-        packing: Packing | None = None,
-    ) -> SegmenterOutput:
-        """``[M', B, 3, H, W]`` to logits and per-modality features; see the methods above.
-
-        Which modalities they are makes no difference where all share the encoder.
-        """
-        features = self.encode(images, present, learning, packing)
-        if not head:
-            return SegmenterOutput(features[0].new_empty(0), features)
-        levels, (features,) = FUSIONS[self.fusion](features, fused, 1)
-        return SegmenterOutput(self.decode(levels), features)
-
-    def fusion_and_head(self) -> list[nn.Module]:
-        """The head; the fusions have no parameters."""
-        return [self.decoder]
-
     def modality_parameters(self, modality: str) -> list[nn.Parameter]:
         """The encoder of the modality, if each has its own."""
         return list(self.encoders[modality].parameters()) if self.reads_present else []
-
-    def fused_of_subsets(
-        self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str = "drop"
-    ) -> Iterator[list[Tensor]]:
-        """Fused levels of one subset after the other; each image is encoded once.
-
-        The encoder treats every modality alone, so only fusion and head run per subset: M encoder
-        passes instead of M 2^(M-1). With ``drop`` the present modalities are fused; with ``zero``
-        all of them, a missing one with the features of an image of zeros (after normalisation).
-        """
-        count, features = len(images), self.encode(images)
-        # one blank image tells for all modalities what their shared encoder makes of it
-        blanks = images if self.reads_present else images[:1]
-        blank = self.encode(torch.zeros_like(blanks)) if missing == "zero" else None
-
-        def there(level: int, rows: list[int]) -> Tensor:
-            found = features[level][rows]
-            missed = [m for m in range(count) if m not in rows]
-            if blank is None or not missed:
-                return found
-            rest = blank[level][missed if self.reads_present else [0] * len(missed)]
-            # the channels stay the fastest axis
-            return torch.cat([x.movedim(2, -1) for x in (found, rest)]).movedim(-1, 2)
-
-        for positions in subsets:
-            rows = list(positions)
-            yield self.fuse([there(level, rows) for level in range(len(features))])
 
     def units(self) -> list[nn.Module]:
         """Every transformer block, then the head.
@@ -269,10 +187,6 @@ class SegFormer(SegmenterInParts):
         self.decoder.freeze(dtype)
         for encoder in self._encoders():
             encoder.to(dtype)
-
-    def constants(self) -> list[Tensor]:
-        """The folded weights of the head."""
-        return self.decoder.constants()
 
 
 def _depths(encoder: MixTransformer) -> Iterator[list[nn.Module]]:

@@ -37,6 +37,8 @@ class PredictConfig:
     """Folder in the layout of the run's data set; default: the one the run was trained on."""
     dataset: Annotated[str | None, arg(aliases=["--data.dataset"])] = None
     """A .toml file that describes the data in place of the description that the run keeps."""
+    foundation: Annotated[Path | None, arg(aliases=["--model.foundation"])] = None
+    """Folder of the foundation encoder; default: the one the run was trained with."""
     listed: Annotated[Path | None, arg(name="list")] = None
     """CSV or TSV file with a column per sensor and a line per sample; paths are relative to it,
     and an empty cell is a sensor that is missing."""
@@ -98,6 +100,7 @@ def predicting_config(options: PredictConfig, weights: Path) -> TrainConfig:
         checkpoint=options.checkpoint,
         root=elsewhere or options.root,
         dataset=options.dataset,
+        foundation=options.foundation,
         split=options.split,
         missing=options.missing,
         size=options.size,

@@ -39,6 +39,8 @@ class ReportConfig:
     that end, the page shows what the run's files say: no confusion matrix and no pictures."""
     root: Annotated[Path | None, arg(aliases=["--data.root"])] = None
     """Folder of the data set; default: the one the run was trained on."""
+    foundation: Annotated[Path | None, arg(aliases=["--model.foundation"])] = None
+    """Folder of the foundation encoder; default: the one the run was trained with."""
     size: Annotated[Side | None, arg(aliases=["--data.eval-size"])] = None
     """Short side of the images in pixels; default: as in the run."""
     batch_size: Annotated[Count | None, arg(aliases=["--data.eval-batch-size"])] = None
@@ -76,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         EvaluateConfig(
             checkpoint=run,
             root=options.root,
+            foundation=options.foundation,
             size=options.size,
             batch_size=options.batch_size,
             loader=options.loader,

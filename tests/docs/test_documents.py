@@ -190,6 +190,9 @@ def test_fields_that_may_change_are_those_that_may():
     alone = {"method", "data.corruption.modalities", "data.eval_corruption.modalities"}
     # other networks have these
     alone |= {"model.hub", "model.hub_selection", "model.scramble"}
+    alone |= {
+        f"model.{x}" for x in ("foundation", "train_foundation", "adapter_rank", "pyramid_width")
+    }
     assert {field for field in untried if not field.startswith("stages.")} <= alone
 
 

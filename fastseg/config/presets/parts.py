@@ -10,6 +10,7 @@ from fastseg.config.run import TrainConfig
 from fastseg.config.sections import ModelConfig
 from fastseg.methods.base import MethodOptions
 from fastseg.methods.stage import LossWeights, Stage
+from fastseg.models.foundation.sizes import NAMES as FOUNDATIONS
 from fastseg.models.registry import EMBED_DIM, EMBED_DIMS
 from fastseg.pipelines import DataConfig
 
@@ -18,12 +19,23 @@ Stages = dict[str, Stage]
 # of a stage at 1024 px with four sensors, for one image: 20 ms for two images with MiT-B0 by
 # counts of bytes and operations; others by the ratio of the operations of both networks
 _MS_PER_IMAGE = {"b0": 10.0, "b2": 26.0, "cmnext_b2": 13.0}
+# two thirds of them: a frozen backbone has no gradients of weights
+_MS_PER_IMAGE |= {"dinov2_small": 34.0, "dinov2_base": 90.0}
 
 _TITLES = {"b0": "MiT-B0", "b2": "MiT-B2", "cmnext_b2": "CMNeXt-B2"}
+_TITLES |= {"dinov2_small": "a frozen DINOv2-S", "dinov2_base": "a frozen DINOv2-B"}
 _FACTS = {
     "cmnext_b2": " CMNeXt (arXiv:2303.01480) was trained on four GPUs with two images each, from "
     "ImageNet weights of MiT-B2 in its RGB branch, with a head of 512 channels."
-}
+} | dict.fromkeys(
+    FOUNDATIONS,
+    " In place of an encoder with ImageNet weights: DINOv2 (arXiv:2304.07193) from a folder of "
+    "yours, with a LoRA adapter (arXiv:2106.09685) of rank 8 for each sensor and a feature pyramid "
+    "as ViTDet's (arXiv:2203.16527). In place of the rate above: 2e-4 for adapters, pyramid and "
+    "head, a choice of ours that is not tuned. No numbers of such a model with missing sensors are "
+    "published.",
+)
+_FOUNDATION_RATE = 2e-4
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ def compose(
             start="encoder",
             losses=method.weights(),
             epochs=data.epochs,
-            lr=data.lr,
+            lr=_FOUNDATION_RATE if backbone in FOUNDATIONS else data.lr,
             warmup_epochs=10,
         )
         return TrainConfig(
@@ -132,7 +144,8 @@ def compose(
 def describe(data: DataRecipe, method: MethodRecipe, backbone: str, config: TrainConfig) -> str:
     """The docstring of a recipe: command, sources of its numbers, published result, GPU-hours."""
     name = config.name
-    files = "--data.root DIR --model.weights FILE"
+    encoder = "--model.foundation DIR" if backbone in FOUNDATIONS else "--model.weights FILE"
+    files = f"--data.root DIR {encoder}"
     epochs = sum(stage.epochs for stage in config.stages.values())
     hours = epochs * data.images * data.cost * _MS_PER_IMAGE[backbone] / 3.6e6
     published = method.published.get(f"{data.name}_{backbone}", "no result of this combination")

@@ -28,6 +28,12 @@ _CMNEXT = [
     if method.name in ("plain", "dropout", "logit_kd")
 ]
 
+_FOUNDATION = [
+    compose(data, RECIPES[0], backbone)
+    for data in (DELIVER, MUSES, MCUBES)
+    for backbone in ("dinov2_small", "dinov2_base")
+]
+
 PRESETS: dict[str, Preset] = {
     preset.__name__: preset
     for preset in (
@@ -36,6 +42,7 @@ PRESETS: dict[str, Preset] = {
         *small_recipes(),
         *_REAL,
         *_CMNEXT,
+        *_FOUNDATION,
         compose(MUSES_PUBLISHED, RECIPES[0], "b0", "published"),
         *study_recipes(),
     )

@@ -13,13 +13,19 @@ The model runs forward in training mode on tensors of the device ``meta``, which
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..interface import Segmenter
+from ..parameter_groups import fixed_buffers
 from ..registry import build_segmenter
 
 
@@ -28,14 +34,39 @@ class Costs:
     """Costs of a model.
 
     Attributes:
-        parameters: number of them.
+        parameters: number of them, with those that never learn.
+        learning: number of those that learn.
         multiply_adds: of one forward pass of a sample with all modalities.
         activations: bytes, see above.
     """
 
     parameters: int
+    learning: int
     multiply_adds: int
     activations: int
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Within the block attention keeps queries, keys, values and its result, as fused kernels do.
+
+    Args:
+        keep: what is called with each of them.
+    """
+
+    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            out: Tensor = func(*args, **(kwargs or {}))
+        for x in (*args[:3], out):
+            self.keep(x)
+        return out
 
 
 def count_costs(model: Segmenter, modalities: int, side: int) -> Costs:
@@ -55,16 +86,21 @@ def count_costs(model: Segmenter, modalities: int, side: int) -> Costs:
 
     images = torch.empty((modalities, 1, 3, side, side), device="meta")
     counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    levels = model.attention_levels(modalities, side)
+    fused = nullcontext() if levels else _FusedAttention(keep)
+    with fused, counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         logits = model(images).logits
     own = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
     size = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
     maps = sum(
         len(level.layers) * level.queries[0] * level.queries[1] * level.queries[2] * level.keys
-        for level in model.attention_levels(modalities, side)
+        for level in levels
     )
+    learning = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    fixed = [*(x for x in model.parameters() if not x.requires_grad), *fixed_buffers(model)]
     return Costs(
-        parameters=sum(x.numel() for x in model.parameters()),
+        parameters=learning + sum(x.numel() for x in fixed),
+        learning=learning,
         multiply_adds=counter.get_total_flops() // 2,
         activations=size - maps * logits.element_size(),
     )

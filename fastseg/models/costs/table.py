@@ -30,11 +30,17 @@ def row(name: str, modalities: int, num_classes: int, sides: Sequence[int]) -> s
     cells = [
         f"`{name}`",
         str(count),
-        f"{costs[0].parameters / 1e6:.3f}",
+        f"{costs[0].parameters / 1e6:.3f}{_share(costs[0])}",
         *(f"{x.multiply_adds / 1e9:.2f}" for x in costs),
         *(f"{x.activations / 2**30:.2f}" for x in costs),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _share(costs: Costs) -> str:
+    """The share of parameters that learn, where some do not."""
+    share = costs.learning / costs.parameters
+    return "" if share == 1 else f" ({100 * share:.1f} % learn)"
 
 
 def lines(

@@ -147,9 +147,10 @@ HARMLESS = {
     "out", "device", "fresh", "allow_data_change", "stop_after", "log_every", "save_every",
     "save_async",
     "keep_checkpoints", "profile_steps", "trackers", "evaluation", "speed", "parallel",
-    "model.checkpointing", "data.root", "data.loader", "data.workers", "data.cache",
-    "data.missing", "data.repeat", "data.damaged", "data.damaged_limit", "data.packed",
-    "data.packed_auto", "data.eval_corruption", "data.eval_size", "data.eval_batch_size",
+    "model.checkpointing", "model.foundation", "data.root", "data.loader", "data.workers",
+    "data.cache", "data.missing", "data.repeat", "data.damaged", "data.damaged_limit",
+    "data.packed", "data.packed_auto", "data.eval_corruption", "data.eval_size",
+    "data.eval_batch_size",
 }  # fmt: skip
 
 

@@ -22,13 +22,18 @@ def table():
     return {line.split("`")[1]: line for line in rows}
 
 
-@pytest.mark.parametrize("name", ["mit_nano", "mit_b0", "mit_b2", "cmnext_nano", "cmx_b0"])
+@pytest.mark.parametrize(
+    "name", ["mit_nano", "mit_b0", "mit_b2", "cmnext_nano", "cmx_b0", "dinov2_small"]
+)
 def test_the_page_shows_what_is_counted(table, name):
+    if name.startswith("dino"):
+        pytest.importorskip("transformers", reason="foundation encoders are its classes")
     assert table[name] == row(name, 4, 25, SIDES)
 
 
 def test_the_page_shows_every_backbone(table):
-    known = [name for name in MODELS if name.startswith(("mit_", "cmnext_", "cmx_"))]
+    families = ("mit_", "cmnext_", "cmx_", "dinov2_", "dinov3_")
+    known = [name for name in MODELS if name.startswith(families)]
     assert list(table) == known
 
 
@@ -51,6 +56,14 @@ def test_published_costs_of_cmnext():
     folded = e * e * sum(widths)
     found = costs_of("cmnext_b2", 4, 25, 512).multiply_adds + plain - folded
     assert found / 1e9 == pytest.approx(65.0, rel=0.002)
+
+
+def test_what_does_not_learn_is_counted_and_said(table):
+    pytest.importorskip("transformers", reason="foundation encoders are its classes")
+    costs = costs_of("dinov3_small", 2, 25, 64)
+    assert 0.05 < costs.learning / costs.parameters < 0.15
+    assert "% learn)" in table["dinov3_small"]
+    assert "learn" not in table["mit_b0"]
 
 
 def test_activations_are_proportional_to_pixels():

@@ -1,0 +1,1 @@
+"""Foundation encoders: a Hugging Face vision backbone from a local folder, with adapters."""
