@@ -72,8 +72,11 @@ def check_protocols(options: EvaluateConfig) -> None:
     Raises:
         ConfigError: the message has the option and the next step.
     """
-    chosen(options.protocols)
+    names = [protocol.name for protocol in chosen(options.protocols)]
     if options.protocols:
+        for option, wanted in options.published.needs().items():
+            if wanted not in names:
+                raise ConfigError(f"{option} plays a part in --protocols {wanted}: name it, too")
         return
     for name, given in (
         ("--resamples", options.resamples > 0),

@@ -38,7 +38,7 @@ def read_protocol_tables(run: Path) -> tuple[list[DetailTable], str]:
         tables = read_details(path)
     except (OSError, ValueError) as error:
         reason = str(error).replace("a details file", "a file of the protocols' tables")
-        return [], f"{reason}; score with --protocols again, which moves it aside"
+        return [], f"{reason}; python -m fastseg.evaluate --protocols moves it aside"
     current = set(map(_label, run.glob("*.safetensors")))
     kept = [table for table in tables if _weights_of(table) <= current]
     if len(kept) < len(tables):
