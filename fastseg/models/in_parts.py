@@ -40,6 +40,18 @@ class SegmenterInParts(Segmenter):
         """Levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]``."""
         raise NotImplementedError
 
+    def logits_of_choices(
+        self, features: Sequence[Tensor], choices: Sequence[Sequence[int]]
+    ) -> Iterator[Tensor]:
+        """Logits ``[B, K, h_1, w_1]`` of one choice of encoded images after the other.
+
+        Args:
+            features: levels ``[N, B, C_i, h_i, w_i]`` of N images of each sample.
+            choices: the images that are fused, by their rows; one may be taken several times.
+        """
+        for rows in choices:
+            yield self.decode(self.fuse([level[list(rows)] for level in features]))
+
     def fused_of_subsets(
         self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str = "drop"
     ) -> Iterator[list[Tensor]]:
