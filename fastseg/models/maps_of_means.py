@@ -45,7 +45,7 @@ def logits_of_means(
     """
     count, size = len(features[0]), features[0].shape[3:]
     maps = head.before_relu([level.flatten(0, 1) for level in features])
-    maps = maps.unflatten(0, (count, -1))
+    maps = maps.view(count, -1, *maps.shape[1:])
     for first, *others in choices:
         total = maps[first].clone()
         for row in others:

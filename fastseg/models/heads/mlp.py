@@ -145,7 +145,7 @@ class MLPHead(nn.Module):
         """
         weight = self.linear_pred.weight.flatten(1)
         logits = F.linear(F.relu(maps, inplace=True), weight, self.linear_pred.bias)
-        return logits.transpose(1, 2).unflatten(2, tuple(size))
+        return logits.transpose(1, 2).view(len(maps), -1, *size)
 
 
 def _projected(level: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
