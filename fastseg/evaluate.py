@@ -21,6 +21,7 @@ from fastseg.evaluation.from_weights import (
     run_config,
     weights_files,
 )
+from fastseg.evaluation.protocol_tables import keep_protocol_tables, run_of
 from fastseg.evaluation.protocols.registry import chosen, run_protocols
 from fastseg.evaluation.scores import score_networks, subset_results, table
 from fastseg.evaluation.scoring.scorer import Scorer, ScoringConfig
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.views.active and ranks.is_first:
             say(f"every sample is scored by {options.views}")
         if options.protocols:
-            print_protocols(context, networks, options)
+            print_protocols(context, networks, options, files)
         else:
             print_table(context, networks, options)
     return 0
@@ -71,8 +72,11 @@ def check_protocols(options: EvaluateConfig) -> None:
     Raises:
         ConfigError: the message has the option and the next step.
     """
-    chosen(options.protocols)
+    names = [protocol.name for protocol in chosen(options.protocols)]
     if options.protocols:
+        for option, wanted in options.published.needs().items():
+            if wanted not in names:
+                raise ConfigError(f"{option} plays a part in --protocols {wanted}: name it, too")
         return
     for name, given in (
         ("--resamples", options.resamples > 0),
@@ -96,9 +100,12 @@ def print_table(
 
 
 def print_protocols(
-    context: RunContext, networks: Mapping[str, Segmenter], options: EvaluateConfig
+    context: RunContext,
+    networks: Mapping[str, Segmenter],
+    options: EvaluateConfig,
+    files: Mapping[str, Path],
 ) -> None:
-    """Score by the protocols that are asked for, and print their tables."""
+    """Score by the protocols that are asked for, print their tables and keep them with the run."""
     how = ScoringConfig(
         options.views, options.resamples, options.corruption.seed, options.published
     )
@@ -107,6 +114,8 @@ def print_protocols(
         print("\n\n".join(map(format_details, outcome.tables)), flush=True)
         if options.out is not None:
             write_protocol_rows(options.out, outcome.rows)
+        if run := run_of(options.checkpoint):
+            keep_protocol_tables(run, outcome.tables, files.values())
 
 
 def check_out(path: Path) -> None:

@@ -18,9 +18,11 @@ from torch import Tensor
 import fastseg
 from fastseg import kernels
 from fastseg.config.serialise import to_dict
+from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.evaluation.details import detail_tables
+from fastseg.evaluation.protocol_tables import read_protocol_tables
 from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets
 from fastseg.evaluation.scores import score_networks, subset_results, table
 from fastseg.evaluation.subsets import Subset, run_subsets
@@ -111,6 +113,9 @@ def _page(context: RunContext, history: list[dict[str, Any]], run: Path) -> RunR
     """What is known of a run before anything is scored."""
     spec, config = context.spec, context.config
     name = shown_name(spec.name, config.data.root)
+    tables, note = read_protocol_tables(run)
+    if note:
+        say(f"note: {note}")
     return RunReport(
         title=f"{config.name}: {name}, {config.model.backbone}",
         config=to_dict(config),
@@ -120,6 +125,8 @@ def _page(context: RunContext, history: list[dict[str, Any]], run: Path) -> RunR
         palette=np.asarray(spec.palette, dtype=np.uint8),
         facts=run_facts(context, run),
         compared=context.method.compared,
+        protocols=tables,
+        protocols_note=note,
     )
 
 

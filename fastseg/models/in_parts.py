@@ -13,6 +13,7 @@ from ..pipelines.tools.unknown import unknown
 from .fusion import FUSIONS
 from .heads.mlp import MLPHead
 from .interface import Learning, Segmenter, SegmenterOutput
+from .maps_of_means import logits_of_means, maps_are_cheap, with_blanks
 from .packing import Packing
 
 
@@ -45,6 +46,18 @@ class SegmenterInParts(Segmenter):
     def decode(self, fused: Sequence[Tensor]) -> Tensor:
         """Levels ``[B, C_i, h_i, w_i]`` to logits ``[B, K, h_1, w_1]``."""
         raise NotImplementedError
+
+    def logits_of_choices(
+        self, features: Sequence[Tensor], choices: Sequence[Sequence[int]]
+    ) -> Iterator[Tensor]:
+        """Logits ``[B, K, h_1, w_1]`` of one choice of encoded images after the other.
+
+        Args:
+            features: levels ``[N, B, C_i, h_i, w_i]`` of N images of each sample.
+            choices: the images that are fused, by their rows; one may be taken several times.
+        """
+        for rows in choices:
+            yield self.decode(self.fuse([level[list(rows)] for level in features]))
 
     def fused_of_subsets(
         self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str = "drop"
@@ -141,23 +154,34 @@ class FusedSegmenter(SegmenterInParts):
         passes instead of M 2^(M-1). With ``drop`` the present modalities are fused; with ``zero``
         all of them, a missing one with the features of an image of zeros (after normalisation).
         """
-        count, features = len(images), self.encode(images)
+        features, choices = self._choices(images, subsets, missing)
+        for rows in choices:
+            yield self.fuse([level[rows] for level in features])
+
+    def logits_of_subsets(
+        self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str = "drop"
+    ) -> Iterator[Tensor]:
+        """Logits of one subset after the other, as in `fused_of_subsets`."""
+        yield from self.logits_of_choices(*self._choices(images, subsets, missing))
+
+    def _choices(
+        self, images: Tensor, subsets: Sequence[Sequence[int]], missing: str
+    ) -> tuple[list[Tensor], list[list[int]]]:
+        """Features of images, and the rows of each subset, see `logits_of_choices`."""
+        if missing == "drop":
+            return self.encode(images), [list(positions) for positions in subsets]
         # one blank image tells for all modalities what their shared encoder makes of it
-        blanks = images if self.reads_present else images[:1]
-        blank = self.encode(torch.zeros_like(blanks)) if missing == "zero" else None
+        blanks = torch.zeros_like(images if self.reads_present else images[:1])
+        return with_blanks(self.encode(images), self.encode(blanks), subsets)
 
-        def there(level: int, rows: list[int]) -> Tensor:
-            found = features[level][rows]
-            missed = [m for m in range(count) if m not in rows]
-            if blank is None or not missed:
-                return found
-            rest = blank[level][missed if self.reads_present else [0] * len(missed)]
-            # the channels stay the fastest axis
-            return torch.cat([x.movedim(2, -1) for x in (found, rest)]).movedim(-1, 2)
-
-        for positions in subsets:
-            rows = list(positions)
-            yield self.fuse([there(level, rows) for level in range(len(features))])
+    def logits_of_choices(
+        self, features: Sequence[Tensor], choices: Sequence[Sequence[int]]
+    ) -> Iterator[Tensor]:
+        """Logits of one choice of encoded images after the other."""
+        if self.fusion == "mean" and not self.training and maps_are_cheap(self.decoder, features):
+            yield from logits_of_means(self.decoder, features, choices)
+        else:
+            yield from super().logits_of_choices(features, choices)
 
     def constants(self) -> list[Tensor]:
         """The folded weights of the head."""

@@ -81,6 +81,8 @@ class RunReport:
         facts: name -> value, shown at the top; ``command`` also under "how to reproduce".
         compared: the two networks whose difference is the gain: from, to.
         details: further tables.
+        protocols: tables of the protocols, see ``fastseg.evaluation.protocol_tables``.
+        protocols_note: what is wrong with the file that they are in.
     """
 
     title: str
@@ -94,6 +96,8 @@ class RunReport:
     facts: Mapping[str, str] = field(default_factory=dict)
     compared: tuple[str, str] | None = None
     details: Sequence[DetailTable] = ()
+    protocols: Sequence[DetailTable] = ()
+    protocols_note: str = ""
 
     def __post_init__(self) -> None:
         if np.shape(self.palette) != (len(self.classes), 3):

@@ -91,9 +91,9 @@ def upsample_argmax(logits: Tensor, size: Sequence[int]) -> Tensor:
     check_size(logits, size)
     if logits.shape[0] == 0:
         return logits.new_empty((0, *size), dtype=torch.uint8)
-    full = _upsampled(logits.detach(), size)
     if _in_cache(logits):
-        return torch.stack([upsampled.first_largest(x) for x in full])
+        return _classes_in_cache(upcast(logits.detach()), size)
+    full = _upsampled(logits.detach(), size)
     # on a CPU argmax over planes takes four times as long, with the same answer
     return full.max(1).indices.to(torch.uint8)
 
@@ -117,13 +117,41 @@ def upsample_confusion(logits: Tensor, labels: Tensor, num_classes: int) -> Tens
     check_labels(logits, labels)
     if logits.shape[1] != num_classes:
         raise ValueError(f"expected logits of {num_classes} classes, got {tuple(logits.shape)}")
-    predictions = upsample_argmax(logits, labels.shape[-2:]).long()
-    k = num_classes
-    target = labels.long()
+    predictions, k = upsample_argmax(logits, labels.shape[-2:]), num_classes
+    if logits.device.type == "cpu":
+        return count_pairs(predictions, labels, k)
+    predictions, target = predictions.long(), labels.long()
     # what is ignored falls into one extra cell; bincount would wait for the device
     cell = (target * k + predictions).where((target >= 0) & (target < k), k * k).flatten()
     counts = torch.zeros(k * k + 1, dtype=torch.int64, device=logits.device)
     return counts.scatter_add_(0, cell, torch.ones_like(cell))[:-1].view(k, k)
+
+
+def _classes_in_cache(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """`upsample_argmax` on a CPU."""
+    height, width = size
+    factor = height // logits.shape[2]
+    if factor % 2 == 0 and [height, width] == [factor * side for side in logits.shape[2:]]:
+        return upsampled.upsampled_classes(logits, factor)
+    full = _upsampled(logits, size).flatten(2)
+    return torch.stack([upsampled.first_largest(x) for x in full]).view(-1, height, width)
+
+
+def count_pairs(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Confusion matrix ``[K, K]`` int64 of tensors of one shape on a CPU.
+
+    Args:
+        predictions: integers in ``[0, K)``.
+        labels: integers; those outside ``[0, K)`` are not counted.
+        num_classes: K.
+    """
+    k = num_classes
+    # short numbers are read and counted in half the time
+    dtype = torch.int16 if k * k < 2**15 else torch.int32
+    # what is ignored falls into one extra cell
+    rows = (labels.to(dtype) * k).where((labels >= 0) & (labels < k), k * k)
+    cells = (rows + predictions.to(dtype)).clamp_(max=k * k).flatten()
+    return torch.bincount(cells, minlength=k * k + 1)[:-1].view(k, k)
 
 
 def check_logits(logits: Tensor) -> None:

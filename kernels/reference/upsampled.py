@@ -10,6 +10,7 @@ rounding of the interpolation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from torch.nn import functional
 from .closed_form import with_gradient
 from .divergence import compare_softmaxes
 
+# elements of a block of cells in `upsampled_classes`: it and its temporaries stay in the cache
+_BLOCK = 1 << 18
 # elements of a tile and thread: a tile and its temporaries stay in the caches of the cores
 _TILE = 1 << 19
 
@@ -162,10 +165,77 @@ def distillation(student: Tensor, teacher: Tensor, size: Sequence[int], t: float
 
 
 def first_largest(x: Tensor) -> Tensor:
-    """``x.argmax(0)`` of ``[K, H, W]`` as uint8, K at most 256, in a fifth of the time.
+    """``x.argmax(-2)`` of ``[.., K, pixels]`` as uint8, K at most 256, in a tenth of the time.
 
-    Where a class is NaN it is class 0.
+    Where a class is NaN it is class 0. The values of x are lost.
     """
-    classes = torch.arange(len(x), dtype=torch.uint8, device=x.device).view(-1, 1, 1)
-    # 255 for a class that is not the largest, and at least its number for one that is
-    return (x < x.amax(0)).view(torch.uint8).neg_().bitwise_or_(classes).amin(0)
+    classes = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)[:, None]
+    # 1 for a class that is not the largest; only results of the same dtype are vectorised
+    x.lt_(x.amax(-2, keepdim=True))
+    return torch.add(classes, x, alpha=256, out=x).amin(-2).to(torch.uint8)
+
+
+def upsampled_classes(logits: Tensor, factor: int) -> Tensor:
+    """Most likely class of the logits upsampled by an even factor f in both directions.
+
+    The f x f pixels between four logits, a cell, are means of these. A class that is the most
+    likely at all four is so at each pixel between: those cells, which are most, are not computed.
+    The others are, some at a time and always as many, so that the batch plays no part.
+
+    Args:
+        logits: ``[B, K, h, w]``, K at most 256.
+        factor: f.
+
+    Returns:
+        ``[B, f h, f w]`` uint8.
+    """
+    b, k, h, w = logits.shape
+    values = logits.movedim(1, 0).reshape(k, -1).contiguous()
+    nearest = first_largest(values.clone()).view(b, h, w)
+    device = logits.device
+    # beyond the border lies what lies at it
+    rows, columns = (
+        torch.arange(-1, side + 1, device=device).clamp(0, side - 1) for side in (h, w)
+    )
+    around = nearest[:, rows][:, :, columns]
+    first = around[:, :-1, :-1]
+    same = (first == around[:, :-1, 1:]) & (first == around[:, 1:, :-1])
+    same &= first == around[:, 1:, 1:]
+    cells = first.reshape(-1, 1).repeat(1, factor**2)
+    _fill_cells(cells, (~same).flatten().nonzero()[:, 0], values, rows, columns)
+    cells = cells.view(b, h + 1, w + 1, factor, factor).transpose(2, 3)
+    half = factor // 2
+    return cells.reshape(b, (h + 1) * factor, -1)[:, half:-half, half:-half].contiguous()
+
+
+def _fill_cells(
+    cells: Tensor, chosen: Tensor, values: Tensor, rows: Tensor, columns: Tensor
+) -> None:
+    """Compute the chosen cells.
+
+    Args:
+        cells: ``[B (h + 1) (w + 1), f f]`` uint8, written to.
+        chosen: ``[N]``, which of them.
+        values: ``[K, B h w]`` logits.
+        rows: ``[h + 2]`` rows of the logits, one beyond each border.
+        columns: ``[w + 2]``.
+    """
+    k, h, w = len(values), len(rows) - 2, len(columns) - 2
+    factor = math.isqrt(cells.shape[1])
+    behind = (torch.arange(factor, dtype=values.dtype, device=values.device) + 0.5) / factor
+    shares = torch.stack([1 - behind, behind], dim=1)
+    weights = torch.kron(shares, shares)  # [f f, 4]
+    sample, place = chosen // ((h + 1) * (w + 1)), chosen % ((h + 1) * (w + 1))
+    i, j = place // (w + 1), place % (w + 1)
+    corners = torch.stack(
+        [(sample * h + rows[i + y]) * w + columns[j + x] for y in (0, 1) for x in (0, 1)]
+    )
+    size = max(16, _BLOCK // (factor**2 * k) // 16 * 16)
+    corners = functional.pad(corners, (0, -len(chosen) % size))
+    four = values.new_empty(4, k, size)
+    for start in range(0, len(chosen), size):
+        for out, where in zip(four, corners[:, start : start + size], strict=True):
+            torch.index_select(values, 1, where, out=out)
+        between = (weights @ four.view(4, -1)).view(-1, k, size)
+        block = chosen[start : start + size]
+        cells[block] = first_largest(between).T[: len(block)]

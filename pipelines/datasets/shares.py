@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from ..tools.names import name_bytes
 from .path_templates import parse_sample_id
@@ -19,12 +20,17 @@ def split_of(spec: DatasetSpec, sample_id: str) -> str:
     """
     group = spec.share_group
     key = parse_sample_id(spec, sample_id)[group] if group else sample_id
-    data = f"{spec.share_seed}/".encode() + name_bytes(key)
+    return share_of(spec.shares, spec.share_seed, key)
+
+
+def share_of(shares: Sequence[tuple[str, float]], seed: int, key: str) -> str:
+    """The name of the share that a key belongs to; empty beyond all shares."""
+    data = f"{seed}/".encode() + name_bytes(key)
     place = int.from_bytes(hashlib.sha256(data).digest()[:8], "big") / _UNIT
     end = 0.0
-    for split, share in spec.shares:
+    for name, share in shares:
         end += share
         if place < end:
-            return split
+            return name
     # shares that add up to 1 but for rounding leave nobody out
-    return spec.shares[-1][0] if end > 1 - 1e-9 else ""
+    return shares[-1][0] if end > 1 - 1e-9 else ""

@@ -2,7 +2,8 @@
 
 DELIVER has weathers and scenes in which a sensor fails, MUSES weathers by day and night. Parts of
 the path are compared as a whole: the published filter looks for a substring, and ``rain`` is in
-``train``. Absent classes pull ``miou_all`` of a small group down, so both means are shown.
+``train``; ``--published.substring`` does as it does. Absent classes pull ``miou_all`` of a small
+group down, so both means are shown.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Conditions(Protocol):
         """MIoU over all classes, and over those that occur, per network."""
         case, outcome = scorer.case(scorer.full), Outcome()
         rows: dict[str, list[float]] = {}
-        for name, chosen in groups(scorer.files.spec).items():
+        by = groups_by_substring if scorer.config.published.substring else groups
+        for name, chosen in by(scorer.files.spec).items():
             count = scorer.number_of(chosen)
             row = rows.setdefault(f"{name}, {count} sample{'s' * (count != 1)}", [])
             for network in scorer.networks:
@@ -74,6 +76,16 @@ def groups(spec: DatasetSpec) -> dict[str, Chosen]:
         for case in (NORMAL, *spec.cases):
             found[case] = _at(-1, case)
     return found
+
+
+def groups_by_substring(spec: DatasetSpec) -> dict[str, Chosen]:
+    """The groups of the published filter; it crosses nothing and knows no normal scenes."""
+    names = [*(v for condition in spec.conditions for v in condition.values), *spec.cases]
+    return {ALL: lambda cell: True} | {name: _in_path(name) for name in names}
+
+
+def _in_path(name: str) -> Chosen:
+    return lambda cell: name in cell[-1]
 
 
 def _at(place: int, value: str) -> Chosen:

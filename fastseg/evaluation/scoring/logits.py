@@ -36,9 +36,7 @@ def logits_of_torn_sensors(
     rows = [[m if m in whole else count + m for m in range(count)] for whole in subsets]
     if isinstance(network, SegmenterInParts) and not network.reads_present:
         # whether an image is whole or torn makes no difference to an encoder that all share
-        features = network.encode(images)
-        for chosen in rows:
-            yield network.decode(network.fuse([level[chosen] for level in features]))
+        yield from network.logits_of_choices(network.encode(images), rows)
     else:
         for chosen in rows:
             yield network(images[chosen]).logits

@@ -96,6 +96,11 @@ def weighted(measures: Sequence[Measures], weights: Sequence[float]) -> Measures
     return Measures(table)
 
 
+def times(measures: Measures, factor: float) -> Measures:
+    """The scores times a factor."""
+    return Measures(factor * measures.table)
+
+
 def measure(counts: Counts, weights: Tensor) -> Measures:
     """The scores of bins that are counted so many times.
 

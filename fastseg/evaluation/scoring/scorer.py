@@ -31,7 +31,10 @@ from fastseg.pipelines.faults.sensor_faults import describe
 from fastseg.report.progress import tracked
 
 Cell = tuple[str, ...]
-"""Conditions of a sample in the order of the spec, then its failure case."""
+"""Conditions of a sample in the order of the spec, then its failure case.
+
+With ``--published.substring`` the path of its first image stands behind them.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Scorer:
     ) -> None:
         self.context, self.networks = context, dict(networks)
         self.config = config or ScoringConfig()
-        self.config.published.check(context.ranks.world)
+        letters = [modality.letter for modality in context.modalities]
+        self.config.published.check(context.ranks.world, letters)
         loader = build_loader(
             context.config.data, train=False, rank=context.ranks.rank, world=context.ranks.world
         )
@@ -94,6 +98,11 @@ class Scorer:
         self.cells: list[Cell] = [
             (*conditions_of(spec, name), case_of(spec, name)) for name in self.files.sample_ids
         ]
+        if self.config.published.substring:
+            paths = (
+                self.files.path(i, spec.modalities[0].files[0]) for i in range(len(self.files))
+            )
+            self.cells = [(*c, str(path)) for c, path in zip(self.cells, paths, strict=True)]
         # with resamples every image is a bin of its own, else those of one cell share one
         keys: Sequence[object] = range(len(self.files)) if self.config.resamples else self.cells
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}

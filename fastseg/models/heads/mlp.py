@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastseg.kernels import folded_projections, mlp_head
+from fastseg.kernels import folded_projections, mlp_head, sum_of_upsampled
 from fastseg.models.casting import cast_together
 from fastseg.models.precision import full_precision
 
@@ -70,15 +70,19 @@ class MLPHead(nn.Module):
 
     def freeze(self, dtype: torch.dtype) -> None:
         """Keep the products, with the BatchNorm of the evaluation in them, as constants."""
+        self._constant = self._normalised(dtype)
+        self.linear_pred.to(dtype)
+
+    @torch.no_grad()
+    def _normalised(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        """`folded` with the BatchNorm of the evaluation in it, constant."""
         norm = cast(nn.BatchNorm2d, self.linear_fuse["bn"])
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        with torch.no_grad():
-            weights, bias = self.folded(norm.weight.dtype)
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            bias = scale * (bias - norm.running_mean) + norm.bias
-            self._constant = [(scale[:, None] * w).to(dtype) for w in weights], bias.to(dtype)
-        self.linear_pred.to(dtype)
+        weights, bias = self.folded(norm.weight.dtype)
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = scale * (bias - norm.running_mean) + norm.bias
+        return [(scale[:, None] * w).to(dtype) for w in weights], bias.to(dtype)
 
     def constants(self) -> list[Tensor]:
         """Tensors that :meth:`freeze` has made, beside parameters and buffers."""
@@ -112,6 +116,36 @@ class MLPHead(nn.Module):
         norm = None if self._constant else cast(nn.BatchNorm2d, self.linear_fuse["bn"])
         weight, bias = self.linear_pred.weight.flatten(1), cast(Tensor, self.linear_pred.bias)
         return mlp_head(levels, features[0], weights[0], weight, bias, norm, factor)
+
+    @torch.no_grad()
+    def before_relu(self, features: Sequence[Tensor]) -> Tensor:
+        """The map that the ReLU of the evaluation reads, an affine function of the levels.
+
+        Args:
+            features: four levels ``[B, C_i, h_i, w_i]``; best with the channels last in memory.
+
+        Returns:
+            ``[B, h_1 w_1, E]``, normalised by the running statistics.
+        """
+        weights, bias = self._constant or self._normalised(features[0].dtype)
+        offsets = [None, None, bias]
+        levels = [
+            _projected(*parts) for parts in zip(features[1:], weights[1:], offsets, strict=True)
+        ]
+        first = features[0]
+        deeper = sum_of_upsampled(levels, first.shape[2:]).permute(0, 2, 3, 1).flatten(1, 2)
+        return deeper.add_(F.linear(first.permute(0, 2, 3, 1).flatten(1, 2), weights[0]))
+
+    def classify(self, maps: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits ``[B, K, h_1, w_1]`` of `before_relu` maps, whose values are lost.
+
+        Args:
+            maps: ``[B, h_1 w_1, E]``.
+            size: ``(h_1, w_1)``.
+        """
+        weight = self.linear_pred.weight.flatten(1)
+        logits = F.linear(F.relu(maps, inplace=True), weight, self.linear_pred.bias)
+        return logits.transpose(1, 2).view(len(maps), -1, *size)
 
 
 def _projected(level: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

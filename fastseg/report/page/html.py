@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from fastseg.pipelines.tools.names import readable
 from fastseg.pipelines.tools.whole_files import write_whole
 
+from ..details import DetailTable
 from ..results import RunReport, subset_order
 from ..table import table_rows
 from .charts import training_panels, validation_panels
 from .figures import write_figures
 from .gallery import gallery
 from .markup import css, grid, key, missing, points, signed
+from .protocols import protocols
 from .scores import classes, confusion, subsets
 from .theme import roles, style_sheet
 
@@ -35,6 +39,7 @@ def render(report: RunReport) -> str:
     """The page as text."""
     sections = {
         "subsets": ("Every sensor subset", subsets(report)),
+        "protocols": ("Protocols", protocols(report.protocols, report.protocols_note)),
         "training": ("Training", _training(report)),
         "classes": ("Classes", classes(report)),
         "confusion": ("Confusion", confusion(report)),
@@ -43,10 +48,7 @@ def render(report: RunReport) -> str:
         "reproduce": ("How to reproduce", _reproduce(report)),
     }
     links = "".join(f'<a href="#{key}">{name}</a>' for key, (name, _) in sections.items())
-    body = "".join(
-        f'<section id="{key}"><h2>{name}</h2>\n{text}</section>\n'
-        for key, (name, text) in sections.items()
-    )
+    body = "".join(_section(key, name, text) for key, (name, text) in sections.items())
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.facts.items())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -56,6 +58,28 @@ def render(report: RunReport) -> str:
         f'<dl class="facts">{facts}</dl>\n<nav aria-label="Sections">{links}</nav></header>\n'
         f"{body}</main></body></html>\n"
     )
+
+
+def renew_protocols(path: Path, tables: Sequence[DetailTable]) -> bool:
+    """Put tables into the protocols' section of a page, and leave all else as it is.
+
+    Returns:
+        False if the page has no such section: it is an older one, or not of fastseg.
+    """
+    new = _section("protocols", "Protocols", protocols(tables))
+    try:
+        page = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    found = re.findall(r'<section id="protocols">.*?</section>\n', page, re.DOTALL)
+    if len(found) != 1:
+        return False
+    write_whole(path, readable(page.replace(found[0], new)).encode())
+    return True
+
+
+def _section(key: str, name: str, text: str) -> str:
+    return f'<section id="{key}"><h2>{name}</h2>\n{text}</section>\n'
 
 
 def _headline(report: RunReport) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from ..details import DetailTable
 from .charts import Panel
 from .figures import panel_svg
 
@@ -57,3 +58,24 @@ def grid(panels: Sequence[Panel], name: str, kind: str = "") -> str:
         for number, panel in enumerate(panels)
     )
     return f'<div class="panels{kind}">{figures}</div>\n'
+
+
+def details(table: DetailTable, title: str, notes: str = "") -> str:
+    """Numbers by row and column.
+
+    Args:
+        table: the numbers.
+        title: its heading, as text.
+        notes: what stands between heading and numbers, as HTML.
+    """
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
+    lines = [
+        f'<tr><th scope="row">{escape(name)}</th>'
+        f"{''.join(f'<td>{points(value)}</td>' for value in values)}</tr>\n"
+        for name, values in table.rows.items()
+    ]
+    return (
+        f"<h3>{escape(title)}</h3>\n{notes}"
+        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>\n'
+        f"<tbody>{''.join(lines)}</tbody></table></div>\n"
+    )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from html import escape
 
-from ..details import DetailTable
 from ..results import MEAN, RunReport, by_model, mean_result, subset_order
 from ..table import Score, table_rows
 from .charts import confusion_model, confusion_panel, row_shares, subset_panels
 from .figures import panel_svg
-from .markup import DASH, css, grid, key, keys, missing, points, rgb, signed
+from .markup import DASH, css, details, grid, key, keys, missing, points, rgb, signed
 from .theme import roles
 
 
@@ -34,7 +33,7 @@ def subsets(report: RunReport) -> str:
         + "</details>\n"
         + keys((name, css(role)) for name, role in roles(groups, report.compared).items())
         + grid(subset_panels(report), "subsets")
-        + "".join(map(_details, report.details))
+        + "".join(details(table, table.title) for table in report.details)
     )
 
 
@@ -122,20 +121,6 @@ def _score_table(report: RunReport, score: Score) -> str:
         kind = ' class="gain"' if name == "gain" else ""
         lines.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>\n')
     return (
-        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>\n'
-        f"<tbody>{''.join(lines)}</tbody></table></div>\n"
-    )
-
-
-def _details(table: DetailTable) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
-    lines = [
-        f'<tr><th scope="row">{escape(name)}</th>'
-        f"{''.join(f'<td>{points(value)}</td>' for value in values)}</tr>\n"
-        for name, values in table.rows.items()
-    ]
-    return (
-        f"<h3>{escape(table.title)}</h3>\n"
         f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>\n'
         f"<tbody>{''.join(lines)}</tbody></table></div>\n"
     )

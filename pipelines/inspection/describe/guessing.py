@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...datasets.described.templates import fields
 from ...decode.painted import unpacked
 from ...errors import DataError
-from ...tools.reading import read_bytes
-from .groups import SPLITS, Found, Group, find_groups
+from .groups import Group, find_groups
 from .looking import Looks, look_at
+from .splitting import guess_splits, split_notes
 
 _LABEL = re.compile(r"label|mask|(^|[_-])gt($|[_-])|ground.?truth|annot|semantic|seg|class", re.I)
 _KINDS = (
@@ -21,7 +20,6 @@ _KINDS = (
     ("lidar", re.compile(r"lidar|velodyne", re.I)),
     ("camera", re.compile(r"rgb|img|image|cam|colou?r|photo|left|frame|vis", re.I)),
 )
-_LISTS = (".txt", ".lst")
 _VOID = 0.05
 """Black that covers less than this share of painted labels is taken for unlabelled."""
 
@@ -57,12 +55,17 @@ def guess(root: Path, samples: int) -> Guess:
     seen = looks[label.name]
     sensors = [group for group in found.groups if group is not label]
     classes, ignored, notes = _classes(seen)
-    splits, split_said = _splits(root, found, label)
+    splits, split_said = guess_splits(root, found, label)
+    notes += split_notes(splits, sensors, label)
     said = [
-        f"{group.name}: {len(group.files)} files {group.template}, {_looks(looks[group.name])}"
+        f"{group.name}: {len(group.files)} files {group.template}, "
+        + _looks(looks[group.name], len(group.files))
         for group in found.groups
     ]
     said += [f"label: {label.name} ({why}), coding {seen.coding}, {len(classes)} classes"]
+    if seen.counted < len(label.files):
+        said[-1] += f" in {seen.counted} of {len(label.files)} files, evenly spread"
+        notes += ["values that other label files have: fastseg.data check finds them"]
     said += [split_said]
     count, example = found.left
     if count:
@@ -110,14 +113,17 @@ def _label(groups: Sequence[Group], looks: dict[str, Looks]) -> tuple[Group, str
     return best, " and ".join(reasons) + sure
 
 
-def _looks(seen: Looks) -> str:
+def _looks(seen: Looks, count: int) -> str:
+    """What the files of a group are like, and how many of the ``count`` were looked at."""
     sizes = [f"{width} x {height}" for (height, width), _ in seen.sizes.most_common(3)]
     more = f" and {len(seen.sizes) - 3} more" if len(seen.sizes) > 3 else ""
     depths = " or ".join(f"{depth}-bit" for depth in sorted(seen.depths)) or "array"
     one = "one size" if len(seen.sizes) == 1 else f"{len(seen.sizes)} sizes"
-    return f"{depths}, {seen.channels} channel{'s' * (seen.channels > 1)}, {one}: " + (
+    text = f"{depths}, {seen.channels} channel{'s' * (seen.channels > 1)}, {one}: " + (
         ", ".join(sizes) + more
     )
+    read = seen.headers or seen.examined
+    return f"{text} (in {read}, pixels of {seen.examined})" if read < count else text
 
 
 def _names(groups: Sequence[Group]) -> list[str]:
@@ -181,53 +187,11 @@ def _classes(seen: Looks) -> tuple[list[dict[str, Any]], list[Any], list[str]]:
         notes.append("255 was taken for unlabelled: make it a class if it is one")
     if 0 in counts:
         notes.append("0 is a class: move it to ignored if it means unlabelled")
-    return [{"name": f"class_{value}", "ids": [value]} for value in counts], ignored, notes
-
-
-def _splits(root: Path, found: Found, label: Group) -> tuple[dict[str, Any], str]:
-    """The table of splits, and what to say about it."""
-    if "{split}" in label.template:
-        there = {key[0] for key in label.files}
-        folders = {split: name for split, name in found.folders.items() if name in there}
-        return {"folders": folders}, f"splits: the folders {', '.join(folders.values())}"
-    lists, line = _lists(root, found, label)
-    if lists:
-        values: dict[str, Any] = {"lists": lists} | ({"line": line} if line else {})
-        return values, f"splits: the lists {', '.join(lists.values())}"
-    count = len(label.files)
-    text = f"splits: none was found; {count} samples are dealt out by their names, 80 to 20"
-    return {"shares": {"train": 0.8, "val": 0.2}}, text
-
-
-def _lists(root: Path, found: Found, label: Group) -> tuple[dict[str, str], str]:
-    """List files called like splits whose lines name samples, and what lines are like."""
-    lists: dict[str, str] = {}
-    form = ""
-    for path in sorted([*root.glob("*"), *root.glob("*/*")]):
-        split = SPLITS.get(path.stem.lower(), "")
-        if path.suffix.lower() not in _LISTS or not split or split in lists:
-            continue
-        text = read_bytes(path).decode("utf-8-sig", "replace")
-        words = [line.split()[0] for line in text.splitlines() if line.split()]
-        for candidate in _forms(found, label):
-            if words and all(word in candidate[1] for word in words[:100]):
-                lists[split], form = path.relative_to(root).as_posix(), candidate[0]
-                break
-    order = list(dict.fromkeys(SPLITS.values()))
-    return dict(sorted(lists.items(), key=lambda pair: order.index(pair[0]))), form
-
-
-def _forms(found: Found, label: Group) -> list[tuple[str, set[str]]]:
-    """What a line may look like, and all lines of that form."""
-    plain = {"/".join(key) for key in label.files}
-    forms = [("", plain)] if fields(label.template) else []
-    for group in found.groups:
-        names = {path.rpartition("/")[2] for path in group.files.values()}
-        last = group.template.rpartition("/")[2]
-        forms.append((group.template, set(group.files.values())))
-        if len(fields(group.template)) == 1:
-            forms += [
-                (last, names),
-                (last.rpartition(".")[0], {n.rpartition(".")[0] for n in names}),
-            ]
-    return forms
+    classes: list[dict[str, Any]] = [{"name": f"class_{v}", "ids": [v]} for v in counts]
+    colours = [seen.colours.get(value) for value in counts]
+    if None not in colours and len(set(colours)) == len(colours):
+        for one, colour in zip(classes, colours, strict=True):
+            one["colour"] = list(colour or ())
+    elif seen.palette:
+        notes.append("palettes differ between files or repeat a colour: none was taken over")
+    return classes, ignored, notes

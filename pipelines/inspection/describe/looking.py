@@ -40,7 +40,10 @@ class Looks:
         values: pixels per raw value or packed colour, if these are few; None otherwise.
         coding: how to read these values as labels.
         mean, std: of the codes, per channel.
+        colours: colour of each value in the palette of the files, if there is one for all.
+        headers: number of files whose headers were read.
         examined: number of files whose pixels were looked at.
+        counted: number of files whose values were counted.
     """
 
     depths: set[int] = field(default_factory=set)
@@ -51,7 +54,10 @@ class Looks:
     coding: str = "ids"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    colours: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    headers: int = 0
     examined: int = 0
+    counted: int = 0
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
@@ -70,6 +76,7 @@ def look_at(root: Path, group: Group, samples: int) -> Looks:
     looks = Looks()
     if not paths[0].suffix.lower().startswith(".np"):
         heads = in_threads(_header, spread(paths, HEADERS))
+        looks.headers = len(heads)
         looks.depths = {depth for depth, *_ in heads}
         looks.palette = all(colour == png.PALETTE for _, colour, _, _ in heads)
         looks.channels = max(bands for _, _, bands, _ in heads)
@@ -126,6 +133,8 @@ def _values(
 ) -> tuple[dict[int, int] | None, str]:
     """Pixels per value over the files of what may be a label, and its coding."""
     coding = "indices" if looks.palette else "ids"
+    if looks.palette:
+        looks.colours = _palette(few)
     if coding == "ids" and looks.channels >= 3:
         first = [decode_image(read_bytes(path), path) for path in few[:3]]
         grey = all((p[..., 0] == p[..., 1]).all() and (p[..., 0] == p[..., 2]).all() for p in first)
@@ -133,12 +142,26 @@ def _values(
     counts: Counter[int] = Counter()
     for part in (few, spread(paths, LABELS)):
         counts.clear()
+        looks.counted = len(part)
         for file in in_threads(lambda path: _count(path, coding), part):
             counts.update(file)
         # photographs are known by the first few
         if len(counts) > MOST_VALUES:
             return None, coding
     return dict(sorted(counts.items())), coding
+
+
+def _palette(few: Sequence[Path]) -> dict[int, tuple[int, int, int]]:
+    """Colour of each index; empty if some files have another palette."""
+    found = set()
+    for path in few:
+        with Image.open(io.BytesIO(read_bytes(path))) as image:
+            found.add(tuple(image.getpalette("RGB") or ()))
+    if len(found) != 1:
+        return {}
+    flat = found.pop()
+    places = range(0, len(flat), 3)
+    return {place // 3: (flat[place], flat[place + 1], flat[place + 2]) for place in places}
 
 
 def _count(path: Path, coding: str) -> dict[int, int]:

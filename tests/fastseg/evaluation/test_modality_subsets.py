@@ -7,6 +7,7 @@ from fastseg import kernels
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets
 from fastseg.evaluation.subsets import run_subsets
+from fastseg.models import segformer
 from fastseg.pipelines import Batch, build_loader
 
 
@@ -80,3 +81,26 @@ def test_batch_size_does_not_change_the_scores(context, config):
     for name in left:
         moved = (left[name].counts - right[name].counts).abs().sum()
         assert moved <= 2e-4 * left[name].counts.sum(), name  # ties decided by rounding
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoders", ["shared", "per_modality"])
+@pytest.mark.parametrize("missing", ["drop", "zero"])
+def test_maps_of_means_are_means_of_maps(config, monkeypatch, encoders, missing):
+    """To rounding, with statistics of a training, frozen or not."""
+    context = RunContext(replace(config, model=replace(config.model, encoders=encoders)))
+    network, batch = context.new_network(0).eval(), random_batch()
+    norm = network.decoder.linear_fuse["bn"]
+    generator = torch.Generator().manual_seed(1)
+    for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+        values.copy_(torch.rand(values.shape, generator=generator) + 0.1)
+    positions = [subset.positions for subset in run_subsets(context)]
+    fast = list(network.logits_of_subsets(batch.images, positions, missing))
+    monkeypatch.setattr(segformer, "maps_are_cheap", lambda *_: False)
+    plain = list(network.logits_of_subsets(batch.images, positions, missing))
+    monkeypatch.undo()
+    frozen = list(network.freeze().logits_of_subsets(batch.images, positions, missing))
+    for one, other, constant in zip(fast, plain, frozen, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() <= 2e-6 * other.abs().max()
+        assert torch.equal(one, constant)

@@ -1,12 +1,18 @@
 """The released metric code's numbers to the last printed digit, its defects on and off."""
 
+import glob
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fastseg import kernels
+from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
+from fastseg.evaluate import check_protocols
+from fastseg.evaluation.from_weights import EvaluateConfig
 from fastseg.evaluation.protocols.missing_modalities import subset_weights
 from fastseg.evaluation.protocols.registry import run_protocols
 from fastseg.evaluation.scoring.counts import Counts
@@ -14,6 +20,10 @@ from fastseg.evaluation.scoring.measures import in_float32, measure, rounded, wh
 from fastseg.evaluation.scoring.published import PublishedConfig
 from fastseg.evaluation.scoring.scorer import Scorer, ScoringConfig
 from fastseg.evaluation.subsets import all_subsets
+from fastseg.pipelines import build_loader
+from fastseg.pipelines.datasets.lookup import get_dataset
+
+IMAGE = get_dataset("deliver").modalities[0].files[0]
 
 
 class ReleasedMetrics:
@@ -97,6 +107,78 @@ def test_four_fixed_modalities_cancel_in_the_expectation(letters):
 
 def test_float32_needs_one_process(tiny_context, networks, monkeypatch):
     monkeypatch.setattr(tiny_context.ranks, "world", 2)
-    config = ScoringConfig(published=replace(PublishedConfig(), float32=True))
+    config = ScoringConfig(published=PublishedConfig(float32=True))
     with pytest.raises(ConfigError, match="adds one batch after the other, but there are 2"):
         Scorer(tiny_context, networks, config)
+
+
+def released_selection(mious, zero_padding):
+    """``tools/train_deliver_mad50_proto_cur_reg.py``, and its variant with zeros."""
+    r, rd, el, rdel = (round(100 * mious[name], 2) for name in ("R", "RD", "EL", "RDEL"))
+    return (r + rd + el + rdel) / 4 if zero_padding else (r + rd + el + rdel) / 3
+
+
+def test_the_selection_score_is_the_released_one(tiny_context, networks):
+    student = {"student": networks["student"]}
+    defects = PublishedConfig(rounded=True, selection=True)
+    scorer = Scorer(tiny_context, student, ScoringConfig(published=defects))
+    outcome = run_protocols(scorer, ["subsets"])
+    plain = Scorer(tiny_context, student)
+    for missing, table in zip(("drop", "zero"), outcome.tables, strict=True):
+        mious = {
+            subset.name: plain.score("student", plain.case(subset, missing=missing))["miou_all"]
+            for subset in plain.subsets
+        }
+        assert table.columns[-2:] == ("Mean", "Selection")
+        expected = released_selection(mious, missing == "zero")
+        assert f"{table.rows['student'][-1]:.2f}" == f"{expected:.2f}"
+        (row,) = (r for r in outcome.rows if (r.subset, r.missing) == ("Selection", missing))
+        assert 100 * row.value == pytest.approx(expected, abs=1e-6)
+    assert run_protocols(plain, ["subsets"]).tables[0].columns[-1] == "Mean"
+
+
+def released_files(root, split, case):
+    """The filter of ``semseg/datasets/deliver.py``."""
+    files = sorted(glob.glob(str(root / "img" / "*" / split / "*" / "*.png")))
+    return [file for file in files if case in file]
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_conditions_by_substring_are_those_of_the_released_loader(tiny, networks, split):
+    """In the split ``train`` every sample is of ``rain``."""
+    config = replace(tiny, data=replace(tiny.data, eval_split=split))
+    defects = ScoringConfig(published=PublishedConfig(substring=True))
+    scorer = Scorer(RunContext(config), {"student": networks["student"]}, defects)
+    outcome = run_protocols(scorer, ["conditions"])
+    counts = {row.setting: row.samples for row in outcome.rows}
+    found = {row.setting: row.value for row in outcome.rows if row.score == "miou_all"}
+    loader = build_loader(replace(config.data, eval_batch_size=1), train=False)
+    batches = list(loader.batches())
+    loader.close()
+    for case in ("cloud", "fog", "night", "rain", "sun", "motionblur"):
+        released = ReleasedMetrics(25)
+        chosen = released_files(config.data.root, split, case)
+        names = ["/".join(Path(file).parts[-4:]) for file in chosen]
+        assert counts.get(case, 0) == len(names)
+        for batch in batches:
+            path = str(scorer.files.path(scorer.files.sample_ids.index(*batch.sample_ids), IMAGE))
+            if "/".join(Path(path).parts[-4:]) in names:
+                with torch.no_grad():
+                    logits = networks["student"].eval()(batch.images).logits
+                classes = kernels.upsample_argmax(logits, batch.labels.shape[-2:])
+                released.update(classes.long(), batch.labels.long())
+        if names:
+            (_, miou), *_ = released.printed()
+            assert 100 * found[case] == pytest.approx(miou, abs=0.006)
+    assert counts["rain"] == (12 if split == "train" else counts["rain"])
+    assert "conditions by substring" in outcome.tables[0].title
+
+
+def test_what_has_no_meaning_is_refused_at_the_door():
+    with pytest.raises(ConfigError, match="the modalities of the run are F E L: leave it out"):
+        PublishedConfig(selection=True).check(1, ["F", "E", "L"])
+    options = EvaluateConfig(
+        Path("run"), protocols=("full",), published=PublishedConfig(selection=True)
+    )
+    with pytest.raises(ConfigError, match=r"selection plays a part in --protocols subsets"):
+        check_protocols(options)

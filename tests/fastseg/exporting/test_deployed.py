@@ -10,7 +10,7 @@ from fastseg.errors import ConfigError
 from fastseg.exporting.deployed import Deployed, without_rounding_up
 from fastseg.exporting.formats import run_module
 from fastseg.exporting.sensors import as_loaded, as_stored, random_images, stored_channels
-from fastseg.models import SegFormer, Segmenter, SelectedPair
+from fastseg.models import SegFormer, Segmenter, SelectedPair, build_segmenter
 from fastseg.pipelines import get_dataset
 from fastseg.pipelines.transform.normalise import Normaliser
 
@@ -36,11 +36,17 @@ def pair():
     return SelectedPair(network(), SegFormer("mit_nano", CLASSES, 16), 1.0, "full").eval()
 
 
+def crossed(backbone):
+    torch.manual_seed(0)
+    return build_segmenter(backbone, CLASSES, [m.name for m in MIXED]).eval()
+
+
 MAKERS = {
     "mean": network,
     "mff": lambda: network(fusion="mff"),
     "an encoder each": lambda: network(own_encoders=[m.name for m in MIXED]),
     "selected pair": pair,
+    "cmnext": lambda: crossed("cmnext_nano"),
 }
 
 

@@ -2,10 +2,14 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
 
+from fastseg import evaluate
+from fastseg.checkpoint.weights import weights_digest
+from fastseg.evaluation.protocol_tables import keep_protocol_tables
 from fastseg.report import __main__ as report
 from fastseg.report.details import DetailTable, read_details, write_details
 
@@ -97,3 +101,56 @@ def test_details_are_read_as_they_were_written(tmp_path):
     write_details(tmp_path / "details.csv", tables)
     found = read_details(tmp_path / "details.csv")
     assert repr(found) == repr(tables)
+
+
+def test_protocols_are_kept_with_the_run_and_stand_on_its_page(run, capsys):
+    """Twice scored, each protocol by itself; then the page is written anew from the files."""
+    page = run / "report.html"
+    assert report.main([str(run), "--no-score"]) == 0
+    assert "No protocols yet" in page.read_text()
+    before = page.read_text().split('<section id="')
+    printed = {}
+    for name in ("full", "emm"):
+        assert evaluate.main([str(run), "--protocols", name, "--network", "student"]) == 0
+        said = capsys.readouterr()
+        printed[name] = said.out
+        assert f"and on {page}" in said.err
+    # the rest of the page, which may hold pictures, stays as it was
+    after = page.read_text().split('<section id="')
+    assert [a == b for a, b in zip(before, after, strict=True)] == [
+        not part.startswith('protocols"') for part in before
+    ]
+    for rewritten in (False, True):
+        if rewritten:
+            assert report.main([str(run), "--no-score"]) == 0
+        section = page.read_text().split('<section id="protocols">')[1].split("</section>")[0]
+        numbers = re.findall(r"<td>([\d.]+)</td>", section)
+        for table in (*printed["full"].split("\n\n"), *printed["emm"].split("\n\n")):
+            row = next(line for line in table.splitlines() if line.startswith("student   "))
+            assert set(row.split()[1:]) <= {*numbers, "-"}
+        assert "left out of the fusion (drop)" in section
+        assert "set to 0 after normalisation (zero)" in section
+        assert "5 samples of val" in section
+        assert "student trained on random subsets (drop, per batch), no faults" in section
+        digest = weights_digest(run / "student.safetensors")[:12]
+        assert f"weights: student.safetensors {digest}" in section
+    # tables of weights that the run no longer has are not shown
+    shutil.copy(run / "teacher.safetensors", run / "student.safetensors")
+    assert report.main([str(run), "--no-score"]) == 0
+    assert "3 of 3 tables in protocol_tables.csv are of other weights" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    "content", [b"a,b\n", b"table,row,column,value\nt,a,b,x\n", b"\xff\xfe\x00", b""]
+)
+def test_a_foreign_file_of_protocols_is_named_on_the_page_and_moved_aside(run, capsys, content):
+    file = run / "protocol_tables.csv"
+    file.write_bytes(content)
+    assert report.main([str(run), "--no-score"]) == 0
+    message = f"{file} is not a file of the protocols&#x27; tables"
+    assert message in (run / "report.html").read_text()
+    assert message.replace("&#x27;", "'") in capsys.readouterr().err
+    keep_protocol_tables(run, [DetailTable("full: all", ("mIoU",), {"student": (12.34,)})], [])
+    assert "moved to protocol_tables.csv.foreign" in capsys.readouterr().err
+    assert (run / "protocol_tables.csv.foreign").read_bytes() == content
+    assert "<td>12.34</td>" in (run / "report.html").read_text()

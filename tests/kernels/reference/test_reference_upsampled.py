@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastseg.kernels import reference
 from fastseg.kernels.reference import upsampled
+from fastseg.kernels.reference.segmentation import count_pairs
 from fastseg.kernels.testing import assert_as_accurate
 
 SHAPES = {  # B K h w, H W
@@ -90,9 +91,47 @@ def test_nothing_to_learn_is_zero_and_what_is_not_finite_shows():
 def test_the_first_of_the_largest_classes(classes):
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 3, (classes, 9, 11), generator=generator).float()
-    assert torch.equal(upsampled.first_largest(x).long(), x.argmax(0))
-    x[:, 0, 0] = torch.nan
-    assert upsampled.first_largest(x)[0, 0] == 0
+    wanted, flat = x.argmax(0).flatten(), x.flatten(1)
+    assert torch.equal(upsampled.first_largest(flat.clone()).long(), wanted)
+    flat[:, 0] = torch.nan
+    assert upsampled.first_largest(flat)[0] == 0
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8, 32])
+@pytest.mark.parametrize("kind", ["noise", "areas", "ties"])
+@pytest.mark.parametrize("shape", [(1, 5, 1, 1), (2, 25, 6, 9), (3, 256, 4, 3)])
+def test_classes_between_four_logits_are_those_of_the_definition(shape, kind, factor):
+    generator = torch.Generator().manual_seed(factor)
+    x = torch.randn(shape, generator=generator)
+    if kind == "areas":
+        x = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+        x[:, 1] += 2 * (torch.arange(shape[3]) > shape[3] // 2)
+    elif kind == "ties":
+        x = x.round()
+    size = (shape[2] * factor, shape[3] * factor)
+    exact = reference.upsample_argmax(x.double(), size)
+    found = reference.upsample_argmax(x.to(memory_format=torch.channels_last), size)
+    assert found.shape == (shape[0], *size)
+    assert found.is_contiguous()
+    # ties are as exact as the weights, which are halves of powers of two
+    assert (found != exact).sum() <= (1e-4 * exact.numel() if kind == "noise" else 0)
+    alone = [reference.upsample_argmax(one[None], size) for one in x]
+    assert torch.equal(torch.cat(alone), found)
+
+
+@pytest.mark.parametrize("classes", [3, 25, 200])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_pairs_are_counted_whatever_the_label(classes, dtype):
+    generator = torch.Generator().manual_seed(0)
+    most = 256 if dtype == torch.uint8 else 70000
+    labels = torch.randint(0 if most == 256 else -5, most, (2, 40, 50), generator=generator)
+    labels[0] %= classes
+    found = torch.randint(0, classes, labels.shape, generator=generator).to(torch.uint8)
+    wanted = torch.zeros(classes, classes, dtype=torch.int64)
+    for label, one in zip(labels.flatten().tolist(), found.flatten().tolist(), strict=True):
+        if 0 <= label < classes:
+            wanted[label, one] += 1
+    assert torch.equal(count_pairs(found, labels.to(dtype), classes), wanted)
 
 
 def test_shapes_alone_are_enough():
