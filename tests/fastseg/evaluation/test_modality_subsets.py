@@ -7,7 +7,7 @@ from fastseg import kernels
 from fastseg.engine.context import RunContext
 from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets
 from fastseg.evaluation.subsets import run_subsets
-from fastseg.models import segformer
+from fastseg.models import in_parts
 from fastseg.pipelines import Batch, build_loader
 
 
@@ -96,7 +96,7 @@ def test_maps_of_means_are_means_of_maps(config, monkeypatch, encoders, missing)
         values.copy_(torch.rand(values.shape, generator=generator) + 0.1)
     positions = [subset.positions for subset in run_subsets(context)]
     fast = list(network.logits_of_subsets(batch.images, positions, missing))
-    monkeypatch.setattr(segformer, "maps_are_cheap", lambda *_: False)
+    monkeypatch.setattr(in_parts, "maps_are_cheap", lambda *_: False)
     plain = list(network.logits_of_subsets(batch.images, positions, missing))
     monkeypatch.undo()
     frozen = list(network.freeze().logits_of_subsets(batch.images, positions, missing))
