@@ -134,6 +134,8 @@ class Trainer:
         done = self._resume(session, saved)
         self.log.begin(saved[1] if saved else {})
         rehearsed = self._warm_up(session, done)
+        if not done:
+            self.validation.judge_targets(session)
         checked = done + self.config.parallel.check_steps
         progress = Progress(name, session.steps, done, shown=self.ranks.is_first)
         stream = self._micro_batches(done, session.steps)

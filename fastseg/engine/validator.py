@@ -20,6 +20,9 @@ class Validator(Protocol):
     def missing(self, session: Session, done: int) -> bool:
         """True if the scores after ``done`` steps are due, but not in the log; collective."""
 
+    def judge_targets(self, session: Session) -> None:
+        """Score the frozen networks that a stage learns from, before its first step; collective."""
+
     def run(self, session: Session, done: int) -> dict[str, str]:
         """Score; returns what the progress line shows."""
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
+from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.stage_run import Session
+from fastseg.evaluation.metrics import ConfusionMatrix
 from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets, limited
 from fastseg.evaluation.subsets import run_subsets
 from fastseg.pipelines import Batch, Loader
 from fastseg.report.metrics_log import MetricsLog
 
 VALIDATIONS_PER_STAGE = 10
+TARGET_BATCHES = 50
+"""Batches on which a frozen network is judged."""
+TARGET_FLOOR = 0.2
+"""Full-set mIoU below which a student has little to learn from a network."""
 
 
 class Validation:
@@ -53,6 +61,37 @@ class Validation:
             )
 
         return self.due(session, done) and bool(self.ranks.share(look))
+
+    def judge_targets(self, session: Session) -> None:
+        """Say the full-set mIoU of the networks that a stage learns from, and warn of a weak one.
+
+        It is that of the first samples of the evaluation split, and does not depend on the number
+        of processes. A teacher that has collapsed, or that was trained on other data, is found here
+        and not in the scores of its student.
+        """
+        data, device = self.config.data, self.context.device
+        samples = min(TARGET_BATCHES * data.eval_batch_size, self.val_loader.num_samples)
+        own = len(range(self.ranks.rank, samples, self.ranks.world))
+        for name, network in session.networks.frozen.items():
+            matrix = ConfusionMatrix(self.context.num_classes, device)
+            for batch in limited(self.val_loader.batches(), own):
+                images = batch.images.to(device, session.step_fn.dtype)
+                with torch.no_grad():
+                    matrix.update_from(network(images).logits, batch.labels.to(device))
+            matrix.counts = self.ranks.total(matrix.counts)
+            score = matrix.scores().miou_all
+            if not self.ranks.is_first:
+                continue
+            what = f"{session.name}: the {name} that it learns from scores mIoU {100 * score:.1f}"
+            where = f"with all modalities on {samples} samples of {data.eval_split}"
+            if score < TARGET_FLOOR:
+                say(
+                    f"warning: {what} {where}: a student has little to learn from it. Train it "
+                    "longer, or check that its data, classes and normalisation are those of this "
+                    "run"
+                )
+            else:
+                say(f"{what} {where}")
 
     def run(self, session: Session, done: int) -> dict[str, str]:
         """Score the full set and the mean over all subsets; they go into the log and the line."""
