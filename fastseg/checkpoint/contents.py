@@ -27,6 +27,11 @@ def network_tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.state_dict())
 
 
+def averaged_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of which there are averages, by name, where a run averages its weights."""
+    return dict(module.named_parameters())
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state of an optimizer as ``{"<parameter number>.<name>": tensor}``, sharing memory."""
     return {
@@ -53,5 +58,5 @@ def expected_bytes(module: nn.Module, averaged: bool) -> int:
     """Bytes of the tensors of a state before there are moments: two for each weight that learns."""
     tensors = list(network_tensors(module).values())
     tensors += [p for p in module.parameters() if p.requires_grad for _ in range(2)]
-    tensors += module.parameters() if averaged else []
+    tensors += averaged_parameters(module).values() if averaged else []
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastseg.checkpoint.contents import AVERAGE, NETWORK, OPTIMIZER, network_tensors
+from fastseg.checkpoint.contents import (
+    AVERAGE,
+    NETWORK,
+    OPTIMIZER,
+    averaged_parameters,
+    network_tensors,
+)
 from fastseg.checkpoint.state_files import StateFiles
 from fastseg.checkpoint.tensor_file import misfits
 from fastseg.errors import listed
@@ -54,9 +61,9 @@ def examine(path: Path) -> str | None:
 def misfit(path: Path, network: nn.Module, averaged: bool) -> str | None:
     """Reason why an intact state's tensors cannot continue a network like this one, or None."""
     files = StateFiles(path)
-    wanted = {NETWORK: network_tensors(network)}
+    wanted: dict[str, Mapping[str, Tensor]] = {NETWORK: network_tensors(network)}
     if averaged:
-        wanted[AVERAGE] = dict(network.named_parameters())
+        wanted[AVERAGE] = averaged_parameters(network)
     for kind, tensors in wanted.items():
         if kind not in files.tensors:
             return f"there is no {kind}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastseg.checkpoint.contents import averaged_parameters
 from fastseg.distributed.sharded_tensors import local_part, whole
 
 
@@ -22,7 +23,7 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._params = dict(module.named_parameters())
+        self._params = averaged_parameters(module)
         self._averages = {name: p.detach().clone() for name, p in self._params.items()}
 
     @torch.no_grad()

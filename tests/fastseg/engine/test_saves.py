@@ -1,9 +1,8 @@
 """Training states that a run writes beside its steps: errors, ends and stops."""
 
 import errno
-import time
+import threading
 from dataclasses import replace
-from threading import Event
 
 import pytest
 
@@ -41,7 +40,7 @@ def states_of(config):
 
 
 def test_an_error_of_the_writer_ends_the_run_at_its_next_step(teacher, fit, on_write, monkeypatch):
-    steps, failed = [], Event()
+    steps, failed = [], threading.Event()
 
     def full(folder):
         if folder.startswith("step-00000004"):
@@ -55,7 +54,9 @@ def test_an_error_of_the_writer_ends_the_run_at_its_next_step(teacher, fit, on_w
         steps.append(number + 1)
         if number == 4:
             assert failed.wait(20)
-            time.sleep(0.2)  # for the thread to end
+            for thread in threading.enumerate():
+                if thread.name == "training-state":
+                    thread.join(20)
         return real(train, number, *batches)
 
     monkeypatch.setattr(TrainStep, "__call__", step)
