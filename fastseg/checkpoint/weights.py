@@ -161,8 +161,11 @@ def load_weights(path: Path, module: nn.Module, wanted: Identity, role: str | No
             + "\nGive the weights of a run with the same data set, modalities and model"
             + (f", its {role}.safetensors." if role else ".")
         )
-    kept = json.loads(_metadata(path).get(_CONSTANTS, "{}"))
-    check_constants(path, kept, constants_of(module))
+    try:
+        kept = _facts(json.loads(_metadata(path).get(_CONSTANTS, "{}")))
+    except ValueError as error:
+        raise CheckpointError(_foreign(path, error)) from None
+    check_constants(path, {name: str(kept[name]) for name in kept}, constants_of(module))
     tensors = load_file(path)
     checksum = _metadata(path).get("sha256")
     if checksum is not None and checksum != tensors_digest(tensors):

@@ -171,7 +171,7 @@ def test_bash_parses_the_script_and_completes_commands_options_and_values(bash, 
     assert set(__main__.COMMANDS) <= set(completed(bash, tmp_path, "fastseg", ""))
     assert completed(bash, tmp_path, "fastseg", "tr") == ["train"]
     assert completed(bash, tmp_path, "fastseg", "train", "--print") == ["--print-config"]
-    assert completed(bash, tmp_path, "fastseg", "train", "--preset", "deliver_rob") == [
+    assert completed(bash, tmp_path, "fastseg", "train", "--preset", "deliver_robustseg_b") == [
         "deliver_robustseg_b0", "deliver_robustseg_b2",
     ]  # fmt: skip
     assert "check" in completed(bash, tmp_path, "fastseg", "data", "")
