@@ -31,6 +31,9 @@ from .model_card import model_card
 from .options import ExportConfig, Half
 from .references import Case, make_cases
 
+_MANY = 1000
+"""Nodes of a graph whose forms in ONNX are a matter of minutes."""
+
 
 def export(
     context: RunContext,
@@ -104,7 +107,9 @@ def _write(
     assert isinstance(files, dict)
     for kind in options.formats:
         path = folder / f"model{'' if precision == 'fp32' else '_' + precision}.{kind}"
-        say(f"writing {path.name}")
+        nodes = len(program.graph.nodes)
+        slow = f": a graph of {nodes} nodes, which takes minutes"
+        say(f"writing {path.name}" + slow * (kind == "onnx" and nodes > _MANY))
         if kind == "pt2":
             save_pt2(program, path, text)
             run = run_pt2(path, deployed.modalities)
