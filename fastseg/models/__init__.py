@@ -9,8 +9,10 @@ from .interface import Segmenter, SegmenterOutput
 from .registry import MODELS, build_segmenter, model_builder, register_backbone
 from .segformer import SegFormer
 from .selected_pair import SelectedPair, Selection
-from .state_dicts import read_state_dict
-from .weights import LoadReport, load_encoder_weights, load_model_weights
+from .weight_files.load import load_weights
+from .weight_files.recognise import read_state_dict
+from .weight_files.report import LoadReport, SaveReport
+from .weight_files.save import save_weights
 
 __all__ = [
     "BACKBONES",
@@ -20,6 +22,7 @@ __all__ = [
     "CrossModalSegmenter",
     "LoadReport",
     "MixTransformer",
+    "SaveReport",
     "SegFormer",
     "Segmenter",
     "SegmenterInParts",
@@ -30,9 +33,9 @@ __all__ = [
     "build_cmx",
     "build_segmenter",
     "get_backbone",
-    "load_encoder_weights",
-    "load_model_weights",
+    "load_weights",
     "model_builder",
     "read_state_dict",
     "register_backbone",
+    "save_weights",
 ]
