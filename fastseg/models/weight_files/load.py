@@ -186,7 +186,8 @@ def _planned(
             gone = [n for n in absent if n not in found.tensors]
             # counts only what the running statistics, which are there, have seen
             if not name.endswith(".num_batches_tracked") or _at(found, name, "running_mean"):
-                plan.missing += gone
+                # what has the name may be another sensor's
+                plan.missing += gone or [f"{name} of this sensor"]
             else:
                 plan.copied.append("num_batches_tracked is in no file of its kind: left as it was")
             continue
