@@ -92,13 +92,13 @@ def networks(file: WeightFile) -> list[Found]:
             behind = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
             best = counts[prefix]
             forms = [_FORMS[n] for (p, n), s in probes.items() if p == prefix and len(s) == best]
-            layout, alone = max(forms, key=lambda form: _marks(*form, behind, file))
+            layout, alone = max(forms, key=lambda form: _marks(form[0], form[1], behind))
             part = ".".join(filter(None, (place, prefix.strip("."))))
             found.append(Found(layout, alone, part, behind))
     return found
 
 
-def _marks(layout: Layout, alone: bool, names: Iterable[str], file: WeightFile) -> int:
+def _marks(layout: Layout, alone: bool, names: Iterable[str]) -> int:
     """How much speaks for a layout among those with the same names of the encoder."""
     names = set(names)
     head = not alone and bool(layout.pieces("decoder.linear_pred.weight"))
@@ -142,7 +142,7 @@ def choose(file: WeightFile, part: str | None) -> Found:
     wanted = "" if part is None else f", and part {part!r} is {'none' if not chosen else 'several'}"
     raise CheckpointError(
         f"{file.path} holds {len(found)} networks: {parts}{wanted}; choose one of them with part= "
-        f"(fastseg models convert --part)"
+        f"(or fastseg models convert --part)"
     )
 
 

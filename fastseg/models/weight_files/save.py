@@ -86,7 +86,8 @@ def renamed(
     alone = encoder_only or not any(name.startswith("decoder.") for name in names.values())
     alone = alone and not any(name.startswith("encoders.") for name in names.values())
     cut: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
-    left_out, homeless = [], []
+    left_out: list[str] = []
+    homeless: list[str] = []
     for key, name in names.items():
         pieces = layout.pieces(name, alone)
         if encoder_only and not name.startswith(("encoder.", "encoders.")):
