@@ -84,18 +84,25 @@ def networks(file: WeightFile) -> list[Found]:
                     keys[key[:start]].add(key)
         counts = {p: max(len(s) for (q, _), s in probes.items() if q == p) for p in keys}
         prefixes = [p for p, count in counts.items() if 2 * count >= len(_PROBES)]
-        for prefix in prefixes:
-            if any(
-                prefix != p and prefix.startswith(p) and keys[prefix] <= keys[p] for p in prefixes
-            ):
-                continue
-            behind = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+        outer = [p for p in prefixes if not _within(p, prefixes, keys)]
+        for prefix in outer:
+            beside = tuple(p for p in outer if p != prefix and p.startswith(prefix))
+            behind = {
+                key.removeprefix(prefix): x
+                for key, x in tensors.items()
+                if key.startswith(prefix) and not key.startswith(beside)
+            }
             best = counts[prefix]
             forms = [_FORMS[n] for (p, n), s in probes.items() if p == prefix and len(s) == best]
             layout, alone = max(forms, key=lambda form: _marks(form[0], form[1], behind))
             part = ".".join(filter(None, (place, prefix.strip("."))))
             found.append(Found(layout, alone, part, behind))
     return found
+
+
+def _within(prefix: str, prefixes: Iterable[str], keys: Mapping[str, set[str]]) -> bool:
+    """Whether a place is the encoder, or a branch, of a network that begins before it."""
+    return any(p != prefix and prefix.startswith(p) and keys[prefix] <= keys[p] for p in prefixes)
 
 
 def _marks(layout: Layout, alone: bool, names: Iterable[str]) -> int:

@@ -22,6 +22,7 @@ import torch
 
 MOST_PICKLE_BYTES = 64 << 20
 _MOST_OPCODES = 20_000_000
+_DEEPEST_TUPLE = 1000
 _DTYPES = {
     name: getattr(torch, name)
     for name in (
@@ -218,10 +219,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickled(data: bytes, reading: Reading) -> tuple[Any, int]:
-    """The object of the first pickle in some bytes, and where it ends."""
-    if len(data) > MOST_PICKLE_BYTES:
-        data = data[:MOST_PICKLE_BYTES]
-    puts, end = 0, 0
+    """The object of the first pickle in some bytes, and where it ends.
+
+    Raises:
+        UnsafeFile: it has too many steps, or some that would cost memory or the stack.
+    """
+    puts, end, depths = 0, 0, _Depths()
     for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
         # places that no writer uses would have room made for all below them
         if "PUT" in opcode.name and argument is not None:
@@ -230,5 +233,47 @@ def unpickled(data: bytes, reading: Reading) -> tuple[Any, int]:
                 raise UnsafeFile("a pickle whose memory has gaps")
         if opcode.name.startswith("EXT") or count > _MOST_OPCODES:
             raise UnsafeFile("a pickle with extension codes, or of too many steps")
+        if depths.after(opcode, argument) > _DEEPEST_TUPLE:
+            raise UnsafeFile("a pickle of tuples in tuples without end")
         end = (position or 0) + 1
     return _Unpickler(io.BytesIO(data[:end]), reading).load(), end
+
+
+class _Depths:
+    """How deep the tuples on the stack of a pickle are nested; a dictionary hashes them by calls.
+
+    Tuples do not change once they are made, so what is put into the memory keeps its depth.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[int | None] = []  # None is a mark
+        self.memory: dict[int, int] = {}
+
+    def after(self, opcode: pickletools.OpcodeInfo, argument: Any) -> int:
+        """The depth of the top of the stack behind a step."""
+        name, top = opcode.name, (self.stack[-1] if self.stack else 0) or 0
+        if name == "MARK":
+            self.stack.append(None)
+            return 0
+        if "PUT" in name or name == "MEMOIZE":
+            self.memory[len(self.memory) if argument is None else int(argument)] = top
+            return top
+        if "GET" in name:
+            self.stack.append(self.memory.get(int(argument), 0))
+            return 0
+        if name == "DUP":
+            self.stack.append(top)
+            return top
+        taken = []
+        if pickletools.markobject in opcode.stack_before:
+            while self.stack and (depth := self.stack.pop()) is not None:
+                taken.append(depth)
+        wanted = [x for x in opcode.stack_before if x not in _OF_MARKS]
+        for _ in wanted:
+            taken.append((self.stack.pop() if self.stack else 0) or 0)
+        depth = max(taken, default=0) + name.startswith("TUPLE")
+        self.stack += [depth] * len(opcode.stack_after)
+        return depth
+
+
+_OF_MARKS = (pickletools.markobject, pickletools.stackslice)

@@ -77,6 +77,14 @@ def test_one_of_several_networks_is_chosen_by_name(tmp_path, way):
     )
 
 
+def test_a_copy_beside_the_network_itself(tmp_path):
+    network, average, target = (make_model(seed=seed) for seed in (1, 2, 3))
+    torch.save(network.state_dict() | prefixed("ema.", average), tmp_path / "both.pth")
+    for part, wanted in (("", network), ("ema", average)):
+        load_weights(target, tmp_path / "both.pth", part=part)
+        assert_same(target, wanted)
+
+
 def test_one_network_under_two_names_is_one(tmp_path):
     source, target = make_model(seed=1), make_model(seed=2)
     state = source.state_dict()

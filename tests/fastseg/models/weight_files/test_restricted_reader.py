@@ -165,6 +165,8 @@ def tensor(key=b"0", count=2, shape=(2,), stride=(1,), offset=0):
         (pickled(b"K\x01Q"), "no storage"),
         (pickled(b"}r\xff\xff\xff\x7f"), "gaps"),
         (pickled(b"\x82\x01"), "extension codes"),
+        (pickled(b"}N" + b"\x85" * 10**6 + b"Ns"), "tuples in tuples"),
+        (pickled(b"}N" + b"}0\x85" * 10**5 + b"Ns"), "tuples in tuples"),
         (b"\x80\x02X\xff\xff\xff\x7fabc.", "damaged"),
         (b"}", "damaged"),
     ],
