@@ -164,7 +164,7 @@ _ALL = (
     Layout("mmseg", "NVlabs' SegFormer on mmsegmentation", "backbone.", head="decode_head."),
     Layout("deliver", "DELIVER's CMNeXt and CMX", "backbone.", head="decode_head.", branches=True),
     Layout(
-        "mmseg1", "mmsegmentation 0.20 to 1.x, encoder", "backbone.", renames=_MMSEG_1,
+        "mmseg1", "mmsegmentation, encoder", "backbone.", renames=_MMSEG_1,
         kernels=r"encoder\.block\d\.\d+\.mlp\.fc\d\.weight",
         note="the head of mmsegmentation has a BatchNorm and a ReLU behind each projection, which "
         "makes it another function: take its encoder alone, encoder_only=True",
