@@ -15,7 +15,7 @@ from fastseg.models import (
     read_state_dict,
     save_weights,
 )
-from tests.fastseg.models.weight_files.test_load_weights import assert_same, make_model, randomise
+from tests.support.small_networks import assert_same, make_model, randomise
 
 SENSORS = ["img", "depth", "lidar"]
 

@@ -10,7 +10,7 @@ from fastseg.errors import CheckpointError, ConfigError
 from fastseg.models import SegFormer, build_segmenter, load_weights, save_weights
 from fastseg.models.__main__ import main
 from fastseg.models.weight_files.layouts import LAYOUTS
-from tests.fastseg.models.weight_files.test_load_weights import assert_same, make_model, randomise
+from tests.support.small_networks import assert_same, make_model, randomise
 
 WHOLE = [name for name, layout in LAYOUTS.items() if layout.head is not None]
 
