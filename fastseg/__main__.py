@@ -19,7 +19,7 @@ COMMANDS = {
     "export": ("fastseg.export", "a network as .pt2 and ONNX, checked against itself"),
     "report": ("fastseg.report.__main__", "write the page of a run anew, finished or not"),
     "data": ("fastseg.data", "check, measure, show, pack, fetch and render data sets"),
-    "models": ("fastseg.models.__main__", "list the backbones and what they cost"),
+    "models": ("fastseg.models.__main__", "list the backbones and their costs; convert weights"),
     "doctor": ("fastseg.doctor", "what is installed, and what is used instead of the rest"),
     "completion": ("fastseg.completion", "the options for the Tab key of bash or zsh"),
 }

@@ -71,7 +71,7 @@ ROOMS = {
         "exporting": ". errors console models report checkpoint config engine evaluation "
         "kernels/common kernels/reference pipelines/*",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
-        "models/__main__": "models cli pipelines/tools",
+        "models/__main__": "errors models cli pipelines/tools",
         "train": "console report config engine evaluation cli pipelines/synthetic",
         "evaluate": "errors console models report engine evaluation cli pipelines/faults",
         "predict": "engine evaluation prediction cli",

@@ -33,7 +33,7 @@ from bench.harness import shapes  # noqa: E402
 from bench.rivals import published_step  # noqa: E402
 from bench.step.packing_costs import cost_ms  # noqa: E402
 from fastseg.engine.speed.compile import compile_regions  # noqa: E402
-from fastseg.models import BACKBONES, build_segmenter, load_encoder_weights  # noqa: E402
+from fastseg.models import BACKBONES, build_segmenter, load_weights  # noqa: E402
 
 Encode = Callable[[Tensor], list[Tensor]]
 """Features ``[M B, C, h, w]`` of images ``[M, B, 3, H, W]``."""
@@ -89,7 +89,7 @@ def encoders(backbone: str, compiled: bool) -> dict[str, Encode]:
         file = Path(folder) / "weights.pth"
         torch.save(theirs.state_dict(), file)
         for network in networks:
-            load_encoder_weights(network.encoder, file)
+            load_weights(network, file, encoder_only=True)
             network.to(shapes.DEVICE)
     theirs.to(shapes.DEVICE)
     plain, in_regions = networks

@@ -11,8 +11,10 @@ from .interface import Segmenter, SegmenterOutput
 from .registry import MODELS, build_segmenter, model_builder, register_backbone
 from .segformer import SegFormer
 from .selected_pair import SelectedPair, Selection
-from .state_dicts import read_state_dict
-from .weights import LoadReport, load_encoder_weights, load_model_weights
+from .weight_files.load import load_weights
+from .weight_files.recognise import read_state_dict
+from .weight_files.report import LoadReport, SaveReport
+from .weight_files.save import save_weights
 
 __all__ = [
     "BACKBONES",
@@ -24,6 +26,7 @@ __all__ = [
     "FusedSegmenter",
     "LoadReport",
     "MixTransformer",
+    "SaveReport",
     "SegFormer",
     "Segmenter",
     "SegmenterInParts",
@@ -35,9 +38,9 @@ __all__ = [
     "build_foundation",
     "build_segmenter",
     "get_backbone",
-    "load_encoder_weights",
-    "load_model_weights",
+    "load_weights",
     "model_builder",
     "read_state_dict",
     "register_backbone",
+    "save_weights",
 ]

@@ -1,4 +1,7 @@
-"""``python -m fastseg.models``: all backbones with parameters, multiply-adds and memory."""
+"""``python -m fastseg.models``: all backbones with parameters, multiply-adds and memory.
+
+``python -m fastseg.models convert IN OUT --layout NAME`` writes weights under other names.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
 
 from fastseg.cli.command import command
 from fastseg.cli.parse import parse
+from fastseg.errors import ConfigError
 from fastseg.models import MODELS, model_builder
 from fastseg.models.costs.table import lines
 from fastseg.models.foundation.sizes import ANY_SIZE, SIZES
+from fastseg.models.weight_files.convert import convert
 from fastseg.pipelines.tools.settings import Range, check_fields
 
 
@@ -35,6 +43,43 @@ class ModelsConfig:
             raise ValueError(f"sides must be multiples of 32 pixels, got {list(self.sides)}")
 
 
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Read weights of any known layout, and write them under the names of another project.
+
+    Nothing in a file is run. Print what was loaded, missing, unexpected and reshaped.
+    """
+
+    source: Positional[Path]
+    """File to read: .safetensors, .pth, .pth.tar and others; its content decides."""
+    target: Positional[Path]
+    """File to write: .safetensors, or .pth, .pt, .bin, .ckpt as torch saves them."""
+    layout: Literal[
+        "fastseg", "robustseg", "mit", "smp", "mmseg", "deliver", "mmseg1", "transformers4",
+        "transformers5",
+    ] = "fastseg"  # fmt: skip
+    """Names in the file that is written."""
+    part: str | None = None
+    """The network in a file of several, such as student."""
+    encoder_only: bool = False
+    """Take the encoder alone."""
+    overwrite: bool = False
+    """Replace the file if it is there."""
+
+    def run(self) -> int:
+        """Convert, and say what was done."""
+        if self.target.exists() and not self.overwrite:
+            raise ConfigError(
+                f"{self.target} is there: name another file, or replace it with --overwrite"
+            )
+        reports = convert(
+            self.source, self.target, self.layout, part=self.part, encoder_only=self.encoder_only
+        )
+        for report in reports:
+            print(report)
+        return 0
+
+
 _NOTE = """
 One sample with M modalities; heads as wide as published models have them. GMAC: 10^9 multiply-adds
 (1 multiply-add = 2 flops) of matrix products and convolutions in a forward pass. GiB: what a
@@ -45,9 +90,15 @@ docs/reference/architectures.md."""
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; the exit code is 0."""
+    """Print the table, or convert weights; the exit code is 0."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["convert"]:
+        chosen: ConvertConfig = parse(
+            ConvertConfig, prog="python -m fastseg.models convert", args=words[1:]
+        )
+        return chosen.run()
     options: ModelsConfig = parse(
-        ModelsConfig, prog="python -m fastseg.models", description=__doc__, args=arguments
+        ModelsConfig, prog="python -m fastseg.models", description=__doc__, args=words
     )
     for name in options.backbones:
         model_builder(name)

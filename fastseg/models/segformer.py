@@ -29,7 +29,8 @@ from .in_parts import FusedSegmenter, checked_images
 from .interface import Learning
 from .packing import Packing, encode_packed
 from .partial import encode_chosen, encode_in_part, learning_only
-from .weights import LoadReport, load_encoder_weights
+from .weight_files.load import load_weights
+from .weight_files.report import LoadReport
 
 
 class SegFormer(FusedSegmenter):
@@ -179,8 +180,8 @@ class SegFormer(FusedSegmenter):
         return levels
 
     def load_encoder(self, path: Path) -> LoadReport:
-        """Set every encoder from a file in any common layout, see `load_encoder_weights`."""
-        return [load_encoder_weights(encoder, path) for encoder in self._encoders()][-1]
+        """Set every encoder from a file in any common layout, see `load_weights`."""
+        return load_weights(self, path, encoder_only=True)
 
     def make_constant(self, dtype: torch.dtype) -> None:
         """Fold the head's projections and the BatchNorm of the evaluation."""

@@ -21,7 +21,7 @@ from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import from_dict, to_dict
 from fastseg.evaluation.from_weights import EvaluateConfig
 from fastseg.exporting.options import ExportConfig
-from fastseg.models.__main__ import ModelsConfig
+from fastseg.models.__main__ import ConvertConfig, ModelsConfig
 from fastseg.prediction.options import PredictConfig
 from fastseg.report.__main__ import ReportConfig
 
@@ -142,6 +142,8 @@ def read(module, arguments, monkeypatch):
         parse_checkpoint(PredictConfig, module, "", arguments or ["--help"])
     elif module == "fastseg.export":
         parse_checkpoint(ExportConfig, module, "", arguments or ["--help"])
+    elif module == "fastseg.models" and arguments[:1] == ["convert"]:
+        parse(ConvertConfig, prog=module, args=arguments[1:] or ["--help"])
     elif module == "fastseg.models":
         parse(ModelsConfig, prog=module, args=arguments or ["--help"])
     elif module == "fastseg.report":

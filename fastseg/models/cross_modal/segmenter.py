@@ -32,7 +32,8 @@ from ..backbones.stochastic_depth import stochastic_depth
 from ..heads.mlp import MLPHead
 from ..interface import Segmenter, SegmenterOutput
 from ..packing import checked_marks
-from ..weights import LoadReport, load_encoder_weights
+from ..weight_files.load import load_weights
+from ..weight_files.report import LoadReport
 from .fusion import Fusion, Rectification
 from .hub import HubSelection
 from .pooling import PoolingBranch
@@ -260,8 +261,7 @@ class CrossModalSegmenter(Segmenter):
 
     def load_encoder(self, path: Path) -> LoadReport:
         """Set the Mix Transformers from a file in any common layout; others stay random."""
-        branches = [b for b in (self.encoder, self.auxiliary) if isinstance(b, MixTransformer)]
-        return [load_encoder_weights(branch, path) for branch in branches][-1]
+        return load_weights(self, path, encoder_only=True)
 
     def make_constant(self, dtype: torch.dtype) -> None:
         """Fold the head; BatchNorms stay in float32 beside shorter weights."""

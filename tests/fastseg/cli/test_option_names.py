@@ -23,8 +23,8 @@ DOCUMENTS = {
 ROOMS = ("fastseg", "kernels", "pipelines")
 OPTION = re.compile(r"(?<![\w-])--[a-z]\w*(?:[-.](?:\w+|\{\}))*")
 COMMAND = re.compile(
-    r"-m fastseg\.(?P<module>data \w+|\w+)(?![.\w])"
-    rf"|(?<![\w./-])fastseg (?P<word>data \w+|{'|'.join(COMMANDS)})(?![.\w])"
+    r"-m fastseg\.(?P<module>data \w+|models convert|\w+)(?![.\w])"
+    rf"|(?<![\w./-])fastseg (?P<word>data \w+|models convert|{'|'.join(COMMANDS)})(?![.\w])"
 )
 
 TRAIN = {"fastseg.train"}
@@ -53,6 +53,7 @@ PRINTED_BY = {
     "fastseg/evaluation/from_weights.py": SCORE,
     "fastseg/evaluation/from_weights.py --data.root": SCORE | PREDICT | SHIP | PAGE,
     "fastseg/prediction/": PREDICT,
+    "fastseg/models/__main__.py": {"fastseg.models convert"},
     "fastseg/models/precision.py": TRAIN | SCORE | PAGE | PREDICT,
     "fastseg/distributed/launch.py": TRAIN | SCORE | PAGE | PREDICT,
     "fastseg/evaluation/from_weights.py --network": SHIP | PREDICT | SCORE,
@@ -124,6 +125,7 @@ def accepted():
         "fastseg.report": (report.main, ["--help"]),
         "fastseg.doctor": (doctor.main, ["--help"]),
         "fastseg.models": (models.main, ["--help"]),
+        "fastseg.models convert": (models.main, ["convert", "--help"]),
         "fastseg.completion": (completion.main, ["--help"]),
         **{f"fastseg.data {name}": (data.main, [name, "--help"]) for name in data.COMMANDS},
     }
