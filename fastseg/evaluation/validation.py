@@ -86,7 +86,7 @@ class Validation:
             where = f"with all modalities on {samples} samples of {data.eval_split}"
             if score < TARGET_FLOOR:
                 say(
-                    f"warning: {what} {where}: a student has little to learn from it. Train it "
+                    f"warning: {what} {where}: there is little to learn from it. Train it "
                     "longer, or check that its data, classes and normalisation are those of this "
                     "run"
                 )
