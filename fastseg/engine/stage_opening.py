@@ -58,6 +58,13 @@ class StageOpening:
     def __init__(self, context: RunContext, run: RunFolder, states: TrainingStates) -> None:
         self.context, self.ranks, self.config = context, context.ranks, context.config
         self.run, self.states = run, states
+        stages = context.config.stages
+        starts = [stage.start_of(name) for stage in stages.values() for name in stage.learners]
+        if context.config.model.weights is not None and ENCODER not in starts:
+            self._say(
+                "warning: --model.weights is not read, as no stage starts from an encoder: add "
+                f"--stages.{next(iter(stages))}.start {ENCODER}"
+            )
 
     def newest(self, setup: StageSetup) -> Saved | None:
         """The newest intact state of a stage; rank 0 looks, so that all take the same."""

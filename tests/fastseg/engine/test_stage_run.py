@@ -65,3 +65,14 @@ def test_a_state_from_before_the_forms_changed_is_said_to_be_one(student, tmp_pa
     said = capsys.readouterr().err
     assert ("warning: student: step 3 was saved when" in said) == (form == "code")
     assert ("--losses.rrm code-normalised" in said) == (form == "code")
+
+
+@pytest.mark.parametrize("start", ["random", "encoder"])
+def test_weights_that_no_stage_reads_are_said(config, tmp_path, capsys, start):
+    stages = {"teacher": replace(config.stages["teacher"], start=start)}
+    model = replace(config.model, weights=tmp_path / "mit.pth")
+    config = replace(config, model=model, stages=stages)
+    with RunFolder(config) as run:
+        Trainer(RunContext(config), run, Validation)
+    said = "--model.weights is not read" in capsys.readouterr().err
+    assert said == (start == "random")
