@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.export import ExportedProgram
 
 from fastseg.console import say
 from fastseg.engine.context import RunContext
@@ -107,9 +108,7 @@ def _write(
     assert isinstance(files, dict)
     for kind in options.formats:
         path = folder / f"model{'' if precision == 'fp32' else '_' + precision}.{kind}"
-        nodes = len(program.graph.nodes)
-        slow = f": a graph of {nodes} nodes, which takes minutes"
-        say(f"writing {path.name}" + slow * (kind == "onnx" and nodes > _MANY))
+        say(f"writing {path.name}" + (_how_long(program) if kind == "onnx" else ""))
         if kind == "pt2":
             save_pt2(program, path, text)
             run = run_pt2(path, deployed.modalities)
@@ -126,6 +125,12 @@ def _write(
             "sha256": _digest(path),
         }
     return checks
+
+
+def _how_long(program: ExportedProgram) -> str:
+    """Words for a graph that takes minutes to convert; none for a small one."""
+    nodes = len(program.graph.nodes)
+    return f": a graph of {nodes} nodes, which takes minutes" if nodes > _MANY else ""
 
 
 def _tolerance(deployed: Deployed, precision: Half) -> Tolerance:
