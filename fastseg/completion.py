@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, make_dataclass
@@ -24,7 +25,7 @@ from fastseg.config.run import TrainConfig
 from fastseg.doctor import DoctorConfig
 from fastseg.evaluation.from_weights import EvaluateConfig
 from fastseg.exporting.options import ExportConfig
-from fastseg.models.__main__ import ModelsConfig
+from fastseg.models.__main__ import ConvertConfig, ModelsConfig
 from fastseg.prediction.options import PredictConfig
 from fastseg.report.__main__ import ReportConfig
 
@@ -59,7 +60,8 @@ def script(shell: Shell) -> str:
     It runs Python's standard library alone at each press of the key.
     """
     text = io.StringIO()
-    with PATHS, redirect_stdout(text), suppress(SystemExit):
+    with PATHS, redirect_stdout(text), suppress(SystemExit), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate subcommand name", UserWarning)
         tyro.cli(
             _commands(),
             prog="fastseg",
@@ -85,13 +87,23 @@ def _commands() -> Any:
         "export": ExportConfig,
         "report": ReportConfig,
         "data": make_dataclass("Data", [("what", reduce(or_, _named(data.COMMANDS)))]),
-        "models": ModelsConfig,
+        "models": _with_command(ModelsConfig, "convert", ConvertConfig),
         "doctor": DoctorConfig,
         "completion": CompletionConfig,
     }
     demo = train(**vars(get_preset("demo")))
     trains: Any = Annotated[train, subcommand(name="train", default=demo)]
     return reduce(or_, (trains, *_named(kinds)))
+
+
+def _with_command(listing: Any, name: str, kind: Any) -> Any:
+    """The options of a command that has another one below it."""
+    below: Any = Annotated[kind, subcommand(name=name)]
+    # tyro sees a command only where there are several; it warns of equal ones
+    what = below | Annotated[kind, subcommand(name=name)]
+    return make_dataclass(
+        listing.__name__, [("what", what)], bases=(listing,), frozen=True, kw_only=True
+    )
 
 
 def _named(kinds: Mapping[str, Any]) -> list[Any]:

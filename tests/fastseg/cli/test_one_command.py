@@ -175,6 +175,9 @@ def test_bash_parses_the_script_and_completes_commands_options_and_values(bash, 
         "deliver_robustseg_b0", "deliver_robustseg_b2",
     ]  # fmt: skip
     assert "check" in completed(bash, tmp_path, "fastseg", "data", "")
+    assert completed(bash, tmp_path, "fastseg", "models", "con") == ["convert"]
+    assert completed(bash, tmp_path, "fastseg", "models", "--side") == ["--sides"]
+    assert completed(bash, tmp_path, "fastseg", "models", "convert", "--lay") == ["--layout"]
     (tmp_path / "runs").mkdir()
     assert completed(bash, tmp_path, "fastseg", "evaluate", "--checkpoint", "ru") == ["runs"]
     assert "complete -o filenames -o default -F _tyro_fastseg fastseg" in bash
