@@ -36,9 +36,9 @@ parent every five seconds."""
 class RunFolder:
     """``<out>/<name>``, locked for this process while used as a context manager.
 
-    A second process that wants the same run is refused, with host and number of the first; the lock
-    goes with the process, so a crash leaves none behind. Of several processes of one launch, rank 0 locks and writes for all;
-    the folder must lie on a file system that all of them see.
+    A second process that wants the same run is refused, with host and number of the first. The lock
+    goes with the process, so a crash leaves none behind. Of several processes of one launch, rank 0
+    locks and writes for all; the folder must lie on a file system that all of them see.
 
     Attributes:
         config: that of the run; once inside, with everything decided that was left open.

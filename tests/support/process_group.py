@@ -44,9 +44,9 @@ class Group:
     def interrupt(self, number=signal.SIGINT):
         os.killpg(self.process.pid, number)
 
-    def end(self):
+    def end(self, seconds=PATIENCE_S):
         """Exit code, after which no process of the group may be left."""
-        code = self.process.wait(PATIENCE_S)
+        code = self.process.wait(seconds)
         deadline = time.monotonic() + 10
         while self.members() and time.monotonic() < deadline:
             time.sleep(0.02)
