@@ -16,9 +16,9 @@ from fastseg.config.serialise import to_dict
 from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.kept_weights import KeptWeights
+from fastseg.engine.not_finite.watch import SkipWatch
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.run_folder import RunFolder
-from fastseg.engine.skipped_steps import SkipWatch
 from fastseg.engine.speed.choices import not_taken
 from fastseg.engine.stage_opening import Saved, StageOpening, check_models
 from fastseg.engine.stage_run import Session
