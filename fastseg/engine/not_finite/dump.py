@@ -1,7 +1,7 @@
 """What a stage leaves that ends for want of finite numbers: details, and the step to repeat.
 
-``not-finite-<stage>.json`` has what was found, ``not-finite-<stage>.safetensors`` the weights of the
-networks that learn and the batches of the last step; ``-rank1`` and so on for other ranks.
+``not-finite-<stage>.json`` has what was found, ``not-finite-<stage>.safetensors`` the weights of
+the networks that learn and the batches of the last step; ``-rank1`` and so on for other ranks.
 """
 
 from __future__ import annotations
