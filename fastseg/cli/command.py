@@ -113,12 +113,13 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     """Exit code and message of an error; no message for a bug, whose trace is wanted."""
     if isinstance(error, CheckpointError | ConfigError | DataError):
         return BAD_INPUT, f"error: {error}"
-    if isinstance(error, torch.OutOfMemoryError):
+    if _out_of_memory(error):
         return OUT_OF_MEMORY, (
             f"error: out of memory ({_first_line(error)})\n"
             "Use --precision bf16. If scores were computed, lower --data.eval-batch-size or "
-            "--data.eval-size, else let python -m fastseg.train have a lower --data.batch-size or "
-            "--data.size. The same command then continues from the last checkpoint."
+            "--data.eval-size, else let python -m fastseg.train have a lower --data.batch-size "
+            "(with a higher --accumulate the samples per step stay) or --data.size. The same "
+            "command then continues from the last checkpoint."
         )
     if (reason := compile_failure(error)) is not None:
         return BAD_INPUT, (
@@ -181,6 +182,12 @@ def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:
     ranks.linger(_PATIENCE_S)
     # without the farewell of the process groups, which could wait for a dead peer
     os._exit(code if known is None else known)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory is short, of a GPU, or of the host as torch or Python says it."""
+    on_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return on_host or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _lost_peer(error: RuntimeError) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import torch
@@ -15,6 +16,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 _POLL_S = 0.02
 
@@ -52,7 +56,7 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _token_of_attempt(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
+def _word_of_attempt(store: Store, rank: int, world: int, timeout: timedelta) -> str:
     """A word that this attempt of a torchrun has to itself, the same on all ranks.
 
     With ``--max-restarts`` the processes of an attempt meet in the store of the one before, whose
@@ -75,7 +79,7 @@ def _token_of_attempt(store: dist.Store, rank: int, world: int, timeout: timedel
         answer = f"fastseg/answer-{rank}"
         while not (store.check([answer]) and store.get(answer).decode().startswith(own)):
             pause(0)
-        word = store.get(answer).decode().removeprefix(own)
+        word = str(store.get(answer).decode()).removeprefix(own)
         store.set(f"fastseg/taken-{word}-{rank}", "")
         return word
     missing = [*range(1, world)]
@@ -113,7 +117,8 @@ def join(wanted: str, timeout_minutes: float) -> Iterator[Ranks]:
     try:
         store, _, _ = next(rendezvous("env://", timeout=timeout))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            store = dist.PrefixStore(_token_of_attempt(store, rank, world, timeout), store)
+            word = _word_of_attempt(store, rank, world, timeout)
+            store = dist.PrefixStore(word, store)  # type: ignore[attr-defined]
         dist.init_process_group(
             "nccl" if gpu else "gloo",
             store=store,

@@ -8,6 +8,7 @@ import pytest
 
 from fastseg.checkpoint import commit as commit_module
 from fastseg.engine.step import TrainStep
+from fastseg.errors import CheckpointError
 from fastseg.pipelines import DataError
 
 
@@ -92,3 +93,26 @@ def test_the_disk_is_looked_at_before_the_first_step(teacher, fit, monkeypatch):
     monkeypatch.setattr(TrainStep, "__call__", lambda *_: pytest.fail("a step was trained"))
     with pytest.raises(ValueError, match=r"no room for the training state .* 1\.0 kB are free"):
         fit(teacher)
+
+
+@pytest.mark.fault("F19")
+def test_a_disk_that_never_answers_ends_the_run_in_time(teacher, fit, monkeypatch):
+    """The wait for the writer has the limit of every other wait."""
+    real, answers = commit_module.sync, threading.Event()
+
+    def sync(path):
+        if path.parent.name == "step-00000004.partial":
+            answers.wait(60)
+        real(path)
+
+    monkeypatch.setattr(commit_module, "sync", sync)
+    config = replace(teacher, parallel=replace(teacher.parallel, timeout=0.02))
+    try:
+        with pytest.raises(CheckpointError, match=r"step-00000004 is not written after 1\.2 s"):
+            fit(config)
+        assert states_of(config) == ["step-00000002", "step-00000004.partial"]
+    finally:
+        answers.set()
+        for thread in threading.enumerate():
+            if thread.name == "training-state":
+                thread.join(20)
