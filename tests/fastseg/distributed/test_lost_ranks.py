@@ -91,14 +91,11 @@ def test_a_rank_that_hangs_ends_the_other_within_the_timeout(scenes, tmp_path, l
     assert "Traceback" not in said
 
 
+@pytest.mark.endurance
 @pytest.mark.fault("F16")
 @pytest.mark.parametrize(
     ("number", "ranks"),
-    [
-        pytest.param(signal.SIGUSR1, [0], marks=pytest.mark.endurance),
-        pytest.param(signal.SIGTERM, [0, 1], marks=pytest.mark.endurance),
-        (signal.SIGINT, [0, 1]),
-    ],
+    [(signal.SIGUSR1, [0]), (signal.SIGTERM, [0, 1]), (signal.SIGINT, [0, 1])],
 )
 def test_a_signal_stops_all_at_the_same_step(scenes, tmp_path, launch, number, ranks):
     both = launch([*TRAIN, *of_two(scenes, tmp_path, 4000, "--save-every", "100000")])

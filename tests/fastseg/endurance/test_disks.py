@@ -30,17 +30,10 @@ mount -o remount,size=64m "$OUT"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.fault("F20")
-@pytest.mark.parametrize(
-    ("code", "beside"),
-    [
-        (NO_FORECAST, "on"),
-        pytest.param(NO_FORECAST, "off", marks=pytest.mark.endurance),
-        pytest.param("", "on", marks=pytest.mark.endurance),
-        pytest.param("", "off", marks=pytest.mark.endurance),
-    ],
-)
+@pytest.mark.parametrize("beside", ["on", "off"])
+@pytest.mark.parametrize("code", [NO_FORECAST, ""], ids=["as it is written", "seen before"])
 def test_a_disk_that_becomes_full(scenes, tmp_path, code, beside):
     """A real one. Without a look ahead, the second state meets its end as it is written."""
     if subprocess.run(MOUNTS, shell=True, capture_output=True, check=False).returncode:

@@ -40,6 +40,7 @@ def states_of(config):
     return sorted(p.name for p in (config.out / "debug" / "checkpoints").iterdir())
 
 
+@pytest.mark.fault("F20")
 def test_an_error_of_the_writer_ends_the_run_at_its_next_step(teacher, fit, on_write, monkeypatch):
     steps, failed = [], threading.Event()
 
@@ -87,6 +88,7 @@ def test_a_stop_waits_for_the_state_that_is_being_written(teacher, fit):
     assert states_of(teacher) == ["step-00000002", "step-00000004"]
 
 
+@pytest.mark.fault("F20")
 def test_the_disk_is_looked_at_before_the_first_step(teacher, fit, monkeypatch):
     disk = type("Disk", (), {"free": 1000})
     monkeypatch.setattr(commit_module.shutil, "disk_usage", lambda path: disk)

@@ -79,6 +79,7 @@ def train_long(start, scenes, out, **more):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+@pytest.mark.fault("F16")
 def test_while_training_the_step_is_saved_and_workers_end(start, scenes, tmp_path, name):
     run, arguments = train_long(start, scenes, tmp_path)
     run.interrupt(signal.Signals[name])
@@ -115,6 +116,7 @@ def test_workers_end_with_a_run_that_is_killed(start, scenes, tmp_path):
     assert run.end() == -signal.SIGKILL
 
 
+@pytest.mark.fault("F18")
 def test_a_killed_worker_is_one_message(start, scenes, tmp_path):
     run, _ = train_long(start, scenes, tmp_path)
     os.kill(max(run.members()), signal.SIGKILL)
@@ -143,6 +145,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.fault("F19")
 def test_while_waiting_for_data_that_do_not_come_the_steps_done_are_saved(start, scenes, tmp_path):
     run = start(["-c", STUCK, *options(scenes, tmp_path)])
     run.wait_for("MARK")
@@ -169,6 +172,7 @@ def test_while_loading_nothing_is_begun(start, scenes, tmp_path):
     run_to_the_end(start, arguments)
 
 
+@pytest.mark.fault("F16")
 def test_while_validating_the_step_is_saved(start, scenes, tmp_path):
     arguments = [*options(scenes, tmp_path), "--evaluation.every", "1"]
     run = start([*slowed("fastseg.evaluation.validation", "evaluate_subsets", 1), *arguments])
@@ -196,6 +200,7 @@ def test_while_scoring_the_weights_stay(start, scenes, tmp_path):
     assert (path / "results.csv").exists()
 
 
+@pytest.mark.fault("F17")
 def test_the_second_one_ends_at_once(start, scenes, tmp_path):
     arguments = options(scenes, tmp_path)
     run = start([*slowed("fastseg.engine.step", "TrainStep.__call__"), *arguments])
@@ -241,6 +246,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.fault("F1", "F3")
 def test_killed_while_a_state_is_written_beside_the_training(start, scenes, tmp_path, capsys):
     """The state before stays, and the next start removes what is there of the other."""
     arguments = [*options(scenes, tmp_path), "--save-every", "1", "--data.workers", "0"]
