@@ -21,15 +21,21 @@ def saves_beside(wanted: str, device: torch.device) -> bool:
 
 
 class BesideTraining:
-    """Runs one task at a time; its error is raised by the next call of `check` or `wait`."""
+    """Runs one task at a time; its error is raised by the next call of `check` or `wait`.
+
+    Attributes:
+        what: what the last task writes, for messages.
+    """
 
     def __init__(self) -> None:
+        self.what = ""
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
-    def start(self, task: Callable[[], None]) -> None:
-        """Begin a task; the one before has been waited for."""
+    def start(self, task: Callable[[], None], what: str) -> None:
+        """Begin a task that writes ``what``; the one before has been waited for."""
         assert self._thread is None
+        self.what = what
 
         def run() -> None:
             try:

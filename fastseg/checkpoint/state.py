@@ -41,10 +41,13 @@ class TrainingStates:
 
     Args:
         folder: need not exist; a link to another folder stays one.
+        patience_s: how long a state that is written beside the training is waited for; None: for
+            ever.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, patience_s: float | None = None) -> None:
+        self.folder, self._patience_s = folder, patience_s
+        self._given_up = False
         self._faults: dict[Path, tuple[object, str | None]] = {}
         self._stuck: set[Path] = set()
         self._beside, self._staging = BesideTraining(), Staging()
@@ -100,7 +103,7 @@ class TrainingStates:
         committed = partial(self._committed, final, state["stage"], keep)
         task = partial(write_state, job, ranks, committed)
         if beside:
-            self._beside.start(task)
+            self._beside.start(task, f"{final}")
         else:
             task()
         return final
@@ -115,16 +118,30 @@ class TrainingStates:
         self._beside.check()
 
     def wait(self) -> float:
-        """Wait until the state that is being written is there; seconds that this took."""
-        return self._beside.wait()
+        """Wait until the state that is being written is there; seconds that this took.
+
+        Raises:
+            CheckpointError: it is not there in time: the disk does not answer.
+        """
+        waited = self._beside.wait(self._patience_s)
+        if self.busy:
+            self._given_up = True
+            raise CheckpointError(
+                f"{self._beside.what} is not written after {waited:.3g} s: the disk does not "
+                "answer, or is too slow. Look at it, choose another with --out, or raise "
+                "--parallel.timeout (minutes); the same command continues from the state before"
+            )
+        return waited
 
     def leave(self, ranks: Ranks) -> None:
         """Give a state that is being written the time to be finished, after an error elsewhere.
 
         Of several processes the others may be gone, so there is a limit.
         """
+        if self._given_up:
+            return
         try:
-            self._beside.wait(None if ranks.world == 1 else _LAST_PATIENCE_S)
+            self._beside.wait(self._patience_s if ranks.world == 1 else _LAST_PATIENCE_S)
         except (OSError, CheckpointError) as error:
             # the first error is the one that is told; this one cost no more than the newest state
             say(f"warning: the last training state could not be written: {error}")

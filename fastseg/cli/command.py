@@ -22,7 +22,7 @@ from fastseg.config.run import TrainConfig
 from fastseg.distributed.launch import join
 from fastseg.distributed.ranks import OthersFailed, Ranks
 from fastseg.engine.speed.compile import compile_failure
-from fastseg.errors import CheckpointError, ConfigError
+from fastseg.errors import CheckpointError, ConfigError, listed
 from fastseg.pipelines import DataError
 from fastseg.pipelines.tools.workers import worker_fault
 
@@ -113,12 +113,13 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     """Exit code and message of an error; no message for a bug, whose trace is wanted."""
     if isinstance(error, CheckpointError | ConfigError | DataError):
         return BAD_INPUT, f"error: {error}"
-    if isinstance(error, torch.OutOfMemoryError):
+    if _out_of_memory(error):
         return OUT_OF_MEMORY, (
             f"error: out of memory ({_first_line(error)})\n"
             "Use --precision bf16. If scores were computed, lower --data.eval-batch-size or "
-            "--data.eval-size, else let python -m fastseg.train have a lower --data.batch-size or "
-            "--data.size. The same command then continues from the last checkpoint."
+            "--data.eval-size, else let python -m fastseg.train have a lower --data.batch-size "
+            "(with a higher --accumulate the samples per step stay) or --data.size. The same "
+            "command then continues from the last checkpoint."
         )
     if (reason := compile_failure(error)) is not None:
         return BAD_INPUT, (
@@ -164,15 +165,12 @@ def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:
         known = error.code
     elif message is None and isinstance(error, RuntimeError):
         # a collective breaks when its peer has left: then the peer has the reason
+        lost = _lost_peer(error)
+        if lost:
+            ranks.tell_alive()
         known = ranks.failure_of_others(_PATIENCE_S)
-        if _lost_peer(error):
-            code, message = (
-                LOST_PEER,
-                (
-                    f"error: rank {ranks.rank} lost another process, which was killed or hangs "
-                    f"({_first_line(error)})\nThe same command continues from the last checkpoint."
-                ),
-            )
+        if lost:
+            code, message = LOST_PEER, _loss(ranks, error)
     if known is None and ranks.claim_failure(code):
         if message is None:
             traceback.print_exception(error)
@@ -186,8 +184,29 @@ def _leave_together(ranks: Ranks, error: BaseException) -> NoReturn:
     os._exit(code if known is None else known)
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory is short, of a GPU, or of the host as torch or Python says it."""
+    on_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return on_host or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 def _lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def _loss(ranks: Ranks, error: BaseException) -> str:
+    """The message about a process that is gone; its last line says which, and at which step."""
+    silent = ranks.silent()
+    who = "one of the others did"
+    if silent:
+        names = listed(map(str, silent))
+        who = f"rank {names} does" if len(silent) == 1 else f"ranks {names} do"
+    where = f" at {ranks.at}" if ranks.at else ""
+    return (
+        f"error: rank {ranks.rank} lost another process, which was killed or hangs "
+        f"({_first_line(error)})\nThe same command continues from the last checkpoint; {who} not "
+        f"answer rank {ranks.rank}{where}."
+    )
 
 
 def _first_line(error: BaseException) -> str:

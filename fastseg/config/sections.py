@@ -190,7 +190,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Spreading of a network over processes; without meaning for one process."""
+    """Spreading of a network over processes; for one process only ``timeout`` has a meaning."""
 
     mode: Literal["fsdp_root", "replicate", "hsdp", "fsdp_blocks", "auto"] = "fsdp_root"
     """fsdp_root: FSDP2 as one group without resharding; replicate: a copy each (DDP); hsdp: cut
@@ -202,7 +202,8 @@ class ParallelConfig:
     """First steps of a session in which the processes compare what they are about to train."""
     # a backend counts in 64-bit nanoseconds
     timeout: Annotated[float, Range(0, 1e6, above=True)] = 10.0
-    """Minutes after which a collective that some process does not join ends the run."""
+    """Minutes after which a collective that some process does not join ends the run, and a training
+    state that is not written beside the training."""
     processes: Natural = 0
     """Processes the run was last started with; written by the run itself, 0: one."""
 

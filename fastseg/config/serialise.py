@@ -123,5 +123,5 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         ConfigError: it cannot be read, is not of its notation, or holds what `from_dict` refuses.
     """
-    config: TrainConfig = from_dict(TrainConfig, read_values(path), path.name)
+    config: TrainConfig = from_dict(TrainConfig, read_values(path), f"{path}")
     return config

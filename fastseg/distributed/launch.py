@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from fastseg.distributed.ranks import Ranks
 from fastseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_POLL_S = 0.02
 
 
 def launched() -> tuple[int, int, int, int]:
@@ -48,6 +56,44 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _word_of_attempt(store: Store, rank: int, world: int, timeout: timedelta) -> str:
+    """A word that this attempt of a torchrun has to itself, the same on all ranks.
+
+    With ``--max-restarts`` the processes of an attempt meet in the store of the one before, whose
+    keys are still there. The counts of attempts that nodes have differ. So rank 0 makes a word
+    up, and answers whatever greeting it finds of a rank until that rank has taken the word.
+
+    Raises:
+        RuntimeError: a rank does not come within the time.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+
+    def pause(missing: object) -> None:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"rank {missing} did not come within {timeout}")
+        time.sleep(_POLL_S)
+
+    own = uuid4().hex
+    if rank:
+        store.set(f"fastseg/greeting-{rank}", own)
+        answer = f"fastseg/answer-{rank}"
+        while not (store.check([answer]) and store.get(answer).decode().startswith(own)):
+            pause(0)
+        word = str(store.get(answer).decode()).removeprefix(own)
+        store.set(f"fastseg/taken-{word}-{rank}", "")
+        return word
+    missing = [*range(1, world)]
+    while missing:
+        for other in missing:
+            greeting = f"fastseg/greeting-{other}"
+            if store.check([greeting]):
+                store.set(f"fastseg/answer-{other}", store.get(greeting).decode() + own)
+        missing = [other for other in missing if not store.check([f"fastseg/taken-{own}-{other}"])]
+        if missing:
+            pause(missing[0])
+    return own
+
+
 @contextmanager
 def join(wanted: str, timeout_minutes: float) -> Iterator[Ranks]:
     """Join the processes of this launch: NCCL between GPUs, gloo between CPUs.
@@ -70,6 +116,9 @@ def join(wanted: str, timeout_minutes: float) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     try:
         store, _, _ = next(rendezvous("env://", timeout=timeout))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            word = _word_of_attempt(store, rank, world, timeout)
+            store = dist.PrefixStore(word, store)  # type: ignore[attr-defined]
         dist.init_process_group(
             "nccl" if gpu else "gloo",
             store=store,

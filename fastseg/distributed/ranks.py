@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.1
 _FAILED, _CODE, _LEFT = "fastseg/failed", "fastseg/exit-code", "fastseg/left"
+_ALIVE = "fastseg/alive"
 
 
 class OthersFailed(Exception):
@@ -46,6 +48,7 @@ class Ranks:
         store: key-value store of all processes; None for one alone.
         control: gloo group for small messages on the host, apart from the training's collectives.
         background: gloo group of the threads that write training states beside the training.
+        at: what this process does, for the message about a lost one: ``step 7 of teacher``.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Ranks:
     ) -> None:
         self.device, self.rank, self.world, self.local_world = device, rank, world, local_world
         self.store, self.control, self.background = store, control, background
+        self.at = ""
         self._calls = 0
 
     @property
@@ -184,6 +188,22 @@ class Ranks:
         except RuntimeError:  # the store died with its process, which cannot have said why
             return True
         return first
+
+    def tell_alive(self) -> None:
+        """After a broken collective: let the others know that it was not this process."""
+        assert self.store is not None
+        with suppress(RuntimeError):  # the store died with its process
+            self.store.set(f"{_ALIVE}-{self.rank}", "")
+
+    def silent(self) -> list[int]:
+        """The ranks that have not called `tell_alive`; nothing waits."""
+        assert self.store is not None
+        others = [rank for rank in range(self.world) if rank != self.rank]
+        try:
+            return [rank for rank in others if not self.store.check([f"{_ALIVE}-{rank}"])]
+        except RuntimeError:
+            # torchrun holds the store in a process of its own; else it is rank 0
+            return [] if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
 
     def linger(self, patience_s: float) -> None:
         """After a failure: the process that holds the store waits until the others have read it.

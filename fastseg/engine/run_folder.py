@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -26,13 +28,17 @@ _SAMPLES_HINT = (
     "processes change one of the first two to keep them."
 )
 
+_HELPERS_LEAVE_S = 15.0
+"""How long the worker processes of a run that was killed may hold its lock: torch's look for their
+parent every five seconds."""
+
 
 class RunFolder:
     """``<out>/<name>``, locked for this process while used as a context manager.
 
-    A second process that wants the same run is refused; the lock goes with the process, so a
-    crash leaves none behind. Of several processes of one launch, rank 0 locks and writes for all;
-    the folder must lie on a file system that all of them see.
+    A second process that wants the same run is refused, with host and number of the first. The lock
+    goes with the process, so a crash leaves none behind. Of several processes of one launch, rank 0
+    locks and writes for all; the folder must lie on a file system that all of them see.
 
     Attributes:
         config: that of the run; once inside, with everything decided that was left open.
@@ -131,17 +137,23 @@ class RunFolder:
         folder = self.path.resolve()
         file = folder.with_name(f".{folder.name}.lock")
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        deadline = time.monotonic() + _HELPERS_LEAVE_S
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            while not _locked(handle, file):
+                owner = os.pread(handle, 300, 0).decode(errors="replace").strip()
+                # its workers were forked with the lock, and leave soon
+                if not (_is_gone(owner) and time.monotonic() < deadline):
+                    by = f" ({owner})" if owner else ""
+                    raise ConfigError(
+                        f"another process{by} is writing the run {folder}: wait for it or choose "
+                        "--name"
+                    )
+                time.sleep(0.1)
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except BaseException:
             os.close(handle)
-            if isinstance(error, BlockingIOError):
-                message = f"another process is writing the run {folder}: wait for it or "
-                raise ConfigError(message + "choose --name") from None
-            raise ConfigError(
-                f"cannot lock {file} ({error.strerror}): choose an --out whose file system has "
-                "locks"
-            ) from None
+            raise
         self._lock = handle
 
     def _release(self) -> None:
@@ -223,3 +235,31 @@ class RunFolder:
             precision, why = best.value, best.why
         self.config = replace(self.config, precision=precision)
         say(f"precision {precision}: {why}")
+
+
+def _locked(handle: int, file: Path) -> bool:
+    """Take the lock of an open file; False if another process has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise ConfigError(
+            f"cannot lock {file} ({error.strerror}): choose an --out whose file system has locks"
+        ) from None
+    return True
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether the ``process N on HOST`` of a lock was on this host and is no more."""
+    word, _, rest = owner.partition(" ")
+    number, _, host = rest.partition(" on ")
+    if word != "process" or not number.isdecimal() or host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False

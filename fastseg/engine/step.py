@@ -163,24 +163,25 @@ class TrainStep:
         with self._nothing_learnt():
             self._passes(batch.images, batch.labels, draws)
 
-    def gradient_norms(self, step: int, *batches: Batch) -> dict[str, float]:
-        """The norm of every parameter's gradient in a step, of which nothing is learnt; collective.
+    def retry(self, step: int, *batches: Batch) -> tuple[dict[str, float], dict[str, float]]:
+        """Norm of every parameter's gradient and mean of every term; nothing learnt; collective.
 
         Waits for the device: it tells why a step was skipped.
         """
-        count = len(batches)
+        count, parts = len(batches), list[Values]()
         with self._nothing_learnt():
             for micro, batch in enumerate(batches):
                 draws = self._draw_and_seed(step, batch, micro, count)
                 if count > 1:
                     self.parallel.sync_gradients(micro == count - 1)
-                self._passes(batch.images, batch.labels, draws, count)
+                parts.append(self._passes(batch.images, batch.labels, draws, count))
             scale = 1.0 if self.scale is None else float(self.scale.scale)
-            return {
+            norms = {
                 name: float(whole(torch.linalg.vector_norm(p.grad.float()))) / scale
                 for name, p in self.module.named_parameters()
                 if p.grad is not None
             }
+        return norms, {k: sum(float(part[k]) for part in parts) / count for k in parts[0]}
 
     def _draw_and_seed(self, step: int, batch: Batch, micro: int, count: int) -> Draws:
         """The draws of one of ``count`` micro-batches; dropout follows them."""

@@ -16,9 +16,9 @@ from fastseg.config.serialise import to_dict
 from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.engine.kept_weights import KeptWeights
+from fastseg.engine.not_finite.watch import SkipWatch
 from fastseg.engine.optim import nvidia_apex
 from fastseg.engine.run_folder import RunFolder
-from fastseg.engine.skipped_steps import SkipWatch
 from fastseg.engine.speed.choices import not_taken
 from fastseg.engine.stage_opening import Saved, StageOpening, check_models
 from fastseg.engine.stage_run import Session
@@ -59,7 +59,7 @@ class Trainer:
         check_models(context)
         self.run = run
         self.metrics = MetricsLog(run.metrics_file, writes=self.ranks.is_first)
-        self.states = TrainingStates(run.checkpoints)
+        self.states = TrainingStates(run.checkpoints, 60 * self.config.parallel.timeout)
         place = {"seed": self.config.seed, "rank": self.ranks.rank, "world": self.ranks.world}
         self.loader = build_loader(
             self.config.data, train=True, accumulate=self.config.accumulate, **place
@@ -152,6 +152,7 @@ class Trainer:
             # one that a kill has kept from being written is written now
             ended = done > 0 and self.kept.validated(session, done)
             for step in range(done, done if ended else session.steps):
+                self.ranks.at = f"step {step + 1} of {name}"
                 began = time.perf_counter()
                 batches = self._next_batches(session, stream, done, skips)
                 waited = time.perf_counter() - began

@@ -5,6 +5,8 @@ their fixtures: tests of a step alone run with torch, triton, numpy and pytest.
 """
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -75,6 +77,24 @@ def losses():
         }
 
     return read
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts commands whose processes are gone after the test, whatever becomes of it."""
+    from tests.support.process_group import Group
+
+    groups = []
+
+    def run(command, **options):
+        groups.append(Group(command, tmp_path / f"said-{len(groups)}", **options))
+        return groups[-1]
+
+    yield run
+    for group in groups:
+        for pid in group.members():
+            os.kill(pid, signal.SIGKILL)
+        group.process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,7 @@ def test_the_memory_of_copies_is_used_again(tmp_path):
 
 
 @pytest.mark.parametrize("then", ["check", "wait", "save"])
+@pytest.mark.fault("F20")
 def test_an_error_comes_back_at_the_next_call_and_once(tmp_path, broken, then):
     module, optimizer = fresh()
     train(module, optimizer, range(1))
@@ -169,6 +170,7 @@ def test_one_that_leaves_with_an_error_says_the_second_one(tmp_path, broken, cap
     assert "warning: the last training state could not be written" in capsys.readouterr().err
 
 
+@pytest.mark.fault("F20")
 def test_a_disk_without_room_is_named_with_both_numbers(tmp_path, monkeypatch):
     module, optimizer = fresh()
     train(module, optimizer, range(1))

@@ -132,6 +132,7 @@ def test_what_cannot_be_removed_is_reported(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["flip", "truncate", "remove", "no manifest"])
+@pytest.mark.fault("F2", "F4")
 def test_a_damaged_state_is_passed_over(tmp_path, capsys, fault):
     states = saved(tmp_path, 5, 10)
     victim = tmp_path / "step-00000010" / "network.safetensors"
@@ -222,6 +223,7 @@ def test_a_manifest_that_is_none_and_a_start_at_zero_are_said(tmp_path, capsys, 
     assert "starts again at step 0" in said
 
 
+@pytest.mark.fault("F1", "F4")
 def test_an_unfinished_save_is_not_a_state(tmp_path):
     (tmp_path / "step-00000007.partial").mkdir()
     assert TrainingStates(tmp_path).newest("a", untrained) is None
@@ -305,6 +307,7 @@ def edited(path, edit, **metadata):
     save_file(edit(load_file(path)), path, metadata)
 
 
+@pytest.mark.fault("F2")
 def test_a_flipped_bit_in_weights_is_found(weights):
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1

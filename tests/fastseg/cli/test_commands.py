@@ -297,15 +297,42 @@ def test_a_label_out_of_range_is_named_with_its_value(scenes, tmp_path, capsys):
     assert "25" in text
 
 
-def test_out_of_memory_names_the_settings_that_help(scenes, tmp_path, capsys, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+def no_room_on_a_gpu():
+    raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+
+
+@pytest.mark.fault("F15")
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        (no_room_on_a_gpu, "3 GiB"),
+        # more than a process can address, whatever the machine
+        (lambda: torch.empty(2**57, dtype=torch.uint8), "memory"),
+        (lambda: bytes(2**57), "MemoryError"),
+    ],
+    ids=["gpu", "torch on the host", "python"],
+)
+def test_out_of_memory_names_the_settings_that_help(
+    scenes, tmp_path, capsys, monkeypatch, fail, reason
+):
+    """The state before the step stays, and the same command continues from it."""
+    real = TrainStep.__call__
+
+    def full(step_fn, step, *batches):
+        return fail() if step == 1 else real(step_fn, step, *batches)
 
     monkeypatch.setattr(TrainStep, "__call__", full)
-    code, text = run(train.main, options(scenes, tmp_path), capsys)
+    words = [*options(scenes, tmp_path), "--save-every", "1"]
+    code, text = run(train.main, words, capsys)
     assert code == 75
-    for part in ("3 GiB", "--data.batch-size", "--data.size", "--precision bf16"):
+    helps = ("--data.batch-size", "--accumulate", "--data.size", "--precision bf16")
+    for part in ("out of memory (", reason, *helps):
         assert part in text
+    assert [path.name for path in tmp_path.rglob("step-*")] == ["step-00000001"]
+    monkeypatch.setattr(TrainStep, "__call__", real)
+    code, text = run(train.main, [*words, "--stop-after", "1"], capsys)
+    assert code == 0
+    assert "continued at step 1" in text
 
 
 def test_a_missing_matplotlib_is_told_before_training(scenes, tmp_path, capsys, monkeypatch):

@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from fastseg import evaluate, train
 
 TRAIN = ["-m", "fastseg.train"]
@@ -65,6 +67,7 @@ def test_torchrun_scores_every_sample_once_and_one_rank_speaks(scenes, tmp_path,
     assert table(out) == table(run / "results.csv")
 
 
+@pytest.mark.fault("F16")
 def test_a_signal_to_one_rank_saves_and_stops_all_and_others_continue(
     scenes, tmp_path, launch, capsys
 ):
@@ -141,6 +144,7 @@ def test_a_fault_of_one_rank_ends_all_with_its_message_and_code(scenes, tmp_path
     assert "Traceback" not in said
 
 
+@pytest.mark.fault("F18")
 def test_a_killed_rank_ends_the_other_with_a_reason(scenes, tmp_path, launch):
     long = ["--stages.teacher.steps", "400", "--evaluation.every", "1000", "--log-every", "1"]
     both = launch([*TRAIN, *options(scenes, tmp_path, *long)])
@@ -159,6 +163,7 @@ def test_a_wrong_option_is_said_once(launch):
     assert said.count("Unrecognized options:") == 1
 
 
+@pytest.mark.fault("F18")
 def test_ranks_whose_torchrun_is_killed_save_and_leave(scenes, tmp_path, environment):
     long = ["--stages.teacher.steps", "4000", "--evaluation.every", "5000", "--log-every", "1"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

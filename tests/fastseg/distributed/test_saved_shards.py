@@ -82,6 +82,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault("F20")
 def test_an_error_of_one_rank_is_that_of_all(out, fault):
     first, second = (json.loads((out / f"faults-{rank}.json").read_text()) for rank in (0, 1))
     assert first[fault] == second[fault]
@@ -135,6 +136,7 @@ def test_a_layout_that_does_not_fit_its_files_is_passed_over(out, tmp_path, caps
 
 @pytest.mark.parametrize("victim", ["layout.json", "network-00001-of-00002.safetensors"])
 @pytest.mark.parametrize("fault", ["gone", "flipped"])
+@pytest.mark.fault("F2")
 def test_a_damaged_shard_is_passed_over(out, tmp_path, capsys, victim, fault):
     edited(out, tmp_path, lambda layout: None)
     assert TrainingStates(tmp_path).newest("a", network, averaged=True) is not None

@@ -128,6 +128,7 @@ def test_gradients_travel_once_per_step_not_per_micro_batch(seen):
 
 
 @pytest.mark.parametrize("mode", ["replicate", "fsdp_root"])
+@pytest.mark.fault("F13")
 def test_a_nan_on_one_rank_is_skipped_by_all(seen, mode):
     assert [facts[f"nan-{mode}"] for facts in seen.facts] == [1.0, 1.0]
     for rank in (0, 1):

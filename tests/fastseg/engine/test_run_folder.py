@@ -1,10 +1,15 @@
 import errno
 import fcntl
 import os
+import re
+import socket
+import subprocess
 from dataclasses import replace
+from threading import Timer
 
 import pytest
 
+from fastseg import train
 from fastseg.choice import Choice
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.serialise import read_config
@@ -83,13 +88,47 @@ def test_fresh_moves_the_old_run_aside(config):
     assert (old / "teacher.safetensors").read_text() == "precious"
 
 
+@pytest.mark.fault("F40")
 def test_two_writers_are_refused(config):
-    with RunFolder(config), pytest.raises(ConfigError, match="another process"), RunFolder(config):
+    holder = rf"another process \(process {os.getpid()} on {re.escape(socket.gethostname())}\)"
+    with RunFolder(config), pytest.raises(ConfigError, match=holder), RunFolder(config):
         pass
     with RunFolder(config):
         pass
 
 
+@pytest.fixture
+def orphaned_lock(config):
+    """The lock of a process that is gone, as its workers hold it; returns what lets it go."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    config.out.mkdir()
+    with (config.out / ".demo.lock").open("w") as file:
+        file.write(f"process {gone.pid} on {socket.gethostname()}\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.close
+
+
+@pytest.mark.fault("F40")
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(config, orphaned_lock):
+    """Once its workers are gone, too; they are given the time."""
+    Timer(0.5, orphaned_lock).start()
+    with RunFolder(config) as run:
+        held = (run.path.parent / ".demo.lock").read_text()
+    assert held == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+@pytest.mark.fault("F40")
+@pytest.mark.parametrize("owner", ["process 1 on elsewhere", "process 1 on {}", "nonsense", ""])
+def test_a_lock_that_stays_is_refused_at_once(config, orphaned_lock, monkeypatch, owner):
+    monkeypatch.setattr(run_folder.time, "sleep", lambda _: pytest.fail("it waits"))
+    (config.out / ".demo.lock").write_text(owner.format(socket.gethostname()))
+    with pytest.raises(ConfigError, match="wait for it or choose --name"), RunFolder(config):
+        pass
+
+
+@pytest.mark.fault("F40")
 def test_two_paths_to_one_run_have_one_lock(config):
     with RunFolder(config) as run:
         (config.out / "other").symlink_to(run.path, target_is_directory=True)
@@ -110,6 +149,7 @@ def test_fresh_leaves_a_linked_run_where_the_link_leads(config, tmp_path):
     assert (disk.parent / "demo.old1" / "teacher.safetensors").read_text() == "precious"
 
 
+@pytest.mark.fault("F1")
 def test_what_a_killed_process_was_writing_is_removed(config, tmp_path):
     disk = tmp_path / "disk"
     with RunFolder(config) as run:
@@ -144,7 +184,18 @@ def test_a_file_in_the_way(config):
         pass
 
 
+@pytest.mark.fault("F21")
+def test_a_place_where_nobody_may_write_is_named_before_the_data(tmp_path, capsys):
+    """The file system of the kernel refuses root, too."""
+    words = ["--preset", "debug", "--out", "/proc/runs", "--data.root", str(tmp_path / "none")]
+    assert train.main(words) == 2
+    said = capsys.readouterr().err
+    assert "cannot create the run folder /proc/runs/debug: " in said
+    assert "choose another --out" in said
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.fault("F21")
 def test_read_only_folder(config):
     config.out.mkdir()
     config.out.chmod(0o500)

@@ -8,6 +8,7 @@ import pytest
 
 from fastseg.checkpoint import commit as commit_module
 from fastseg.engine.step import TrainStep
+from fastseg.errors import CheckpointError
 from fastseg.pipelines import DataError
 
 
@@ -39,6 +40,7 @@ def states_of(config):
     return sorted(p.name for p in (config.out / "debug" / "checkpoints").iterdir())
 
 
+@pytest.mark.fault("F20")
 def test_an_error_of_the_writer_ends_the_run_at_its_next_step(teacher, fit, on_write, monkeypatch):
     steps, failed = [], threading.Event()
 
@@ -86,9 +88,33 @@ def test_a_stop_waits_for_the_state_that_is_being_written(teacher, fit):
     assert states_of(teacher) == ["step-00000002", "step-00000004"]
 
 
+@pytest.mark.fault("F20")
 def test_the_disk_is_looked_at_before_the_first_step(teacher, fit, monkeypatch):
     disk = type("Disk", (), {"free": 1000})
     monkeypatch.setattr(commit_module.shutil, "disk_usage", lambda path: disk)
     monkeypatch.setattr(TrainStep, "__call__", lambda *_: pytest.fail("a step was trained"))
     with pytest.raises(ValueError, match=r"no room for the training state .* 1\.0 kB are free"):
         fit(teacher)
+
+
+@pytest.mark.fault("F19")
+def test_a_disk_that_never_answers_ends_the_run_in_time(teacher, fit, monkeypatch):
+    """The wait for the writer has the limit of every other wait."""
+    real, answers = commit_module.sync, threading.Event()
+
+    def sync(path):
+        if path.parent.name == "step-00000004.partial":
+            answers.wait(60)
+        real(path)
+
+    monkeypatch.setattr(commit_module, "sync", sync)
+    config = replace(teacher, parallel=replace(teacher.parallel, timeout=0.02))
+    try:
+        with pytest.raises(CheckpointError, match=r"step-00000004 is not written after 1\.2 s"):
+            fit(config)
+        assert states_of(config) == ["step-00000002", "step-00000004.partial"]
+    finally:
+        answers.set()
+        for thread in threading.enumerate():
+            if thread.name == "training-state":
+                thread.join(20)

@@ -2,19 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from fastseg import train
 from fastseg.engine.stop_request import SAME_REQUEST_S
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
-
-REPO = Path(__file__).parents[3]
-PATIENCE_S = 60
 
 # runs the command after replacing one function by a form that says so and dawdles
 SLOW = """
@@ -47,78 +41,6 @@ def slowed(module, target, seconds=30):
         module=module, owner=".".join(["module", *owner]), name=name, seconds=seconds
     )
     return ["-c", code]
-
-
-def as_a_shell_starts_it():
-    """Undo what the tests were started by: nohup ignores SIGHUP, a background job SIGINT."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
-class Group:
-    """A command in a process group of its own, as a shell starts it."""
-
-    def __init__(self, command, said, prepare=as_a_shell_starts_it):
-        # one thread each: these tests compete with others for the cores
-        environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-        self.said = said
-        with said.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *command],
-                stdout=subprocess.DEVNULL,
-                stderr=file,
-                start_new_session=True,
-                preexec_fn=prepare,
-                env=environment,
-            )
-
-    def wait_for(self, text, count=1):
-        deadline = time.monotonic() + PATIENCE_S
-        while self.said.read_text().count(text) < count:
-            assert time.monotonic() < deadline, self.said.read_text()
-            assert self.process.poll() is None, self.said.read_text()
-            time.sleep(0.02)
-
-    def interrupt(self, number=signal.SIGINT):
-        os.killpg(self.process.pid, number)
-
-    def end(self):
-        """Exit code, after which no process of the group may be left."""
-        code = self.process.wait(PATIENCE_S)
-        deadline = time.monotonic() + 10
-        while self.members() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert self.members() == []
-        return code
-
-    def members(self):
-        """Living processes of the group."""
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                pid, _, rest = stat.read_text().partition(" (")
-            except OSError:
-                continue
-            state, _, group = rest.rpartition(") ")[2].split()[:3]
-            if int(group) == self.process.pid and state != "Z":
-                found.append(int(pid))
-        return found
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Starts commands whose processes are gone after the test, whatever becomes of it."""
-    groups = []
-
-    def run(command, **options):
-        groups.append(Group(command, tmp_path / f"said-{len(groups)}", **options))
-        return groups[-1]
-
-    yield run
-    for group in groups:
-        for pid in group.members():
-            os.kill(pid, signal.SIGKILL)
-        group.process.wait()
 
 
 def options(scenes, out):
@@ -157,6 +79,7 @@ def train_long(start, scenes, out, **more):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+@pytest.mark.fault("F16")
 def test_while_training_the_step_is_saved_and_workers_end(start, scenes, tmp_path, name):
     run, arguments = train_long(start, scenes, tmp_path)
     run.interrupt(signal.Signals[name])
@@ -193,6 +116,7 @@ def test_workers_end_with_a_run_that_is_killed(start, scenes, tmp_path):
     assert run.end() == -signal.SIGKILL
 
 
+@pytest.mark.fault("F18")
 def test_a_killed_worker_is_one_message(start, scenes, tmp_path):
     run, _ = train_long(start, scenes, tmp_path)
     os.kill(max(run.members()), signal.SIGKILL)
@@ -221,6 +145,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.fault("F19")
 def test_while_waiting_for_data_that_do_not_come_the_steps_done_are_saved(start, scenes, tmp_path):
     run = start(["-c", STUCK, *options(scenes, tmp_path)])
     run.wait_for("MARK")
@@ -247,6 +172,7 @@ def test_while_loading_nothing_is_begun(start, scenes, tmp_path):
     run_to_the_end(start, arguments)
 
 
+@pytest.mark.fault("F16")
 def test_while_validating_the_step_is_saved(start, scenes, tmp_path):
     arguments = [*options(scenes, tmp_path), "--evaluation.every", "1"]
     run = start([*slowed("fastseg.evaluation.validation", "evaluate_subsets", 1), *arguments])
@@ -274,6 +200,7 @@ def test_while_scoring_the_weights_stay(start, scenes, tmp_path):
     assert (path / "results.csv").exists()
 
 
+@pytest.mark.fault("F17")
 def test_the_second_one_ends_at_once(start, scenes, tmp_path):
     arguments = options(scenes, tmp_path)
     run = start([*slowed("fastseg.engine.step", "TrainStep.__call__"), *arguments])
@@ -319,6 +246,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.fault("F1", "F3")
 def test_killed_while_a_state_is_written_beside_the_training(start, scenes, tmp_path, capsys):
     """The state before stays, and the next start removes what is there of the other."""
     arguments = [*options(scenes, tmp_path), "--save-every", "1", "--data.workers", "0"]

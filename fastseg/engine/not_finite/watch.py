@@ -1,12 +1,11 @@
 """Steps that were skipped because their gradient was not finite: told, counted, and refused.
 
-What is refused leaves a file ``not-finite-<stage>.json`` in the run folder; ranks above 0 write one
-of their own, since their samples are others.
+What is refused leaves files ``not-finite-<stage>`` in the run folder, see
+`fastseg.engine.not_finite.dump`; ranks above 0 write their own, since their samples are others.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from fastseg.console import say
 from fastseg.distributed.sharded_tensors import local_part
+from fastseg.engine.not_finite.dump import REPEAT, write_dump
 from fastseg.engine.stage_run import Session
 from fastseg.errors import ConfigError
 from fastseg.pipelines import Batch
 from fastseg.pipelines.faults.sensor_faults import describe
-from fastseg.pipelines.tools.whole_files import write_whole
 
 _LATE = 8
 """Steps that a GPU may be behind the host when the outcome of one is read."""
@@ -147,13 +146,13 @@ class SkipWatch:
 
     def _refusal(self, what: str, done: int, weights: Sequence[str] = ()) -> ConfigError:
         """The error, after everything that tells its cause is written down; collective."""
-        name, gradients, inputs = self.session.name, {}, []
+        name, gradients, inputs = self.session.name, dict[str, float](), list[str]()
+        found: dict[str, Any] = {}
         if self._last is not None:
             step, batches = self._last
-            gradients = self.session.step_fn.gradient_norms(step, *batches)
+            gradients, terms = self.session.step_fn.retry(step, *batches)
             inputs = [place for batch in batches for place in _bad_images(batch)]
-        rank = f"-rank{self.ranks.rank}" if self.ranks.rank else ""
-        file = self.folder / f"not-finite-{name}{rank}.json"
+            found["repeated"] = {"step": step + 1, "values": terms}
         content = {
             "what": what,
             "stage": name,
@@ -165,12 +164,14 @@ class SkipWatch:
             "gradients_not_finite": [k for k, v in gradients.items() if not math.isfinite(v)],
             "gradient_norms": gradients,
             "weights_not_finite": list(weights),
+            **found,
         }
-        write_whole(file, json.dumps(_readable(content), indent=1) + "\n")
+        file = write_dump(self.session, self.folder, content, self._last)
+        again = f"python -m {REPEAT} {file} repeats the step alone"
         advice = "\n  ".join(self._advice(inputs))
         return ConfigError(
             f"{name}: {what}; nothing is saved over the last good state, and {file} has the "
-            f"details.\n  {advice}"
+            f"details.\n  {advice}\n  {again}"
         )
 
     def _advice(self, inputs: Sequence[str]) -> list[str]:
@@ -220,12 +221,3 @@ def _bad_images(batch: Batch) -> list[str]:
         for sample, fine in zip(batch.sample_ids, row, strict=True)
         if not fine
     ]
-
-
-def _readable(value: Any) -> Any:
-    """JSON has no word for a number that is not finite: ``nan`` and ``inf`` as text."""
-    if isinstance(value, dict):
-        return {key: _readable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_readable(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
