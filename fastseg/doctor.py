@@ -115,10 +115,10 @@ def _triton(device: torch.device) -> Finding:
 
 
 def _native() -> Finding:
-    loaded, where = native.library()
-    if loaded is None:
-        return Finding("C loops", where, "NumPy resamples and decodes, with the same bits, slower")
-    return Finding("C loops", "compiled", "resampling and decoding")
+    loops = native.library()
+    if loops.loaded is None:
+        return Finding("C loops", loops.where, "NumPy serves, with the same bits, slower")
+    return Finding("C loops", loops.origin, f"resampling, blur and colours: {loops.where}")
 
 
 def _module(name: str, use: str, remedy: str) -> Finding:
