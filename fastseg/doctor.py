@@ -105,6 +105,8 @@ def _triton(device: torch.device) -> Finding:
     instead = "losses run as their PyTorch definitions"
     if reason := import_error("triton"):
         return Finding("triton", reason, instead)
+    if not hasattr(sys.modules["triton"], "knobs"):
+        return Finding("triton", "not installed; another folder has its name", instead)
     if device.type == "cpu":
         return Finding("triton", _version("triton"), f"no GPU: {instead}")
     kernels.settle(device)
