@@ -64,6 +64,11 @@ def examine() -> list[Finding]:
         _apex(),
         _triton(device),
         _native(),
+        _module(
+            "imagecodecs",
+            "PNG files are decoded with it",
+            "Pillow decodes PNG files; faster: pip install '.[fast-png]' in the clone",
+        ),
         _module("matplotlib", "figures of the report", "pip install matplotlib"),
         _module(
             "onnxruntime",
