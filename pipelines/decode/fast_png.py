@@ -1,7 +1,7 @@
 """PNG pixels by imagecodecs where it is installed; where it is not, or refuses a file, PIL decodes.
 
-It gives the same pixels in less time (``bench/results/cpu/decoders.md``). Which files are read, and
-what is said of the others, is PIL's in either case: imagecodecs accepts no damage that PIL refuses.
+It gives the same pixels in less time (``bench/results/cpu/decode_times.md``). Which files are read,
+and what is said of the others, is PIL's: imagecodecs accepts no damage that PIL refuses.
 """
 
 from __future__ import annotations
