@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # in a bare checkout kernels/ and pipelines/ are siblings of this folder; installed, they lie inside
 _here = Path(__file__).parent

@@ -64,6 +64,11 @@ def examine() -> list[Finding]:
         _apex(),
         _triton(device),
         _native(),
+        _module(
+            "imagecodecs",
+            "PNG files are decoded with it",
+            "Pillow decodes PNG files; faster: pip install '.[fast-png]' in the clone",
+        ),
         _module("matplotlib", "figures of the report", "pip install matplotlib"),
         _module(
             "onnxruntime",
@@ -105,6 +110,8 @@ def _triton(device: torch.device) -> Finding:
     instead = "losses run as their PyTorch definitions"
     if reason := import_error("triton"):
         return Finding("triton", reason, instead)
+    if not hasattr(sys.modules["triton"], "knobs"):
+        return Finding("triton", "not installed; another folder has its name", instead)
     if device.type == "cpu":
         return Finding("triton", _version("triton"), f"no GPU: {instead}")
     kernels.settle(device)
@@ -115,10 +122,10 @@ def _triton(device: torch.device) -> Finding:
 
 
 def _native() -> Finding:
-    loaded, where = native.library()
-    if loaded is None:
-        return Finding("C loops", where, "NumPy resamples and decodes, with the same bits, slower")
-    return Finding("C loops", "compiled", "resampling and decoding")
+    loops = native.library()
+    if loops.loaded is None:
+        return Finding("C loops", loops.where, "NumPy serves, with the same bits, slower")
+    return Finding("C loops", loops.origin, f"resampling, blur and colours: {loops.where}")
 
 
 def _module(name: str, use: str, remedy: str) -> Finding:

@@ -112,5 +112,5 @@ def versions() -> dict[str, str]:
     for package in metadata.distributions():
         if (package.metadata["Name"] or "").startswith("nvidia-dali"):
             found["DALI"] = package.version
-    loaded, note = native.library()
-    return found | {"resampling": "compiled C" if loaded else f"NumPy ({note})"}
+    loops = native.library()
+    return found | {"resampling": f"{loops.origin} C" if loops.loaded else f"NumPy ({loops.where})"}

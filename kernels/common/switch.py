@@ -41,10 +41,11 @@ import torch
 from torch import Tensor
 
 try:
-    import triton
+    # any folder named triton beside the program can be imported, such as a clone; it has no knobs
+    from triton import knobs
 
     HAS_TRITON = True
-    INTERPRET = bool(triton.knobs.runtime.interpret)
+    INTERPRET = bool(knobs.runtime.interpret)
 except ImportError:
     HAS_TRITON = False
     INTERPRET = False

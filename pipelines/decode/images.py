@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
-from . import png
+from . import fast_png, png
 
 Pixels = NDArray[np.uint8]
 Codes = NDArray[Any]
@@ -112,8 +112,11 @@ def decode_image(data: bytes, path: Path, *, bits: tuple[int, ...] = (8,)) -> Co
     """
     check_header(data, path, bits=bits)
     deep = data.startswith(png.SIGNATURE) and data[24] == 16
+    codes: Codes
     try:
-        _check_pixels(data)
+        if (found := _checked(data)) is not None:
+            codes = _three_channels(found)
+            return codes if bits == (8,) or deep else codes.astype(np.uint16) * 257
         with Image.open(io.BytesIO(data)) as image:
             if bits == (8,):
                 return _rgb(image)
@@ -129,7 +132,7 @@ def decode_image(data: bytes, path: Path, *, bits: tuple[int, ...] = (8,)) -> Co
             codec, box, offset, _ = image.tile[0]
             # older versions of PIL know tiles as plain tuples
             image.tile = [(codec, box, offset, _LOW_BYTES[image.mode])]  # type: ignore[list-item]
-            codes: Codes = high.astype(np.uint16) << 8 | _rgb(image)
+            codes = high.astype(np.uint16) << 8 | _rgb(image)
             return codes
     except _DAMAGE as error:
         raise damaged(path, len(data), error) from error
@@ -150,11 +153,15 @@ def decode_ids(data: bytes, path: Path, *, red_alone: bool, palette: bool = Fals
     """
     check_header(data, path, label=True, palette=palette)
     try:
-        _check_pixels(data)
-        with Image.open(io.BytesIO(data)) as image:
-            if red_alone or image.mode not in ("RGB", "RGBA"):
-                return np.asarray(image.getchannel(0))
-            red, green, blue = (np.asarray(image.getchannel(c)) for c in range(3))
+        if (found := _checked(data)) is not None:
+            if red_alone or found.ndim == 2 or found.shape[2] < 3:
+                return found if found.ndim == 2 else found[:, :, 0]
+            red, green, blue = (found[:, :, c] for c in range(3))
+        else:
+            with Image.open(io.BytesIO(data)) as image:
+                if red_alone or image.mode not in ("RGB", "RGBA"):
+                    return np.asarray(image.getchannel(0))
+                red, green, blue = (np.asarray(image.getchannel(c)) for c in range(3))
     except _DAMAGE as error:
         raise damaged(path, len(data), error) from error
     painted = np.argwhere((red != green) | (red != blue))
@@ -200,9 +207,20 @@ def _refuse_turned(path: Path, exif: bytes) -> None:
         )
 
 
-def _check_pixels(data: bytes) -> None:
-    if data.startswith(png.SIGNATURE):
-        png.check_pixels(data)
+def _checked(data: bytes) -> Codes | None:
+    """Pixels of a PNG as stored, after its checksums; None of what PIL has to decode."""
+    if not data.startswith(png.SIGNATURE):
+        return None
+    png.check_pixels(data)
+    return fast_png.pixels(data)
+
+
+def _three_channels(found: Codes) -> Codes:
+    """``[H, W, 3]`` of grey, grey with alpha, RGB or RGBA."""
+    if found.ndim == 2 or found.shape[2] < 3:
+        grey = found if found.ndim == 2 else found[:, :, 0]
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(found[:, :, :3])
 
 
 def _rgb(image: Image.Image) -> Pixels:

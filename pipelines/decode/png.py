@@ -15,6 +15,13 @@ GREY_ALPHA = 4
 """Colour type of a PNG of grey values with alpha."""
 
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+# before the pixels these leave them as they are; tRNS would not, nor those of animations
+_HARMLESS = frozenset(
+    (
+        *(b"IHDR", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"iCCP", b"pHYs", b"bKGD", b"tIME", b"eXIf"),
+        *(b"tEXt", b"zTXt", b"iTXt"),
+    )
+)
 _HEADER_BYTES = 13
 _END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 
@@ -93,6 +100,18 @@ def without_pixels(head: bytes, tail: bytes) -> bytes | None:
 def in_colour(data: bytes) -> bool:
     """True if the pixels of a PNG with a sound header are RGB or RGBA."""
     return data[25] in (2, 6)
+
+
+def is_plain(data: bytes) -> bool:
+    """True if a PNG with a sound header has pixels as stored, in order, and only its end behind.
+
+    PIL reads chunks behind the pixels when it decodes them, and may refuse them then.
+    """
+    if data[24] not in (8, 16) or data[25] == PALETTE or data[28]:
+        return False
+    kinds = [kind for kind, _, _ in _chunks(data)]
+    first = kinds.index(b"IDAT")
+    return _HARMLESS.issuperset(kinds[:first]) and set(kinds[first:]) == {b"IDAT", b"IEND"}
 
 
 def check_pixels(data: bytes) -> None:

@@ -1,13 +1,14 @@
-"""The C forms of hot loops: compiled where a compiler is found, once per machine and version.
+"""The C forms of hot loops: from the installed package, the user's cache, or a compiler.
 
+A wheel holds them compiled for several instruction sets, of which the best that this processor has
+is taken. Without one they are compiled where a compiler is found, once per machine and version.
 Nothing depends on them: each has a NumPy definition with the same bits, which serves where there is
-no compiler or ``FASTSEG_NATIVE=0`` is set.
+neither or ``FASTSEG_NATIVE=0`` is set.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import platform
 import shutil
@@ -16,10 +17,12 @@ import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from . import recipe
 
 Array = NDArray[Any]
 """uint8 or uint16 codes, or float32 values."""
@@ -27,36 +30,41 @@ Functions = dict[str, Any]
 """C functions by name."""
 POINTER, STEP, INT, FLOAT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_float
 
-_SOURCE = Path(__file__).with_name("pixels.c")
-# contracted or reordered arithmetic would change bits; rintf needs no errno to become one
-# instruction
-_FLAGS = (
-    "-O3",
-    "-march=native",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-shared",
-    "-fPIC",
-)
-_PATIENCE_S = 60
+_PACKAGED = Path(__file__).parent
+"""Where a wheel has its libraries."""
+
+
+class Library(NamedTuple):
+    """What there is of the C loops.
+
+    Attributes:
+        loaded: the library, or None if there is none.
+        where: its path, or the reason why there is none.
+        origin: ``packaged``, ``cached`` or ``compiled``; empty if there is none.
+    """
+
+    loaded: ctypes.CDLL | None
+    where: str
+    origin: str = ""
 
 
 @lru_cache(maxsize=1)
-def library() -> tuple[ctypes.CDLL | None, str]:
-    """The compiled library and where it lies, or None and the reason."""
+def library() -> Library:
+    """The library of the package if it is of this source, else the cached one, else a new one."""
     if os.environ.get("FASTSEG_NATIVE", "1") == "0":
-        return None, "FASTSEG_NATIVE=0"
+        return Library(None, "FASTSEG_NATIVE=0")
+    if found := _packaged():
+        return found
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        return None, "no C compiler"
+        return Library(None, "no C compiler")
     try:
-        path = _built(compiler)
-        return ctypes.CDLL(str(path)), str(path)
+        path, origin = _built(compiler)
+        return Library(ctypes.CDLL(str(path)), str(path), origin)
     except subprocess.CalledProcessError as error:
-        return None, f"{compiler} failed: {error.stderr.strip().splitlines()[-1:]}"
+        return Library(None, f"{compiler} failed: {error.stderr.strip().splitlines()[-1:]}")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return None, f"{compiler} failed: {error}"
+        return Library(None, f"{compiler} failed: {error}")
 
 
 def bind(
@@ -89,28 +97,32 @@ def steps(image: Array) -> tuple[int, int, int]:
     return lane, stride, pixel
 
 
-def _built(compiler: str) -> Path:
-    """The library in the user's cache, compiled if it is not there."""
-    source = _SOURCE.read_bytes()
-    key = hashlib.sha256(b"\0".join((source, repr((compiler, _FLAGS, _machine())).encode())))
-    name = f"pixels-{key.hexdigest()[:16]}.so"
+def _packaged() -> Library | None:
+    """The first library of the package that this processor and its C library can run."""
+    for march in recipe.fitting(recipe.machine(), recipe.features()):
+        path = _PACKAGED / recipe.packaged_name(march)
+        if path.is_file():
+            try:
+                return Library(ctypes.CDLL(str(path)), str(path), "packaged")
+            except OSError:  # as of another C library: musl, or older than the wheel's
+                continue
+    return None
+
+
+def _built(compiler: str) -> tuple[Path, str]:
+    """The library in the user's cache, compiled if it is not there, and which of the two it was."""
     folder = _cache()
-    path = folder / name
-    if not path.is_file():
-        handle, partial = tempfile.mkstemp(suffix=".partial", dir=folder)
-        os.close(handle)
-        try:
-            subprocess.run(
-                [compiler, *_FLAGS, "-o", partial, str(_SOURCE), "-lm"],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=_PATIENCE_S,
-            )
-            os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    return path
+    path = folder / f"pixels-{recipe.digest(compiler, _machine())}.so"
+    if path.is_file():
+        return path, "cached"
+    handle, partial = tempfile.mkstemp(suffix=".partial", dir=folder)
+    os.close(handle)
+    try:
+        recipe.compile_library([compiler], "native", Path(partial))
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return path, "compiled"
 
 
 def _cache() -> Path:
@@ -129,8 +141,5 @@ def _cache() -> Path:
 
 def _machine() -> str:
     """Facts that ``-march=native`` depends on: homes are shared between unlike machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.platform() + platform.processor()
-    return platform.machine() + next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    features = recipe.features()
+    return recipe.machine() + (" ".join(features) or platform.platform() + platform.processor())

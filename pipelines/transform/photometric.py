@@ -199,7 +199,7 @@ def opencv_window(sigma: float) -> int:
 @lru_cache(maxsize=1)
 def compiled() -> native.Functions | None:
     """The C functions, or None where NumPy serves."""
-    loaded, _ = native.library()
+    loaded = native.library().loaded
     if loaded is None:
         return None
     functions = _bound(loaded)

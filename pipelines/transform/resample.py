@@ -124,7 +124,7 @@ def resize(source: Array, geometry: Geometry, interpolation: Interpolation) -> A
 @lru_cache(maxsize=1)
 def compiled() -> Functions | None:
     """The C functions, or None where NumPy serves."""
-    loaded, _ = native.library()
+    loaded = native.library().loaded
     if loaded is None:
         return None
     functions = _bound(loaded)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastseg import data, doctor, evaluate, kernels, train
+from fastseg import data, evaluate, train
 from fastseg.cli.command import explain
 from fastseg.cli.parse import parse
 from fastseg.config.serialise import read_config
@@ -24,8 +24,6 @@ from fastseg.engine.step import TrainStep
 from fastseg.evaluation import from_weights
 from fastseg.evaluation import scores as scores_module
 from fastseg.evaluation.subsets import all_subsets
-from fastseg.models.precision import best_precision
-from fastseg.pipelines.native import build as native
 
 SUBSETS = [subset.name for subset in all_subsets("RDEL")]
 STEPS = ["--stages.teacher.steps", "4", "--stages.student.steps", "4"]
@@ -367,39 +365,6 @@ def test_data_command_needs_a_task(capsys):
     code, text = run(data.main, [], capsys)
     assert code == 2
     assert "synthetic" in text
-
-
-def test_doctor_names_what_serves_instead(capsys, monkeypatch):
-    assert doctor.main([]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    wanted = {"fastseg", "torch", "GPU", "precision", "DALI", "apex", "triton", "C", "matplotlib"}
-    assert wanted <= set(lines)
-    assert (
-        best_precision(torch.device("cpu")).value in lines["precision"] or torch.cuda.is_available()
-    )
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.setattr(native, "library", lambda: (None, "no C compiler"))
-    doctor.main([])
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "the torch loader is used" in lines["DALI"]
-    assert "PyTorch definitions" in lines["triton"]
-    assert "no C compiler" in lines["C"]
-    assert "NumPy" in lines["C"]
-
-
-@pytest.mark.parametrize("broken", [None, "Failed to find C compiler."])
-def test_doctor_tries_a_kernel_on_a_gpu(monkeypatch, broken):
-    pytest.importorskip("triton")
-    tried = []
-    monkeypatch.setattr(kernels, "settle", tried.append)
-    monkeypatch.setattr(kernels, "why_broken", lambda: broken)
-    gpu = torch.device("cuda")
-    finding = doctor._triton(gpu)
-    assert tried == [gpu]
-    assert ("fused kernels" in finding.consequence) == (broken is None)
-    assert (broken or "") in finding.state
-    assert ("python3-dev" in finding.consequence) == (broken is not None)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from fastseg.pipelines import DataConfig, DataError, get_dataset
+from fastseg.pipelines.decode import fast_png
+from fastseg.pipelines.decode.images import decode_ids, decode_image
 from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.loaders.dali.loader import dali_import_error
 from tests.support import dataset_trees as trees
@@ -192,3 +194,78 @@ def test_both_loaders_and_the_check_refuse_the_same(
         messages.append(str(caught.value))
     assert messages == [fault.message] * len(messages)
     assert str(path) in fault.message
+
+
+def with_stream(stream: bytes) -> bytes:
+    """A file of RGB pixels with this stream in the place of its own, and a sound checksum."""
+    whole = png(RGB)
+    start, end = whole.index(b"IDAT") - 4, whole.index(b"IEND") - 4
+    return whole[:start] + chunk(b"IDAT", stream) + whole[end:]
+
+
+STREAM = zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB))
+DEEP = PIXELS.astype(np.uint16) * 251 + 7
+OTHERS = {
+    "16-bit grey": png(DEEP[..., 0]),
+    "16-bit colour": png(DEEP[..., :3]),
+    "16-bit alpha": png(DEEP, 6),
+    "late pHYs, cut off": png(RGB, after=[chunk(b"pHYs", b"\0\1")]),
+    "no rows": with_stream(b""),
+    "half of the rows": with_stream(STREAM[: len(STREAM) // 2]),
+    "no checksum of the stream": with_stream(STREAM[:-4]),
+    "wrong checksum of the stream": with_stream(STREAM[:-1] + bytes([STREAM[-1] ^ 1])),
+    "a byte behind the stream": with_stream(STREAM + b"\0"),
+    "no filter 9": png(RGB, rows=b"".join(b"\x09" + row.tobytes() for row in RGB)),
+    "a row too few": png(RGB, rows=b"".join(b"\0" + row.tobytes() for row in RGB[1:])),
+    "a row too many": png(RGB, rows=b"".join(b"\0" + row.tobytes() for row in (*RGB, RGB[0]))),
+    **{
+        f"bit {bit} of byte {place}": with_stream(
+            STREAM[:place] + bytes([STREAM[place] ^ 1 << bit]) + STREAM[place + 1 :]
+        )
+        for bit in (0, 5)
+        for place in (0, 1, 2, 40, len(STREAM) // 3, len(STREAM) - 6)
+    },
+}
+FAST = {"grey", "alpha", "gamma", "label in red", "16-bit grey", "16-bit colour", "16-bit alpha"}
+"""Files that imagecodecs is to decode, among others."""
+
+
+def outcomes(data: bytes) -> list[np.ndarray | str]:
+    """Pixels, or the words of the refusal, by every way of reading a file."""
+    found: list[np.ndarray | str] = []
+    for bits in ((8,), (16,), (8, 16)):
+        try:
+            found.append(decode_image(data, Path("x.png"), bits=bits))
+        except DataError as error:
+            found.append(str(error))
+    for red_alone in (True, False):
+        try:
+            found.append(decode_ids(data, Path("x.png"), red_alone=red_alone))
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("case", [*READ, *REFUSED, *OTHERS])
+def test_imagecodecs_changes_no_pixel_and_no_refusal(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("imagecodecs")
+    data = OTHERS[case] if case in OTHERS else (READ.get(case) or REFUSED[case])[1]
+    decode, decoded = fast_png.decoder(), list[np.ndarray]()
+    assert decode is not None
+
+    def spy(content: bytes) -> np.ndarray:
+        decoded.append(decode(content))
+        return decoded[-1]
+
+    monkeypatch.setattr(fast_png, "decoder", lambda: spy)
+    with_it = outcomes(data)
+    assert decoded or case not in FAST
+    monkeypatch.setattr(fast_png, "decoder", lambda: None)
+    for ours, pillows in zip(with_it, outcomes(data), strict=True):
+        assert type(ours) is type(pillows)
+        np.testing.assert_array_equal(ours, pillows)
+        if isinstance(pillows, np.ndarray):
+            assert isinstance(ours, np.ndarray)
+            assert ours.dtype == pillows.dtype

@@ -1,11 +1,8 @@
-"""The C form of the resampler against its definition in NumPy, bit by bit, and when it is used."""
+"""The C form of the resampler against its definition in NumPy, bit by bit."""
 
 from __future__ import annotations
 
 import itertools
-import stat
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,57 +100,3 @@ def test_wrong_machine_code_is_not_used() -> None:
     assert resample._agrees(functions)
     swapped = {**functions, "bilinear_uint16": lambda *_: None}
     assert not resample._agrees(swapped)
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty cache folder, and nothing compiled yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("FASTSEG_NATIVE", raising=False)
-    native.library.cache_clear()
-    yield tmp_path / "fastseg"
-    native.library.cache_clear()
-
-
-@needs_compiler
-def test_the_library_is_compiled_once(fresh: Path) -> None:
-    _, first = native.library()
-    assert Path(first).parent == fresh
-    written = Path(first).stat().st_mtime_ns
-    native.library.cache_clear()
-    assert native.library()[1] == first
-    assert Path(first).stat().st_mtime_ns == written
-    assert [path.suffix for path in fresh.iterdir()] == [".so"]
-
-
-@needs_compiler
-def test_a_cache_that_others_can_write_is_not_used(fresh: Path) -> None:
-    fresh.mkdir()
-    fresh.chmod(0o777)
-    _, place = native.library()
-    assert Path(place).parent != fresh
-    assert not stat.S_IMODE(Path(place).parent.stat().st_mode) & 0o077
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "reason"),
-    [
-        ("FASTSEG_NATIVE", "0", "FASTSEG_NATIVE=0"),
-        ("CC", "no-such-compiler", "no-such-compiler failed"),
-        ("CC", "false", "false failed"),
-    ],
-)
-def test_numpy_serves_without_a_compiler(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reason: str
-) -> None:
-    monkeypatch.setenv(variable, value)
-    loaded, why = native.library()
-    assert loaded is None
-    assert reason in why
-    assert list(fresh.glob("*")) == []
-
-
-def test_no_compiler_at_all(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(fresh))
-    assert native.library() == (None, "no C compiler")
