@@ -262,6 +262,7 @@ def test_no_data_at_the_root(tmp_path, capsys):
     assert "--data.root" in text
 
 
+@pytest.mark.fault("F5")
 def test_a_missing_modality_file_is_named_before_training(scenes, tmp_path, capsys):
     root = copied(scenes, tmp_path)
     victim = a_file(root, "event", "train")
@@ -273,6 +274,7 @@ def test_a_missing_modality_file_is_named_before_training(scenes, tmp_path, caps
     assert not (tmp_path / "runs" / "debug" / "metrics.jsonl").exists()
 
 
+@pytest.mark.fault("F6")
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_truncated_image_is_named(scenes, tmp_path, capsys, workers):
     root = copied(scenes, tmp_path)
@@ -286,6 +288,7 @@ def test_a_truncated_image_is_named(scenes, tmp_path, capsys, workers):
     assert not list(tmp_path.rglob("*.partial*"))
 
 
+@pytest.mark.fault("F8")
 def test_a_label_out_of_range_is_named_with_its_value(scenes, tmp_path, capsys):
     root = copied(scenes, tmp_path)
     for victim in root.glob("semantic/*/train/*/*.png"):
@@ -297,6 +300,7 @@ def test_a_label_out_of_range_is_named_with_its_value(scenes, tmp_path, capsys):
     assert "25" in text
 
 
+@pytest.mark.fault("F15")
 def test_out_of_memory_names_the_settings_that_help(scenes, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("tried to allocate 3 GiB")
@@ -322,6 +326,7 @@ def test_an_unknown_preset(capsys):
     assert "did you mean 'demo'" in text
 
 
+@pytest.mark.fault("F22")
 def test_a_checkpoint_of_another_model(finished, scenes, tmp_path, capsys):
     teacher = str(finished[0] / "teacher.safetensors")
     more = ["--teacher", teacher, "--data.modalities", "img", "depth"]
@@ -375,6 +380,7 @@ def test_doctor_tries_a_kernel_on_a_gpu(monkeypatch, broken):
     assert ("python3-dev" in finding.consequence) == (broken is not None)
 
 
+@pytest.mark.fault("F38")
 @pytest.mark.parametrize(
     ("package", "verdict"),
     [

@@ -30,6 +30,7 @@ def train(run):
     run.metrics_file.write_text('{"kind": "train", "step": 1}\n')
 
 
+@pytest.mark.fault("F24")
 def test_other_settings_are_refused_field_by_field(config):
     with RunFolder(config) as run:
         train(run)
@@ -83,6 +84,7 @@ def test_fresh_moves_the_old_run_aside(config):
     assert (old / "teacher.safetensors").read_text() == "precious"
 
 
+@pytest.mark.fault("F40")
 def test_two_writers_are_refused(config):
     with RunFolder(config), pytest.raises(ConfigError, match="another process"), RunFolder(config):
         pass
@@ -144,6 +146,7 @@ def test_a_file_in_the_way(config):
         pass
 
 
+@pytest.mark.fault("F21")
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_read_only_folder(config):
     config.out.mkdir()
