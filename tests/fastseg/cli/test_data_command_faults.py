@@ -89,11 +89,15 @@ def test_what_other_processes_met_counts_at_the_next_logged_step(own, fit, monke
 
 
 @pytest.mark.fault("F29")
-def test_other_samples_may_be_allowed(own, fit, capsys):
+@pytest.mark.parametrize("change", ["gone", "new"])
+def test_other_samples_may_be_allowed(own, fit, capsys, change):
     assert not fit(replace(own, stop_after=2))[1]
     scene = sorted(own.data.root.glob("hha/*/train/*"))[-1].relative_to(own.data.root / "hha")
     for folder in own.data.root.glob(f"*/{scene}"):
-        shutil.rmtree(folder)
+        if change == "new":
+            shutil.copytree(folder, folder.with_name(f"{folder.name}9"))
+        else:
+            shutil.rmtree(folder)
     with pytest.raises(ConfigError, match=r"not those that .*--fresh.*--allow-data-change"):
         fit(own)
     assert fit(replace(own, allow_data_change=True))[1]

@@ -136,6 +136,19 @@ def test_a_nan_on_one_rank_is_skipped_by_all(seen, mode):
         assert same_bits(before, after)
 
 
+@pytest.mark.fault("F9")
+@pytest.mark.parametrize("mode", ["replicate", "fsdp_root"])
+def test_images_without_a_label_are_no_reason_to_skip(seen, mode):
+    on_one, on_both = ([f[f"unlabelled-{n}-{mode}"] for f in seen.facts] for n in (1, 2))
+    for values in on_one + on_both:
+        assert values["skipped"] == 0
+        assert all(math.isfinite(value) for value in values.values())
+    assert on_one[0]["loss"] > 0
+    assert on_one[1]["loss"] == 0
+    assert on_one[0]["grad_norm"] == on_one[1]["grad_norm"] > 0
+    assert all(values["loss"] == values["grad_norm"] == 0 for values in on_both)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_fp16_halves_its_scale_on_all_ranks_and_recovers(seen, mode):
     for facts in seen.facts:
