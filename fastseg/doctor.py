@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def examine() -> list[Finding]:
             "foundation encoders and CLIP models are read with it",
             "needed for foundation encoders: pip install '.[foundation]' in the clone",
         ),
+        _torchvision(),
         _module(
             "h5py", "event files of MUSES", "needed for MUSES: pip install '.[muses]' in the clone"
         ),
@@ -119,6 +121,26 @@ def _triton(device: torch.device) -> Finding:
         remedy = "it needs a C compiler and the headers of Python (gcc, python3-dev)"
         return Finding("triton", f"builds no kernel: {broken}", f"{instead}; {remedy}")
     return Finding("triton", _version("triton"), "losses run as fused kernels")
+
+
+def _torchvision() -> Finding:
+    """By its metadata alone: one that was made for another torch raises when it is imported."""
+    unused = "fastseg does not import it"
+    try:
+        version = importlib.metadata.version("torchvision")
+        needs = importlib.metadata.requires("torchvision") or []
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("torchvision", "not installed", f"not needed: {unused}")
+    pins = [found[1] for need in needs if (found := re.match(r"torch *\(?== *([\w.]+)", need))]
+    own = torch.__version__.split("+")[0]
+    if not pins or own in pins:
+        return Finding("torchvision", version, unused)
+    return Finding(
+        "torchvision",
+        f"{version}, made for torch {pins[0]}",
+        f"does not fit torch {own}: {unused}, but transformers does, and fails; "
+        "pip uninstall torchvision, or install the one of this torch",
+    )
 
 
 def _native() -> Finding:

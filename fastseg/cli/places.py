@@ -27,22 +27,22 @@ def check_places(config: TrainConfig) -> None:
     # a data set of the reader's own is described by a file, which is read here first
     get_dataset(config.data.dataset, config.data.description)
     for name, path in config.given.items():
-        _check_file(f"--{name}", path, f"the {name}.safetensors of a finished run")
+        _check_file(f"--{name}", path, config.instead_of(name))
     # a run that goes on reads its first weights no more
     begun = any((config.out / config.name / "checkpoints").glob("*"))
     if config.model.weights is not None and not begun:
-        _check_file("--model.weights", config.model.weights, "a file of encoder weights")
+        _check_file("--model.weights", config.model.weights, "give a file of encoder weights")
     config.model.check_files()
     _check_folder("--data.root", config.data.root)
     _check_folder("--out", config.out)
 
 
-def _check_file(option: str, path: Path, wanted: str) -> None:
+def _check_file(option: str, path: Path, remedy: str) -> None:
     if path.is_file() and os.access(path, os.R_OK):
         return
     fault = "is a folder" if path.is_dir() else "cannot be read"
     fault = fault if path.exists() else "does not exist"
-    raise ConfigError(f"{option} {path} {fault}: give {wanted}")
+    raise ConfigError(f"{option} {path} {fault}: {remedy}")
 
 
 def _check_folder(option: str, path: Path) -> None:

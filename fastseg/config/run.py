@@ -137,6 +137,13 @@ class TrainConfig:
         paths: dict[str, Path | None] = {name: getattr(self, name) for name in GIVEN}
         return {name: path for name, path in paths.items() if path is not None}
 
+    def instead_of(self, network: str) -> str:
+        """What to do where the weights that the run is given for a network do not serve."""
+        text = f"give the {network}.safetensors of a finished run"
+        if any(network in stage.learners for stage in self.stages.values()):
+            text += f"; the same command without --{network} trains a {network} first"
+        return text
+
     def skips(self, stage: Stage) -> bool:
         """True for a stage that is left out, as all that it would train is given."""
         return set(stage.learners) <= self.given.keys()

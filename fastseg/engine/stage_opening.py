@@ -97,10 +97,7 @@ class StageOpening:
             batches: the micro-batches of one step, on the device, to measure with.
         """
         context, device, state = self.context, self.context.device, saved[1] if saved else {}
-        finished = {
-            name: context.load_network(self.run.network_file(name), name)
-            for name in setup.stage.needed()
-        }
+        finished = {name: self._finished(name) for name in setup.stage.needed()}
         networks = StageNetworks(
             {name: self._first_weights(setup, name, finished) for name in setup.stage.learners},
             {name: finished[name] for name in setup.stage.targets},
@@ -138,6 +135,15 @@ class StageOpening:
         elif start != RANDOM:
             setup.method.first_weights(setup.stage, name, network, finished)
         return network
+
+    def _finished(self, name: str) -> Segmenter:
+        """A network that an earlier stage has trained, or that the run is given."""
+        try:
+            return self.context.load_network(self.run.network_file(name), name)
+        except CheckpointError as error:
+            if name not in self.config.given:
+                raise
+            raise CheckpointError(f"{error}\n--{name}: {self.config.instead_of(name)}") from None
 
     def _digests(
         self, finished: dict[str, Segmenter], learners: Sequence[str], saved: Saved | None

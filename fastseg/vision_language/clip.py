@@ -151,10 +151,14 @@ def _preprocessing(folder: Path, side: int) -> Preprocessing:
 def _transformers() -> Any:
     try:
         import transformers
+
+        # imports the file of the class, and torchvision where it is installed
+        _ = transformers.CLIPModel
     except ImportError as error:
         raise ConfigError(
-            f"a vision-language model needs transformers, which does not import ({error}): "
-            "pip install '.[vision-language]' in the clone of fastseg"
+            f"a vision-language model needs transformers, which does not import "
+            f"({error.__cause__ or error}): pip install '.[vision-language]' in the clone of "
+            "fastseg; python -m fastseg.doctor names a torchvision that does not fit torch"
         ) from None
     return transformers
 

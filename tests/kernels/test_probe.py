@@ -21,6 +21,7 @@ def no_compiler(monkeypatch):
     return torch.device("cuda")
 
 
+@pytest.mark.fault("F37")
 def test_where_nothing_can_be_built_the_reference_serves(no_compiler):
     class OnGpu:
         device, dtype = no_compiler, torch.float32
@@ -36,6 +37,7 @@ def test_where_nothing_can_be_built_the_reference_serves(no_compiler):
     assert switch.why_broken() == "Failed to find C compiler."
 
 
+@pytest.mark.fault("F37")
 def test_strict_says_that_nothing_can_be_built(no_compiler):
     with switch.force_kernels(), pytest.raises(RuntimeError, match="Failed to find C compiler"):
         probe.settle(no_compiler)

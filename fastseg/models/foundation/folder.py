@@ -221,20 +221,24 @@ def _still(kind: str) -> dict[str, object]:
 
 
 def _class_of(kind: str) -> Any:
+    name = CLASSES[kind]
     try:
         import transformers
+
+        # imports the file of the class, and torchvision where it is installed
+        made = getattr(transformers, name, None)
     except ImportError as error:
         raise ConfigError(
-            f"a foundation encoder needs transformers, which does not import ({error}): "
-            "pip install '.[foundation]' in the clone of fastseg"
+            f"a foundation encoder needs transformers, which does not import "
+            f"({error.__cause__ or error}): pip install '.[foundation]' in the clone of fastseg; "
+            "python -m fastseg.doctor names a torchvision that does not fit torch"
         ) from None
-    name = CLASSES[kind]
-    if not hasattr(transformers, name):
+    if made is None:
         raise ConfigError(
             f"transformers {transformers.__version__} has no {name}: install a newer one, "
             "pip install '.[foundation]' in the clone of fastseg"
         )
-    return getattr(transformers, name)
+    return made
 
 
 @contextmanager

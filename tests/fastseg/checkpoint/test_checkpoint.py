@@ -131,6 +131,7 @@ def test_what_cannot_be_removed_is_reported(tmp_path, capsys, monkeypatch):
     assert "step-00000005: Device or resource busy; remove it" in capsys.readouterr().err
 
 
+@pytest.mark.fault("F2")
 @pytest.mark.parametrize("fault", ["flip", "truncate", "remove", "no manifest"])
 @pytest.mark.fault("F2", "F4")
 def test_a_damaged_state_is_passed_over(tmp_path, capsys, fault):
@@ -246,6 +247,7 @@ def test_weights_round_trip(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.fault("F22")
 def test_weights_of_other_data_are_refused_with_every_difference(tmp_path):
     module, _ = trained(0)
     path = tmp_path / "student.safetensors"
@@ -273,6 +275,7 @@ def test_files_that_are_no_weights(tmp_path):
         checkpoint.read_identity(foreign)
 
 
+@pytest.mark.fault("F32")
 def test_a_pickle_is_never_run(tmp_path):
     marker = tmp_path / "ran"
 
@@ -325,6 +328,7 @@ def test_weights_of_an_earlier_version_load_without_a_checksum(weights):
     assert same(module, trained(2)[0])
 
 
+@pytest.mark.fault("F23")
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -344,6 +348,7 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(weights, edit
     assert same(module, untrained())
 
 
+@pytest.mark.fault("F22")
 def test_weights_of_another_role_are_refused(weights):
     with pytest.raises(CheckpointError, match="network: teacher in the file, student wanted"):
         checkpoint.load_weights(weights, untrained(), IDENTITY, role="student")
@@ -375,6 +380,7 @@ def test_metadata_of_another_shape_are_refused(weights, metadata):
         checkpoint.read_identity(weights)
 
 
+@pytest.mark.fault("F22")
 @pytest.mark.parametrize("facts", [{}, {"stage": 3}, {"stage": "other"}])
 def test_weights_of_no_stage_of_the_run_are_refused(weights, facts):
     edited(weights, dict, facts=json.dumps(facts))

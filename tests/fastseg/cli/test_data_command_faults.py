@@ -32,6 +32,7 @@ def own(config, scenes, tmp_path):
     return replace(config, data=replace(config.data, root=root, cache=False))
 
 
+@pytest.mark.fault("F6")
 def test_a_damaged_sample_is_skipped_told_and_counted(own, fit, losses, capsys):
     victim = spoil(own.data.root, 5)
     with pytest.raises(DataError, match="is damaged"):
@@ -87,11 +88,16 @@ def test_what_other_processes_met_counts_at_the_next_logged_step(own, fit, monke
     assert all(values == [] for values in met[:-1])
 
 
-def test_other_samples_may_be_allowed(own, fit, capsys):
+@pytest.mark.fault("F29")
+@pytest.mark.parametrize("change", ["gone", "new"])
+def test_other_samples_may_be_allowed(own, fit, capsys, change):
     assert not fit(replace(own, stop_after=2))[1]
     scene = sorted(own.data.root.glob("hha/*/train/*"))[-1].relative_to(own.data.root / "hha")
     for folder in own.data.root.glob(f"*/{scene}"):
-        shutil.rmtree(folder)
+        if change == "new":
+            shutil.copytree(folder, folder.with_name(f"{folder.name}9"))
+        else:
+            shutil.rmtree(folder)
     with pytest.raises(ConfigError, match=r"not those that .*--fresh.*--allow-data-change"):
         fit(own)
     assert fit(replace(own, allow_data_change=True))[1]
@@ -100,6 +106,7 @@ def test_other_samples_may_be_allowed(own, fit, capsys):
     assert written["allow_data_change"] is False
 
 
+@pytest.mark.fault("F26")
 def test_few_samples_train_if_repeated(own, fit):
     data = replace(own.data, batch_size=16)
     with pytest.raises(DataError, match=r"12 training samples are fewer .* --data\.repeat"):
@@ -124,6 +131,7 @@ def rewrite(root: Path, more: bytes = b"") -> None:
     os.utime(path, ns=(before + 10**9, before + 10**9))
 
 
+@pytest.mark.fault("F29")
 @pytest.mark.parametrize("packed", [False, True])
 def test_changed_pixels_under_the_same_names_are_noticed(own, fit, capsys, packed):
     if packed:

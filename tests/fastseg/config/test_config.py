@@ -131,6 +131,7 @@ def test_config_file_that_is_none(tmp_path):
         read_config(tmp_path / "config.json")
 
 
+@pytest.mark.fault("F24")
 def test_only_fields_that_change_the_result_count_as_changed():
     config = get_preset("demo")
     harmless = replace(
@@ -174,6 +175,7 @@ def test_a_field_without_a_mark_is_told():
         is_harmless(Settings, "forgotten")
 
 
+@pytest.mark.fault("F41")
 def test_student_without_a_teacher_is_refused():
     config = get_preset("demo")
     student = {"student": config.stages["student"]}

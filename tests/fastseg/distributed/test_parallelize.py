@@ -141,6 +141,7 @@ def test_samples_per_step_and_not_their_factors_belong_to_a_run(config):
     assert changed_fields(one, split) == {"samples per step": (4, 2)}
 
 
+@pytest.mark.fault("F25")
 def test_the_run_folder_remembers_the_number_of_processes(config):
     two = Ranks(CPU, rank=0, world=2, local_world=2, store=_Store())
     small = replace(config, data=replace(config.data, batch_size=2))

@@ -42,6 +42,7 @@ def wait_for_training(run, processes, timeout=120):
         time.sleep(0.05)
 
 
+@pytest.mark.fault("F27")
 def test_torchrun_scores_every_sample_once_and_one_rank_speaks(scenes, tmp_path, environment):
     """Evaluation is exact: the confusion matrices are those of one process, bit for bit."""
     more = ["--data.eval-batch-size", "1", "--parallel.mode", "replicate", "--ema", "0.5"]

@@ -186,7 +186,7 @@ def accumulation(record, ranks, alone):
 
 
 def non_finite(record, ranks):
-    """A NaN on rank 1 alone, at step 1, is skipped by all."""
+    """A NaN on rank 1 alone is skipped by all; images without a label there, or on both, are not."""
     config = make_config()
     for mode in ("replicate", "fsdp_root"):
         session = open_session(config, ranks, "teacher", mode)
@@ -198,6 +198,12 @@ def non_finite(record, ranks):
         values = session.step_fn(1, batch)
         record.facts[f"nan-{mode}"] = float(values["skipped"])
         record.tensors(f"after-nan-{mode}", state(session))
+        for unlabelled in (1, 2):
+            batch = shares(global_batch(unlabelled), ranks)[0]
+            if ranks.rank >= 2 - unlabelled:
+                batch.classes.fill_(255)
+            values = {k: float(v) for k, v in session.step_fn(1 + unlabelled, batch).items()}
+            record.facts[f"unlabelled-{unlabelled}-{mode}"] = values
 
 
 def short_precision(record, ranks):

@@ -35,6 +35,7 @@ def train(run):
     run.metrics_file.write_text('{"kind": "train", "step": 1}\n')
 
 
+@pytest.mark.fault("F24")
 def test_other_settings_are_refused_field_by_field(config):
     with RunFolder(config) as run:
         train(run)
@@ -44,6 +45,38 @@ def test_other_settings_are_refused_field_by_field(config):
     assert "--fresh" in str(error.value)
     with RunFolder(config) as run:  # nothing was overwritten
         assert read_config(run.config_file).seed == 0
+
+
+@pytest.mark.fault("F24")
+def test_every_kind_of_field_is_told_or_let_pass(config):
+    with RunFolder(config) as run:
+        train(run)
+    data, student = config.data, config.stages["student"]
+    stages = config.stages | {"student": replace(student, lr=student.lr * 2)}
+    binding = {
+        "precision": replace(config, precision="bf16"),
+        "data.size": replace(config, data=replace(data, size=data.size * 2)),
+        "samples per step": replace(config, data=replace(data, batch_size=data.batch_size * 2)),
+        "model.embed_dim": replace(config, model=replace(config.model, embed_dim=32)),
+        "optim.weight_decay": replace(config, optim=replace(config.optim, weight_decay=0.5)),
+        "stages.student.lr": replace(config, stages=stages),
+    }
+    for field, changed in binding.items():
+        with pytest.raises(ConfigError, match=rf"(?m)^ *{field}: .* before, .* now"):
+            RunFolder(changed).__enter__()
+    moved = replace(data, root=data.root / "elsewhere", workers=3)
+    harmless = replace(config, data=moved, log_every=7, keep_checkpoints=9, trackers=("wandb",))
+    with RunFolder(harmless) as run:
+        assert read_config(run.config_file).log_every == 7
+
+
+@pytest.mark.fault("F30")
+def test_modalities_in_another_order_are_another_run(config):
+    with RunFolder(config) as run:
+        train(run)
+    data = replace(config.data, modalities=("lidar", "event", "depth", "img"))
+    with pytest.raises(ConfigError, match=r"data\.modalities: .* before, .*lidar.* now"):
+        RunFolder(replace(config, data=data)).__enter__()
 
 
 def test_settings_that_never_made_a_step_bind_nobody(config):

@@ -268,9 +268,17 @@ def test_a_student_is_not_continued_with_another_teacher(config, fit, whole):
     )
 
 
+@pytest.mark.fault("F41")
 def test_a_student_is_no_teacher(config, fit, whole):
-    with pytest.raises(CheckpointError, match="network: student in the file, teacher wanted"):
-        fit(replace(config, name="given", teacher=whole / "student.safetensors"))
+    given = replace(config, name="given", teacher=whole / "student.safetensors")
+    with pytest.raises(CheckpointError, match="network: student in the file, teacher wanted") as e:
+        fit(given)
+    assert "--teacher: give the teacher.safetensors" in str(e.value)
+    assert "the same command without --teacher trains a teacher first" in str(e.value)
+    assert not (config.out / "given" / "metrics.jsonl").exists()
+    path, finished = fit(replace(given, teacher=None))  # which it does, in the same folder
+    assert finished
+    assert differing(weights(path), weights(whole)) == []
 
 
 def test_states_that_outlive_their_stage_are_removed_at_the_end(config, fit, whole):
@@ -286,6 +294,7 @@ def test_a_teacher_of_another_model_is_refused(config, fit, whole):
         fit(replace(config, name="given", teacher=teacher, model=model))
 
 
+@pytest.mark.fault("F41")
 def test_a_missing_teacher_is_refused_before_training(config, fit, tmp_path):
     with pytest.raises(CheckpointError, match="no weights at"):
         fit(replace(config, name="given", teacher=tmp_path / "none.safetensors"))

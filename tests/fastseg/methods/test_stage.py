@@ -39,6 +39,7 @@ def test_stage_length_is_in_epochs_unless_steps_are_given():
     assert replace(PUBLISHED, steps=20).num_steps(497) == 20
 
 
+@pytest.mark.fault("F31")
 def test_dropout_draws_every_size_equally_often_and_never_nothing():
     draws = [draw_modalities("drop", 4, derive_seed(1, 1, s, "modalities")) for s in range(4000)]
     sizes = Counter(len(d) for d in draws)

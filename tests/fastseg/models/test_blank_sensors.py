@@ -33,6 +33,7 @@ def gradient_norm(encoder, images, dtype):
     return torch.stack([p.grad.norm() for p in encoder.parameters()]).norm().item()
 
 
+@pytest.mark.fault("F12")
 @pytest.mark.parametrize("dtype", PRECISIONS.values(), ids=PRECISIONS.keys())
 def test_a_blank_image_has_gradients_of_the_usual_size(encoder, dtype):
     noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -89,6 +90,7 @@ def modalities_zeroed(config, _):
     return replace(config, stages=config.stages | {"student": student})
 
 
+@pytest.mark.fault("F12")
 @pytest.mark.parametrize("start", ["random", "encoder"])
 @pytest.mark.parametrize("blank", [files_missing, sensors_black, modalities_zeroed])
 def test_training_with_blank_sensors_skips_no_step(config, fit, tmp_path, blank, start):

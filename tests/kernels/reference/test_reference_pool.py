@@ -66,6 +66,7 @@ def test_gradient_is_checked_numerically():
     )
 
 
+@pytest.mark.fault("F11")
 def test_absent_class_is_a_zero_row_without_gradient():
     features = torch.ones(2, 1, 4, 2, 2, requires_grad=True)
     labels = torch.tensor([[[0, 0], [2, 255]]])

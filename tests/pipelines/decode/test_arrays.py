@@ -59,6 +59,7 @@ class Exploit:
         return (Path.touch, (Path("pwned"),))
 
 
+@pytest.mark.fault("F32")
 def test_pickles_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     array = np.empty((1, 1), object)

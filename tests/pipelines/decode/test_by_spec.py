@@ -46,6 +46,7 @@ def test_images_become_three_channels(
     assert image.transpose(1, 2, 0).flags.c_contiguous  # not copied into planes
 
 
+@pytest.mark.fault("F7")
 @pytest.mark.parametrize("kind", ["grey", "rgba", "rgb", "grey-alpha"])
 def test_labels_are_read_from_grey_or_red(tmp_path: Path, kind: str) -> None:
     channels = {"grey": [], "rgba": [1, 2, 3], "rgb": [1, 2], "grey-alpha": [3]}[kind]
@@ -54,6 +55,7 @@ def test_labels_are_read_from_grey_or_red(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(label, np.where(IDS == 0, 255, IDS - 1))
 
 
+@pytest.mark.fault("F8")
 def test_every_raw_value_is_mapped_or_refused(tmp_path: Path) -> None:
     for raw in range(256):
         path = save(tmp_path / "a.png", Image.fromarray(np.full((2, 2), raw, np.uint8)))
@@ -64,6 +66,7 @@ def test_every_raw_value_is_mapped_or_refused(tmp_path: Path) -> None:
                 decode_label(path, DELIVER)
 
 
+@pytest.mark.fault("F8")
 def test_a_strange_label_value_is_explained(tmp_path: Path) -> None:
     ids = IDS.copy()
     ids[2, 3] = ids[0, 0] = 200
@@ -74,6 +77,7 @@ def test_a_strange_label_value_is_explained(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.fault("F7")
 def test_palette_labels_are_refused_with_a_fix_that_works(tmp_path: Path) -> None:
     palette = Image.fromarray(IDS).convert("P")
     palette.putpalette([c for colour in DELIVER.palette for c in colour])
@@ -85,6 +89,7 @@ def test_palette_labels_are_refused_with_a_fix_that_works(tmp_path: Path) -> Non
     assert decode_image(path).shape == (3, 6, 7)  # as a picture it is not ambiguous
 
 
+@pytest.mark.fault("F7")
 def test_sixteen_bits_are_refused_where_eight_are_declared(tmp_path: Path) -> None:
     path = trees.save(tmp_path / "a.png", IDS.astype(np.uint16) * 257)
     with pytest.raises(DataError, match=r"16 bits per channel.*expected 8-bit.*Convert it"):
@@ -131,6 +136,7 @@ def test_jpeg_is_read(tmp_path: Path) -> None:
     assert decode_image(path).shape == (3, 5, 9)
 
 
+@pytest.mark.fault("F6")
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.3, 0.7, 0.999])
 def test_truncated_files_are_named(tmp_path: Path, keep: float) -> None:
     path = save(tmp_path / "torn.png", Image.fromarray(np.tile(PIXELS, (20, 20, 1))))
@@ -149,6 +155,7 @@ def test_damage_inside_the_pixels_is_found(tmp_path: Path) -> None:
         decode_image(path)
 
 
+@pytest.mark.fault("F6")
 @pytest.mark.parametrize("content", [b"<html>not found</html>", bytes(500)], ids=["html", "zeros"])
 def test_other_content_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"

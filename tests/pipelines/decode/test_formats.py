@@ -247,6 +247,7 @@ def test_how_batches_are_made_does_not_matter(
         torch.testing.assert_close(ours.images, theirs.images, rtol=0, atol=1e-4)
 
 
+@pytest.mark.fault("F12")
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("dataset", ["deliver", "muses", "muses-npz", "mcubes"])
 def test_blank_images_and_ignored_labels_stay_finite(
@@ -308,6 +309,7 @@ def test_anyseg_feeds_high_bytes_and_calls_void_road(
     np.testing.assert_array_equal(batch.labels[0], label[rows][:, cols])
 
 
+@pytest.mark.fault("F12")
 @pytest.mark.usefixtures("small_anyseg")
 @pytest.mark.parametrize("loader", LOADERS)
 def test_robustseg_stretches_and_survives_a_blank_image(
@@ -372,6 +374,7 @@ def test_standardised_deliver_is_whitened(deliver_tree: Path, open_loader: Open)
 # --- missing files as zeros ----------------------------------------------------------------------
 
 
+@pytest.mark.fault("F5")
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(
     ("dataset", "file"),

@@ -35,6 +35,7 @@ def test_sound_files_pass(
     assert sum(len(batch.sample_ids) for batch in loader.batches()) == 6
 
 
+@pytest.mark.fault("F10")
 @pytest.mark.parametrize("name", LOADERS)
 def test_an_image_of_another_size_is_named(
     config: DataConfig, open_loader: Callable[..., Loader], name: str
@@ -66,6 +67,7 @@ def test_the_first_labels_are_decoded(
         open_loader(config, train=False).check()
 
 
+@pytest.mark.fault("F10")
 def test_arrays_and_mosaics_are_compared_with_their_label(
     mcubes_tree: Path, open_loader: Callable[..., Loader]
 ) -> None:

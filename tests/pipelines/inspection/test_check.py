@@ -105,6 +105,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[Path], None], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.fault("F5", "F6", "F7", "F8", "F10")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named_with_its_remedy(deliver_tree: Path, fault: str) -> None:
     folder, tag, spoil, words = FAULTS[fault]
@@ -152,6 +153,7 @@ def test_all_faults_are_collected(
     assert before == {p: p.read_bytes() for p in deliver_tree.rglob("*") if p.is_file()}
 
 
+@pytest.mark.fault("F5")
 def test_long_summaries_are_cut(deliver_tree: Path) -> None:
     for folder in ("event", "hha"):
         for path in sorted(deliver_tree.glob(f"{folder}/*/train/*/*.png"))[1:]:

@@ -51,6 +51,7 @@ def test_batches_hold_what_the_files_hold(
         torch.testing.assert_close(image.double(), value, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.fault("F28")
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_labels_are_int64_whatever_was_stored(dtype: torch.dtype) -> None:
     classes = torch.tensor([[[0, 24], [255, 7]]], dtype=dtype)

@@ -80,6 +80,7 @@ def test_native_size_gives_the_files_content(
         np.testing.assert_array_equal(batch.labels[position], expected)
 
 
+@pytest.mark.fault("F10")
 def test_small_events_are_brought_to_the_label_by_nearest(
     config: DataConfig, open_loader: Callable[..., Loader]
 ) -> None:
@@ -171,6 +172,7 @@ def test_two_processes_see_the_same_global_batch(
             assert torch.equal(together[name], one[step].images[:, position])
 
 
+@pytest.mark.fault("F27")
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_evaluation_is_exact_on_any_number_of_processes(
     config: DataConfig, open_loader: Callable[..., Loader], world: int
@@ -184,6 +186,7 @@ def test_evaluation_is_exact_on_any_number_of_processes(
     assert len(seen) == len(set(seen)) == 6
 
 
+@pytest.mark.fault("F30")
 @pytest.mark.parametrize("name", LOADERS)
 def test_modalities_follow_the_config(
     config: DataConfig, open_loader: Callable[..., Loader], name: str
@@ -324,6 +327,7 @@ def test_an_evaluation_batch_has_images_of_one_shape(
         assert torch.equal(batch.labels[row], one.labels[0])
 
 
+@pytest.mark.fault("F36")
 def test_which_loader_is_chosen(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(problem: str | None, *, gpu: bool, **change: object) -> tuple[str, str]:
         monkeypatch.setattr(build, "dali_import_error", lambda: problem)
@@ -349,6 +353,7 @@ def test_which_loader_is_chosen(config: DataConfig, monkeypatch: pytest.MonkeyPa
         choose(None, gpu=True, loader="dali", cache=True)
 
 
+@pytest.mark.fault("F36")
 @needs_dali
 def test_an_old_dali_is_not_used(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     import nvidia.dali
@@ -364,6 +369,7 @@ def test_an_old_dali_is_not_used(config: DataConfig, monkeypatch: pytest.MonkeyP
         build.choose_loader(replace(config, loader="dali"))
 
 
+@pytest.mark.fault("F36")
 @needs_dali
 def test_a_hidden_dali_is_not_used(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali.plugin.pytorch", None)

@@ -105,6 +105,7 @@ def test_the_following_sample_is_the_next_of_the_epoch() -> None:
         assert [order.following(epoch, index) for index in drawn] == [*drawn[1:], drawn[0]]
 
 
+@pytest.mark.fault("F6")
 @pytest.mark.parametrize(
     ("how", "way"),
     [(how, way) for how in SPOILERS for way in ("in line", "dali")]
@@ -169,6 +170,7 @@ def test_processes_and_resumed_runs_see_the_same(
         assert sorted(batch.replaced) == sorted((*left.replaced, *right.replaced))
 
 
+@pytest.mark.fault("F6")
 @pytest.mark.parametrize("way", WAYS)
 def test_too_many_stop_the_run(config: DataConfig, open_loader: Open, way: str) -> None:
     if "dali" in way and dali_import_error() is not None:
@@ -259,6 +261,7 @@ def test_a_frozen_sensor_does_not_spread_damage(config: DataConfig, open_loader:
 # --- files that are missing from the start -------------------------------------------------------
 
 
+@pytest.mark.fault("F5")
 def test_incomplete_samples_can_be_left_out(config: DataConfig, open_loader: Open) -> None:
     whole = open_loader(config, train=True)
     for index, modality in ((2, 0), (2, 1), (9, 3)):
@@ -301,6 +304,7 @@ def three(tmp_path: Path) -> DataConfig:
     return DataConfig(root=tmp_path, size=64, batch_size=4, workers=0, loader="torch")
 
 
+@pytest.mark.fault("F26")
 @pytest.mark.parametrize("loader", LOADERS)
 def test_few_samples_can_be_repeated(three: DataConfig, open_loader: Open, loader: str) -> None:
     three = replace(three, loader=loader)
@@ -338,6 +342,7 @@ def test_repeat_changes_nothing_where_there_are_enough(
     assert plain.reason == repeating.reason
 
 
+@pytest.mark.fault("F26")
 @pytest.mark.parametrize("loader", LOADERS)
 def test_few_samples_are_evaluated_on_more_processes(
     three: DataConfig, open_loader: Open, loader: str

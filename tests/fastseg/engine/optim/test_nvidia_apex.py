@@ -133,6 +133,7 @@ def test_a_run_with_apex_trains_like_one_without(apex, config, fit, losses):
             assert float.fromhex(left[key]) == pytest.approx(float.fromhex(value), rel=1e-3)
 
 
+@pytest.mark.fault("F38")
 @pytest.mark.parametrize(
     "option", ["--optim.kind apex_adam", "--optim.kind apex_lamb", "--model.norm apex"]
 )
@@ -153,6 +154,7 @@ def test_apex_does_not_serve_a_cpu(apex, monkeypatch):
         make("apex_adam")
 
 
+@pytest.mark.fault("F38")
 def test_apex_that_cannot_be_built_is_one_message(apex, monkeypatch):
     module = importlib.import_module("apex.optimizers")
 

@@ -215,6 +215,7 @@ def test_a_file_that_lacks_one_tensor_is_recognised_all_the_same(tmp_path, layou
         load_weights(make_model(), tmp_path / "model.pth")
 
 
+@pytest.mark.fault("F23")
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

@@ -69,6 +69,7 @@ def save(content, path, form):
     torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
 
 
+@pytest.mark.fault("F32")
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 @pytest.mark.parametrize(
     "way", ["system", "mkdir", "eval", "exec", "setstate", "torch.load", "partial"]
