@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from fastseg.checkpoint.state_files import StateFiles
 from fastseg.checkpoint.tensor_file import misfits
 from fastseg.errors import listed
 from fastseg.models.parameter_groups import parameter_groups
+from fastseg.pipelines.tools.json_values import json_values
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
 _NUMBER = (int, float)
@@ -104,7 +104,7 @@ def stamp(path: Path) -> object:
 
 def read_json(path: Path) -> Any:
     """Content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json_values(path.read_text(encoding="utf-8"))
 
 
 def file_digest(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from fastseg.checkpoint.layout import LAYOUT, VERSION, file_name
 from fastseg.checkpoint.tensor_file import misfits
 from fastseg.distributed.sharded_tensors import local_part, own_rows, placed_like
 from fastseg.errors import CheckpointError, listed
+from fastseg.pipelines.tools.json_values import json_values
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StateFiles:
         self.folder = folder
         self._open: dict[str, Any] = {}
         if (folder / LAYOUT).is_file():
-            self.tensors = self._laid_out(json.loads((folder / LAYOUT).read_text("utf-8")))
+            self.tensors = self._laid_out(json_values((folder / LAYOUT).read_text("utf-8")))
         else:
             self.tensors = {
                 kind: self._whole(name)

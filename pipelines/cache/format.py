@@ -20,6 +20,7 @@ from typing import Any
 from ..datasets.spec import DatasetSpec, ModalitySpec
 from ..datasets.split_files import SplitFiles
 from ..errors import DataError
+from ..tools.json_values import json_values
 from ..tools.names import local, portable
 
 _FORMAT = 1
@@ -96,7 +97,7 @@ class Shard:
             DataError: it is damaged, or of another format.
         """
         try:
-            content = json.loads(data)
+            content = json_values(data)
             if content.pop("sha256") != _digest(content):
                 raise ValueError("its checksum is wrong")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
