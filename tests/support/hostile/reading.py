@@ -321,7 +321,9 @@ def read_scores(data: bytes, folder: Path) -> bool:
     for result, row in zip(found, rows, strict=True):
         assert (result.model, result.subset) == tuple(row[:2])
         cells = row[len(row) - len(classes) - 2 :]
-        for value, cell in zip((result.miou_all, result.miou_present, *result.iou), cells, strict=True):
+        for value, cell in zip(
+            (result.miou_all, result.miou_present, *result.iou), cells, strict=True
+        ):
             assert value == float(cell) / 100 if cell else value != value
     return True
 
