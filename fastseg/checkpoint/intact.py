@@ -72,7 +72,9 @@ def misfit(path: Path, network: nn.Module, averaged: bool) -> str | None:
     slots: dict[str, list[str]] = {}
     found = files.kinds(OPTIMIZER)
     for key in found:
-        index, _, slot = key.partition(".")
+        index, dot, slot = key.partition(".")
+        if not dot:
+            return f"the optimizer has {key!r}, which is of no parameter"
         slots.setdefault(slot, []).append(index)
     order = [p for group in parameter_groups(network) for p in group.parameters]
     # parameters without a gradient so far have no moments, such as those of a modality that was

@@ -116,6 +116,9 @@ class StateFiles:
     def _file(self, name: str) -> Any:
         if name not in self._open:
             path = self.folder / name
+            if not path.is_file():
+                # of a named pipe the next line would wait for a writer
+                raise ValueError(f"{name} is missing, or no file")
             # safetensors reports a file that may not be read without its name
             path.open("rb").close()
             try:
@@ -159,6 +162,8 @@ class StateFiles:
         """A tensor of the layout, whose pieces are those of the files and cover all rows once."""
         shape, place, pieces, dtype = entry["shape"], 0, [], None
         for rank, start, rows in entry["pieces"]:
+            if any(type(number) is not int for number in (rank, start, rows, *shape, world)):
+                raise ValueError(f"{name} has a place that is no whole number")
             file = file_name(kind, int(rank), int(world))
             piece = self._kind(file, name)
             wanted = [rows, *shape[1:]] if shape else []

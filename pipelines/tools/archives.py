@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import lzma
 import os
@@ -215,7 +216,8 @@ def _in_the_way(path: Path, how: str) -> DataError:
 
 
 def _damaged(archive: Path, error: Exception) -> Exception:
-    if isinstance(error, OSError) and error.errno is not None:
+    # EINVAL: the archive says that a part of it begins before its first byte
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return error  # of the disk, not of the archive
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DataError(
