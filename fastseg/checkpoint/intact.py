@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from fastseg.checkpoint.state_files import StateFiles
 from fastseg.checkpoint.tensor_file import misfits
 from fastseg.errors import listed
 from fastseg.models.parameter_groups import parameter_groups
+from fastseg.pipelines.tools.json_values import json_values
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
 _NUMBER = (int, float)
@@ -72,7 +72,9 @@ def misfit(path: Path, network: nn.Module, averaged: bool) -> str | None:
     slots: dict[str, list[str]] = {}
     found = files.kinds(OPTIMIZER)
     for key in found:
-        index, _, slot = key.partition(".")
+        index, dot, slot = key.partition(".")
+        if not dot:
+            return f"the optimizer has {key!r}, which is of no parameter"
         slots.setdefault(slot, []).append(index)
     order = [p for group in parameter_groups(network) for p in group.parameters]
     # parameters without a gradient so far have no moments, such as those of a modality that was
@@ -104,7 +106,7 @@ def stamp(path: Path) -> object:
 
 def read_json(path: Path) -> Any:
     """Content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json_values(path.read_text(encoding="utf-8"))
 
 
 def file_digest(path: Path) -> str:

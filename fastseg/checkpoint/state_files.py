@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from fastseg.checkpoint.layout import LAYOUT, VERSION, file_name
 from fastseg.checkpoint.tensor_file import misfits
 from fastseg.distributed.sharded_tensors import local_part, own_rows, placed_like
 from fastseg.errors import CheckpointError, listed
+from fastseg.pipelines.tools.json_values import json_values
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StateFiles:
         self.folder = folder
         self._open: dict[str, Any] = {}
         if (folder / LAYOUT).is_file():
-            self.tensors = self._laid_out(json.loads((folder / LAYOUT).read_text("utf-8")))
+            self.tensors = self._laid_out(json_values((folder / LAYOUT).read_text("utf-8")))
         else:
             self.tensors = {
                 kind: self._whole(name)
@@ -116,6 +116,9 @@ class StateFiles:
     def _file(self, name: str) -> Any:
         if name not in self._open:
             path = self.folder / name
+            if not path.is_file():
+                # of a named pipe the next line would wait for a writer
+                raise ValueError(f"{name} is missing, or no file")
             # safetensors reports a file that may not be read without its name
             path.open("rb").close()
             try:
@@ -159,6 +162,8 @@ class StateFiles:
         """A tensor of the layout, whose pieces are those of the files and cover all rows once."""
         shape, place, pieces, dtype = entry["shape"], 0, [], None
         for rank, start, rows in entry["pieces"]:
+            if any(type(number) is not int for number in (rank, start, rows, *shape, world)):
+                raise ValueError(f"{name} has a place that is no whole number")
             file = file_name(kind, int(rank), int(world))
             piece = self._kind(file, name)
             wanted = [rows, *shape[1:]] if shape else []

@@ -19,6 +19,7 @@ from fastseg.checkpoint.tensor_file import misfits, not_finite, tensors_digest, 
 from fastseg.distributed.sharded_tensors import module_tensors
 from fastseg.errors import CheckpointError, listed
 from fastseg.models import Segmenter
+from fastseg.pipelines.tools.json_values import json_values
 from fastseg.pipelines.tools.whole_files import commit
 
 _CONSTANTS = "constants"
@@ -88,7 +89,7 @@ def read_identity(path: Path) -> tuple[Identity, dict[str, Any]]:
     """
     try:
         metadata = _metadata(path)
-        return _identity(json.loads(metadata["fastseg"])), _facts(json.loads(metadata["facts"]))
+        return _identity(json_values(metadata["fastseg"])), _facts(json.loads(metadata["facts"]))
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -162,7 +163,7 @@ def load_weights(path: Path, module: nn.Module, wanted: Identity, role: str | No
             + (f", its {role}.safetensors." if role else ".")
         )
     try:
-        kept = _facts(json.loads(_metadata(path).get(_CONSTANTS, "{}")))
+        kept = _facts(json_values(_metadata(path).get(_CONSTANTS, "{}")))
     except ValueError as error:
         raise CheckpointError(_foreign(path, error)) from None
     check_constants(path, {name: str(kept[name]) for name in kept}, constants_of(module))

@@ -14,7 +14,8 @@ from fastseg.pipelines.inspection.check import LISTED
 from fastseg.pipelines.projection import PrepareConfig, prepare_muses
 from fastseg.pipelines.projection.prepare import PointWidth
 from fastseg.pipelines.synthetic import SyntheticConfig, generate, profile
-from fastseg.pipelines.tools.download import fetch, unpack
+from fastseg.pipelines.tools.archives import unpack
+from fastseg.pipelines.tools.download import fetch
 from fastseg.pipelines.tools.settings import Natural, SceneSide, Seed, Workers, check_fields
 
 
@@ -23,7 +24,7 @@ class Fetch:
     """Download a file and verify it; it has its name only once its hash is right."""
 
     url: str
-    """Address, http or https."""
+    """Address, https."""
     sha256: str
     """Expected SHA-256 of the file."""
     out: Path

@@ -31,11 +31,27 @@ _SCALARS = {
 """What plain text is in YAML 1.2's core schema: ``1e-3`` a number; ``no``, ``off``, dates text."""
 
 
+_KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
+_MOST_VALUES = 100_000
+"""Values of a config file, those behind aliases counted wherever they stand."""
+_TOO_MANY = f"it stands for more than {_MOST_VALUES} values; write them without aliases"
+
+
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Values of YAML 1.2, under names that are text and occur once."""
+    """Values of YAML 1.2, under names that are text and occur once; nothing of other types."""
 
     # filled below
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        kind: yaml.SafeLoader.yaml_constructors[kind]
+        for kind in (None, *(_TAG + name for name in _KINDS))
+    }
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put merged mappings in; of mappings that merge one another these grow without end."""
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_VALUES:
+            raise ValueError(_TOO_MANY)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -43,7 +59,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
             line = key.start_mark.line + 1
             if key.tag == _TAG + "merge":
                 continue
-            if key.tag != _TAG + "str":
+            if key.tag != _TAG + "str" or not isinstance(key, yaml.ScalarNode):
                 raise ValueError(f"a name in line {line} is not text: put it into quotes")
             if key.value in seen:
                 raise ValueError(f"the field {shown(key.value)} occurs twice, again in line {line}")
@@ -70,14 +86,35 @@ _Dumper.add_representer(
 def _from_yaml(text: str) -> Any:
     try:
         values = yaml.load(text, _Loader)
+        _refuse_many(values)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{error.problem or error.context}{where}") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+    except (KeyError, IndexError) as error:
+        # PyYAML's own errors of a scalar whose tag says another type
+        raise ValueError(f"a value is not of the type that its tag says ({error})") from None
     # a file of comments alone
     return {} if values is None else values
+
+
+def _refuse_many(values: Any) -> None:
+    """Refuse aliases of aliases: a few lines that stand for billions of values.
+
+    Raises:
+        ValueError: there are more values than in any config.
+    """
+    count, waiting = 0, [values]
+    while waiting:
+        count += 1
+        if count > _MOST_VALUES:
+            raise ValueError(_TOO_MANY)
+        value = waiting.pop()
+        inner = value.values() if isinstance(value, dict) else value
+        if isinstance(value, dict | list):
+            waiting.extend(inner)
 
 
 def _to_yaml(values: Mapping[str, Any]) -> str:

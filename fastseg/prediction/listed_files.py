@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -69,9 +70,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     data = read_bytes(path)
     # names as those of the files are read, whatever the locale
     text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
-    lines = text.splitlines()
-    separator = "\t" if "\t" in (lines or [""])[0] else ","
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    separator = "\t" if "\t" in text.partition("\n")[0] else ","
+    # str.splitlines would cut names at letters that end no line of a CSV file
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         if "\0" in text:
             raise csv.Error("it is not UTF-8 text")

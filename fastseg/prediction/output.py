@@ -12,6 +12,7 @@ from typing import Any
 
 import fastseg
 from fastseg.errors import ConfigError
+from fastseg.pipelines.tools.json_values import json_values
 from fastseg.pipelines.tools.names import local, portable, readable
 from fastseg.pipelines.tools.whole_files import remove, unfinished, write_whole
 from fastseg.prediction.options import Kind
@@ -132,7 +133,7 @@ class Output:
 
 def _read(manifest: Path) -> dict[str, Any]:
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = json_values(manifest.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(
             f"{manifest} cannot be read ({error}): choose another folder with --out, or move that "

@@ -59,6 +59,8 @@ def read_details(path: Path) -> list[DetailTable]:
             raise ValueError(f"its first line should be {','.join(_COLUMNS)}")
         for title, row, column, cell in rows:
             values = tables.setdefault(title, {}).setdefault(row, {})
+            if column in values:
+                raise ValueError(f"{title!r} has two numbers for {row!r}, {column!r}")
             values[column] = float(cell) if cell else math.nan
         return [_table(title, found) for title, found in tables.items()]
     except (ValueError, csv.Error) as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastseg.console import say
+from fastseg.pipelines.tools.json_values import json_values
 from fastseg.pipelines.tools.whole_files import write_whole
 
 
@@ -65,7 +66,7 @@ class MetricsLog:
 def _row(line: bytes) -> dict[str, Any] | None:
     """The row of a line, or None if it is not one that this log has written."""
     try:
-        row = json.loads(line)
+        row = json_values(line)
     except ValueError:
         return None
     kinds = {"kind": str, "stage": str, "step": int}

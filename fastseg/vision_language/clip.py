@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastseg.errors import ConfigError, listed
+from fastseg.pipelines.tools.json_values import json_values
 from fastseg.vision_language.interface import VisionLanguageModel
 from fastseg.vision_language.preprocessing import Preprocessing, read_preprocessing
 
@@ -127,7 +128,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json_values(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; check the folder") from None
     except ValueError as error:

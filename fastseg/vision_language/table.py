@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastseg.checkpoint.tensor_file import tensors_digest, write_tensors
+from fastseg.pipelines.tools.json_values import json_values
 from fastseg.pipelines.tools.whole_files import commit
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -90,7 +91,7 @@ def read_embeddings(path: Path, facts: Mapping[str, Any], shapes: Shapes) -> dic
     except (OSError, SafetensorError, ValueError) as error:
         raise Unusable(f"is damaged ({error})") from None
     try:
-        held = json.loads(metadata["facts"])
+        held = json_values(metadata["facts"])
         digest = metadata["sha256"]
     except (KeyError, ValueError):
         raise Unusable("was not written by fastseg") from None

@@ -20,6 +20,7 @@ from typing import Any
 from ..datasets.spec import DatasetSpec, ModalitySpec
 from ..datasets.split_files import SplitFiles
 from ..errors import DataError
+from ..tools.json_values import json_values
 from ..tools.names import local, portable
 
 _FORMAT = 1
@@ -96,26 +97,41 @@ class Shard:
             DataError: it is damaged, or of another format.
         """
         try:
-            content = json.loads(data)
+            content = json_values(data)
             if content.pop("sha256") != _digest(content):
                 raise ValueError("its checksum is wrong")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is damaged ({error})", "damaged") from error
-        if content["format"] != _FORMAT:
+        if content.get("format") != _FORMAT:
             raise DataError(f"{path} was written by another version of fastseg", "stale")
-        samples = [
-            PackedSample(
-                **sample
-                | {
-                    "id": local(sample["id"]),
-                    "arrays": tuple(Place(**a) if a else None for a in sample["arrays"]),
-                    "sources": tuple(SourceState(**s) if s else None for s in sample["sources"]),
-                }
-            )
-            for sample in content["samples"]
-        ]
-        modalities = tuple((name, reading) for name, reading in content["modalities"])
-        return Shard(modalities, content["label"], tuple(samples))
+        try:
+            modalities = tuple((str(name), str(what)) for name, what in content["modalities"])
+            samples = tuple(map(_sample, content["samples"]))
+            for sample in samples:
+                # a label, and nothing that another sample or no file has
+                if len(sample.arrays) != len(modalities) + 1 or sample.arrays[-1] is None:
+                    raise ValueError(f"{sample.id} has {len(sample.arrays)} arrays")
+            return Shard(modalities, content["label"], samples)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"{path} is damaged ({what})", "damaged") from error
+
+
+def _sample(values: dict[str, Any]) -> PackedSample:
+    """A record of a sample; KeyError, TypeError or ValueError where it is none."""
+    arrays = tuple(Place(**a) if a else None for a in values["arrays"])
+    sources = tuple(SourceState(**s) if s else None for s in values["sources"])
+    sample = PackedSample(
+        **values | {"id": local(values["id"]), "arrays": arrays, "sources": sources}
+    )
+    numbers = [sample.start, sample.end, sample.crc]
+    for place in filter(None, arrays):
+        numbers += [place.offset, place.height, place.width]
+        if not sample.start <= place.offset <= sample.end:
+            raise ValueError(f"an array of {sample.id} lies outside of its bytes")
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError(f"{sample.id} has an offset or size that cannot be")
+    return sample
 
 
 def read_shard(path: Path) -> Shard:

@@ -89,6 +89,8 @@ class PackedStore:
                 )
             self._verified.add(index)
         shape = place.height, place.width, channels
+        if place.offset + math.prod(shape) * dtype.itemsize > sample.end:
+            raise self._refusal("damaged", f"{self._bin(shard)}: {sample.id} is cut off")
         values: Array = np.frombuffer(data, dtype, math.prod(shape), place.offset)
         return values.reshape(shape)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import zlib
@@ -18,6 +17,7 @@ from ..datasets.split_files import SplitFiles
 from ..errors import DataError
 from ..loaders.samples import FileStore
 from ..native.build import Array
+from ..tools.json_values import json_values
 from ..tools.prefetch import ThreadPrefetcher
 from ..tools.process_pool import bar, usable_cpus
 from ..tools.reading import read_bytes
@@ -108,7 +108,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _is_shard(path: Path) -> bool:
     try:
-        content = json.loads(path.read_bytes())
+        content = json_values(path.read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"sha256", "format", "samples"} <= content.keys()

@@ -66,7 +66,9 @@ def sample_in_line(spec: DatasetSpec, line: str, there: Collection[str] = ()) ->
     regex = _regex(spec.list_line or spec.sample_id, ())
     for text in (line, line.split()[0]):
         match = regex.fullmatch(text)
-        sample_id = None if match is None else spec.sample_id.format(**match.groupdict())
+        # a field is one part of a path; of these two none is a name
+        inside = match is not None and not {".", ".."} & set(match.groupdict().values())
+        sample_id = spec.sample_id.format(**match.groupdict()) if match and inside else None
         if text == line.split()[0] or sample_id in there:
             return sample_id
     return None

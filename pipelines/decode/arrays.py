@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,7 +17,8 @@ from ..errors import DataError
 
 _LARGEST = 1 << 30
 """Bytes that a member of an NPZ file may unpack to."""
-# what NumPy and zipfile raise on damaged, encrypted or strangely packed files
+# what NumPy and zipfile raise on damaged, encrypted or strangely packed files; the header of an
+# array is a Python literal, and its parser has errors of its own
 _DAMAGE = (
     ValueError,
     EOFError,
@@ -24,6 +26,9 @@ _DAMAGE = (
     zlib.error,
     zipfile.BadZipFile,
     RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
+    TypeError,
 )
 
 
@@ -42,7 +47,7 @@ def read_array(data: bytes, path: Path) -> NDArray[np.float32]:
     except DataError:
         raise
     except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(
             f"{path} is damaged or no NumPy file ({len(data)} bytes; {reason}); fetch this file "
             "again",

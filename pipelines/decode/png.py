@@ -23,6 +23,10 @@ _HARMLESS = frozenset(
     )
 )
 _HEADER_BYTES = 13
+_CHANNELS = {2: 3, GREY_ALPHA: 2, 6: 4}
+"""Values of a pixel by colour type; one in the others."""
+_RATIO = 1032
+"""Bytes that one byte of a deflated stream unpacks to at most."""
 _END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
@@ -115,14 +119,26 @@ def is_plain(data: bytes) -> bool:
 
 
 def check_pixels(data: bytes) -> None:
-    """Compare the checksums of the chunks IDAT, which PIL does not look at.
+    """Compare the checksums of the chunks IDAT, which PIL does not look at, and their length.
+
+    Args:
+        data: a PNG with a sound header.
 
     Raises:
-        ValueError: one is wrong, or a chunk is cut off.
+        ValueError: a checksum is wrong, a chunk is cut off, or the header declares more pixels
+            than can come out of the chunks: nothing is allocated for them.
     """
+    packed = 0
     for kind, start, end in _chunks(data):
         if kind == b"IDAT":
             _check(data, kind, start, end)
+            packed += end - start
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, len(SIGNATURE) + 8)
+    least = height * (width * depth * _CHANNELS.get(colour, 1) // 8)
+    if least > _RATIO * packed:
+        raise ValueError(
+            f"it declares {width} x {height} pixels, more than its {packed} packed bytes can hold"
+        )
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..tools.json_values import json_values
 from ..tools.reading import check_regular
 
 Matrix = NDArray[np.float64]
@@ -53,7 +53,7 @@ def read_calibration(root: Path) -> Calibration:
             value = value.get(key) if isinstance(value, dict) else None
         try:
             array = np.array(value, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             array = np.empty(0)
         if array.shape != (side, side) or not np.isfinite(array).all():
             raise DataError(
@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     check_regular(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json_values(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror}; it is part of the download. Check --root",

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import DataError
+from ..tools.json_values import json_values
 from ..tools.whole_files import write_whole
 from .catalogue import CLASS_ID
 from .config import SPLITS, SyntheticConfig
@@ -136,7 +137,7 @@ def _is_manifest(path: Path) -> bool:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json_values(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -38,5 +38,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             "there once, text stands in quotes. Mend this line",
             "toml",
         ) from None
+    except ValueError as error:  # a date or number that no calendar or integer has
+        raise DataError(f"{path} has a value that cannot be: {error}; mend it", "toml") from None
     except RecursionError:
         raise DataError(f"{path} is nested too deep; expected tables and lists", "toml") from None

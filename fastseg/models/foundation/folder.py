@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ...errors import ConfigError, listed
+from ...pipelines.tools.json_values import json_values
 from .sizes import ANY_SIZE, SIZES
 
 CLASSES = {
@@ -259,7 +260,7 @@ def _silence() -> Iterator[None]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json_values(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; check the folder") from None
     except ValueError as error:

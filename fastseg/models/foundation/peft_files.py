@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ...errors import ConfigError, listed
+from ...pipelines.tools.json_values import json_values
 from ...pipelines.tools.whole_files import write_whole
 from .adapters import SCALE, AdaptedLinear
 from .segmenter import FoundationSegmenter
@@ -122,7 +123,7 @@ def _tensors(network: FoundationSegmenter, modality: str) -> Iterator[tuple[str,
 def _check_config(path: Path, network: FoundationSegmenter) -> None:
     """Refuse adapters that compute otherwise."""
     try:
-        config: Any = json.loads(path.read_bytes())
+        config: Any = json_values(path.read_bytes())
         found = {
             "peft_type": config["peft_type"],
             "r": config["r"],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from ...pipelines.tools.json_values import json_values
 from .recognise import Found
 from .state_dicts import WeightFile
 
@@ -55,7 +55,7 @@ def choices_of(model: nn.Module, file: WeightFile, found: Found, partial: bool) 
 def modalities_of(file: WeightFile) -> tuple[str, ...]:
     """Names of the sensors that a file of a run was trained with; none in files of others."""
     try:
-        names = json.loads(file.metadata.get("fastseg", "{}")).get("modalities", [])
+        names = json_values(file.metadata.get("fastseg", "{}")).get("modalities", [])
     except (ValueError, AttributeError):
         return ()
     whole = isinstance(names, list) and all(isinstance(name, str) for name in names)

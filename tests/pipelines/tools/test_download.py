@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -18,8 +19,9 @@ import pytest
 
 from fastseg import data
 from fastseg.pipelines import DataError
-from fastseg.pipelines.tools import download as transfer
-from fastseg.pipelines.tools.download import fetch, unpack
+from fastseg.pipelines.tools import archives
+from fastseg.pipelines.tools.archives import unpack
+from fastseg.pipelines.tools.download import fetch
 
 CONTENT = {"set/img/a.png": b"first" * 50, "set/img/b.png": b"second", "set/empty.txt": b""}
 
@@ -161,7 +163,7 @@ def test_a_full_disk_is_seen_before_writing(
 ) -> None:
     archive = zipped(tmp_path / "a.zip", CONTENT)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: usage(9, 9, 100))
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: usage(9, 9, 100))
     with pytest.raises(DataError, match="unpacks to 256 bytes, but only 100 are free"):
         unpack(archive, tmp_path / "deep" / "out", progress=False)
     assert not (tmp_path / "deep").exists()
@@ -224,6 +226,19 @@ def test_other_content_is_no_archive(tmp_path: Path) -> None:
         unpack(tmp_path / "none.zip", tmp_path / "out", progress=False)
 
 
+@pytest.mark.fault("F33")
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_name_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
+    """Archives pack it to nothing, and tarfile would hold all of it in memory."""
+    header = tarfile.TarInfo("long")
+    header.type, header.size = kind, 1 << 40
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)))
+    with pytest.raises(DataError, match=f"a header of {1 << 40} bytes"):
+        unpack(archive, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 # --- fetch ---------------------------------------------------------------------------------------
 
 
@@ -238,6 +253,10 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
             super().__init__(*args, directory=str(served))
 
         def do_GET(self) -> None:
+            if self.path == "/elsewhere":
+                self.send_response(302)
+                self.send_header("Location", "http://192.0.2.1/set.zip")
+                return self.end_headers()
             if self.path != "/short":
                 return super().do_GET()
             self.send_response(200)
@@ -279,6 +298,7 @@ def test_a_file_is_fetched_once(
     [
         ("/other", rf"has SHA-256 [0-9a-f]{{64}}, not {HASH}.*it was removed"),
         ("/short", rf"has SHA-256 [0-9a-f]{{64}}, not {HASH}|cannot fetch"),
+        ("/elsewhere", r"leads to 'http://192\.0\.2\.1/set\.zip', which does not start with https"),
         ("/missing", r"cannot fetch http.*/missing: File not found; nothing was kept"),
     ],
 )
@@ -303,6 +323,8 @@ def test_a_silent_address_is_explained(tmp_path: Path) -> None:
     [
         ("file:///etc/passwd", HASH, "starts with https://"),
         ("ftp://host/a", HASH, "starts with https://"),
+        ("http://host/a", HASH, "starts with https://"),
+        ("https://[host/a", HASH, "starts with https://"),
         ("https://host/a", "abc", "'abc' is no SHA-256.*64 hexadecimal"),
     ],
 )
