@@ -32,7 +32,11 @@ setup(
         for inner in ("", *find_packages(str(HERE / folder)))
     ],
     package_dir=ROOMS,
-    package_data={"": ["*.c"], "fastseg": ["py.typed"]},
+    package_data={
+        "": ["*.c"],
+        "fastseg": ["py.typed"],
+        "fastseg.report.page": ["templates/*"],
+    },
     # apex is not listed on purpose: the name on PyPI belongs to another project
     install_requires=[
         "torch>=2.10",
@@ -43,6 +47,7 @@ setup(
         "tqdm>=4.66",
         "tomli>=2; python_version < '3.11'",
         "pyyaml>=6",
+        "jinja2>=3.1",
         PLOT,
     ],
     extras_require={

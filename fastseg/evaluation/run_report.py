@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fastseg
 from fastseg import kernels
-from fastseg.config.serialise import to_dict
+from fastseg.config.serialise import read_config, to_dict
 from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
@@ -33,8 +33,15 @@ from fastseg.pipelines.faults.sensor_faults import describe
 from fastseg.pipelines.inspection.display import picture
 from fastseg.pipelines.synthetic import shown_name
 from fastseg.report.details import read_details, write_details
+from fastseg.report.metrics_log import MetricsLog
 from fastseg.report.page.html import write_report
-from fastseg.report.results import Picture, RunReport, read_results, write_results
+from fastseg.report.results import (
+    Picture,
+    RunReport,
+    SubsetResult,
+    read_results,
+    write_results,
+)
 
 
 def write_run_report(
@@ -43,6 +50,7 @@ def write_run_report(
     history: list[dict[str, Any]],
     folder: Path,
     run: Path | None = None,
+    beside: Mapping[str, RunReport] | None = None,
 ) -> str:
     """Score the networks, write ``results.csv`` and ``report.html``; returns the table.
 
@@ -56,6 +64,7 @@ def write_run_report(
         history: rows of ``metrics.jsonl``.
         folder: folder to write into.
         run: the run's own, if that is another.
+        beside: other runs by name, see `reports_of_files`.
     """
     images: dict[str, ImageScores] = {}
     matrices = score_networks(context, networks, images=images)
@@ -73,6 +82,7 @@ def write_run_report(
         confusions={name: found[full].counts.cpu().numpy() for name, found in matrices.items()},
         pictures=take_pictures(context, networks, images),
         details=details,
+        beside=beside or {},
         conditions=[t for n, found in images.items() if (t := found.by_condition(n)) is not None],
     )
     write_report(folder / "report.html", report)
@@ -80,7 +90,11 @@ def write_run_report(
 
 
 def write_report_of_files(
-    context: RunContext, history: list[dict[str, Any]], folder: Path, run: Path
+    context: RunContext,
+    history: list[dict[str, Any]],
+    folder: Path,
+    run: Path,
+    beside: Mapping[str, RunReport] | None = None,
 ) -> None:
     """Write ``report.html`` from what the files of a run say: no network and no data is read.
 
@@ -91,6 +105,7 @@ def write_report_of_files(
         history: rows of its ``metrics.jsonl``.
         folder: folder to write into.
         run: the run's own.
+        beside: other runs by name, see `reports_of_files`.
 
     Raises:
         ConfigError: its ``results.csv`` or ``details.csv`` is not one of a run, or is of other
@@ -109,7 +124,44 @@ def write_report_of_files(
             report = replace(report, details=read_details(run / "details.csv"))
     except ValueError as error:
         raise ConfigError(f"{error}; move the file away, and the page is written without") from None
-    write_report(folder / "report.html", report)
+    write_report(folder / "report.html", replace(report, beside=beside or {}))
+
+
+def reports_of_files(runs: Sequence[Path], first: Path) -> dict[str, RunReport]:
+    """Settings, history and scores of runs by name, from their files.
+
+    Runs of one name are told apart by a dash behind it.
+
+    Args:
+        runs: folders of runs.
+        first: folder of the run that they stand beside.
+
+    Raises:
+        ConfigError: a file is not one of a run.
+    """
+    found: dict[str, RunReport] = {}
+    taken = {read_config(first / "config.json").name}
+    for run in runs:
+        config = read_config(run / "config.json")
+        name = config.name
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        results: list[SubsetResult] = []
+        try:
+            if (run / "results.csv").exists():
+                results, _ = read_results(run / "results.csv")
+        except ValueError as error:
+            raise ConfigError(f"{error}; move the file away, or leave {run} out") from None
+        found[name] = RunReport(
+            title=name,
+            config=to_dict(config),
+            history=MetricsLog(run / "metrics.jsonl", writes=False).rows(),
+            results=results,
+            classes=(),
+            palette=np.zeros((0, 3), np.uint8),
+        )
+    return found
 
 
 def _page(context: RunContext, history: list[dict[str, Any]], run: Path) -> RunReport:

@@ -54,7 +54,8 @@ def main_subsets(subsets: Sequence[str]) -> list[str]:
 def draw_pictures(report: RunReport) -> Image.Image:
     """All pictures on one sheet, every pixel doubled, with captions.
 
-    Per sample a row of modalities and label, then one row per network, one column for each of `main_subsets`.
+    Per sample a row of modalities and label, then one row per network with a column for each of
+    `main_subsets`.
 
     Raises:
         ValueError: the report has no pictures.
@@ -112,11 +113,8 @@ def _rows(picture: Picture, palette: NDArray[np.uint8]) -> list[dict[str, NDArra
     rows = [inputs | {"label": label_picture(picture.label, palette)}]
     models, subsets = prediction_grid(picture)
     for model in models:
-        pairs = [
-            (model, subset)
-            for subset in main_subsets(subsets)
-            if (model, subset) in picture.predictions
-        ]
+        pairs = [(model, subset) for subset in main_subsets(subsets)]
+        pairs = [pair for pair in pairs if pair in picture.predictions]
         rows.append({", ".join(p): label_picture(picture.predictions[p], palette) for p in pairs})
     return rows
 

@@ -127,7 +127,8 @@ def test_page_holds_every_part(written: Path) -> None:
     shown = " ".join(page.text)
     for part in ("a demo <run>", "a<b> & $c$", "48.33", "+15.00", "\u22125.00", "0.00123",
                  "python -m fastseg.train --seed 7", "night/000_front", "validation mIoU, RD",
-                 "ohem", "kl", "depth 50\u00a0%", "learning rate", "road seen as sky, clear (20\u00a0%)"):  # fmt: skip
+                 "ohem", "kl", "depth 50\u00a0%", "learning rate",
+                 "road seen as sky, clear (20\u00a0%)"):  # fmt: skip
         assert part in shown, part
     assert page.tags.count("img") == 2 + 1 + 4  # modalities, label, predictions
     # 2 subsets, 1 validation, 2 x (3 losses + 3 of speed), 1 confusion
