@@ -85,7 +85,11 @@ setup(
         for inner in ("", *find_packages(str(HERE / folder)))
     ],
     package_dir=ROOMS,
-    package_data={"": ["*.c"], "fastseg": ["py.typed"]},
+    package_data={
+        "": ["*.c"],
+        "fastseg": ["py.typed"],
+        "fastseg.report.page": ["templates/*"],
+    },
     ext_modules=[Extension("fastseg.pipelines.native.pixels", ["pipelines/native/pixels.c"])],
     cmdclass={"build_ext": BuildLoops, "bdist_wheel": Wheel},
     # apex is not listed on purpose: the name on PyPI belongs to another project
@@ -98,6 +102,7 @@ setup(
         "tqdm>=4.66",
         "tomli>=2; python_version < '3.11'",
         "pyyaml>=6",
+        "jinja2>=3.1",
         PLOT,
     ],
     extras_require={

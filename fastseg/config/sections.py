@@ -115,7 +115,8 @@ class EvaluationConfig:
     """End a stage after so many validations without a better score, that of ``best`` or the mean;
     0: never."""
     pictures: Natural = 5
-    """Samples shown in the report."""
+    """Samples shown in the report, from all parts of the split; the two worst and the two best come
+    before them. 0: none."""
 
     def __post_init__(self) -> None:
         check_fields(self)

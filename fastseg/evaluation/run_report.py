@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,23 +17,31 @@ from torch import Tensor
 
 import fastseg
 from fastseg import kernels
-from fastseg.config.serialise import to_dict
+from fastseg.config.serialise import read_config, to_dict
 from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.evaluation.details import detail_tables
+from fastseg.evaluation.image_scores import ImageScores, chosen_samples
 from fastseg.evaluation.protocol_tables import read_protocol_tables
 from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets
 from fastseg.evaluation.scores import score_networks, subset_results, table
-from fastseg.evaluation.subsets import Subset, run_subsets
+from fastseg.evaluation.subsets import run_subsets
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch, ModalitySpec, build_loader
 from fastseg.pipelines.faults.sensor_faults import describe
 from fastseg.pipelines.inspection.display import picture
 from fastseg.pipelines.synthetic import shown_name
 from fastseg.report.details import read_details, write_details
+from fastseg.report.metrics_log import MetricsLog
 from fastseg.report.page.html import write_report
-from fastseg.report.results import Picture, RunReport, read_results, write_results
+from fastseg.report.results import (
+    Picture,
+    RunReport,
+    SubsetResult,
+    read_results,
+    write_results,
+)
 
 
 def write_run_report(
@@ -42,6 +50,7 @@ def write_run_report(
     history: list[dict[str, Any]],
     folder: Path,
     run: Path | None = None,
+    beside: Mapping[str, RunReport] | None = None,
 ) -> str:
     """Score the networks, write ``results.csv`` and ``report.html``; returns the table.
 
@@ -55,8 +64,10 @@ def write_run_report(
         history: rows of ``metrics.jsonl``.
         folder: folder to write into.
         run: the run's own, if that is another.
+        beside: other runs by name, see `reports_of_files`.
     """
-    matrices = score_networks(context, networks)
+    images: dict[str, ImageScores] = {}
+    matrices = score_networks(context, networks, images=images)
     results = subset_results(context, matrices)
     details = detail_tables(context, networks)
     if not context.ranks.is_first:
@@ -69,15 +80,21 @@ def write_run_report(
         _page(context, history, run or folder),
         results=results,
         confusions={name: found[full].counts.cpu().numpy() for name, found in matrices.items()},
-        pictures=take_pictures(context, networks),
+        pictures=take_pictures(context, networks, images),
         details=details,
+        beside=beside or {},
+        conditions=[t for n, found in images.items() if (t := found.by_condition(n)) is not None],
     )
     write_report(folder / "report.html", report)
     return table(context, results, details)
 
 
 def write_report_of_files(
-    context: RunContext, history: list[dict[str, Any]], folder: Path, run: Path
+    context: RunContext,
+    history: list[dict[str, Any]],
+    folder: Path,
+    run: Path,
+    beside: Mapping[str, RunReport] | None = None,
 ) -> None:
     """Write ``report.html`` from what the files of a run say: no network and no data is read.
 
@@ -88,6 +105,7 @@ def write_report_of_files(
         history: rows of its ``metrics.jsonl``.
         folder: folder to write into.
         run: the run's own.
+        beside: other runs by name, see `reports_of_files`.
 
     Raises:
         ConfigError: its ``results.csv`` or ``details.csv`` is not one of a run, or is of other
@@ -106,7 +124,44 @@ def write_report_of_files(
             report = replace(report, details=read_details(run / "details.csv"))
     except ValueError as error:
         raise ConfigError(f"{error}; move the file away, and the page is written without") from None
-    write_report(folder / "report.html", report)
+    write_report(folder / "report.html", replace(report, beside=beside or {}))
+
+
+def reports_of_files(runs: Sequence[Path], first: Path) -> dict[str, RunReport]:
+    """Settings, history and scores of runs by name, from their files.
+
+    Runs of one name are told apart by a dash behind it.
+
+    Args:
+        runs: folders of runs.
+        first: folder of the run that they stand beside.
+
+    Raises:
+        ConfigError: a file is not one of a run.
+    """
+    found: dict[str, RunReport] = {}
+    taken = {read_config(first / "config.json").name}
+    for run in runs:
+        config = read_config(run / "config.json")
+        name = config.name
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        results: list[SubsetResult] = []
+        try:
+            if (run / "results.csv").exists():
+                results, _ = read_results(run / "results.csv")
+        except ValueError as error:
+            raise ConfigError(f"{error}; move the file away, or leave {run} out") from None
+        found[name] = RunReport(
+            title=name,
+            config=to_dict(config),
+            history=MetricsLog(run / "metrics.jsonl", writes=False).rows(),
+            results=results,
+            classes=(),
+            palette=np.zeros((0, 3), np.uint8),
+        )
+    return found
 
 
 def _page(context: RunContext, history: list[dict[str, Any]], run: Path) -> RunReport:
@@ -145,30 +200,33 @@ def check_figures() -> None:
         ) from None
 
 
-def take_pictures(context: RunContext, networks: Mapping[str, Segmenter]) -> list[Picture]:
-    """Predictions for samples spread evenly over the evaluation split."""
+def take_pictures(
+    context: RunContext,
+    networks: Mapping[str, Segmenter],
+    images: Mapping[str, ImageScores] | None = None,
+) -> list[Picture]:
+    """Predictions for the worst and best samples, and for some of all others.
+
+    Args:
+        context: of the run.
+        networks: by name, on its device.
+        images: scores of the images by network. The judge is the network that is compared, or the
+            last one.
+    """
     # one sample is a batch: a sample's number is that of its step
     loader = build_loader(replace(context.config.data, eval_batch_size=1), train=False)
-    wanted = min(context.config.evaluation.pictures, loader.num_samples)
-    # the middle of equal parts of the sorted list: one sample of each condition, about
-    chosen = ((np.arange(wanted) + 0.5) * loader.num_samples / max(1, wanted)).astype(int)
-    pictures = []
+    compared = context.method.compared
+    judge = [name for name in images or {} if compared is None or name == compared[1]][-1:]
+    scores = {name: images[name].scores for name in judge} if images else {}
+    chosen = chosen_samples(scores, loader.num_samples, context.config.evaluation.pictures)
     try:
-        for index in chosen.tolist():
-            pictures += [
-                _picture(context, networks, batch) for batch in loader.batches(index, index + 1)
-            ]
+        return [
+            replace(_picture(context, networks, batch), note=note)
+            for index, note in chosen.items()
+            for batch in loader.batches(index, index + 1)
+        ]
     finally:
         loader.close()
-    return pictures
-
-
-def shown_subsets(subsets: list[Subset]) -> list[Subset]:
-    """The full set, every single modality, and what is left when the first one is missing."""
-    full = subsets[-1]
-    singles = [subset for subset in subsets[:-1] if len(subset.positions) == 1]
-    rest = [s for s in subsets[:-1] if s.positions == full.positions[1:] and s not in singles]
-    return [full, *singles, *rest]
 
 
 def _picture(context: RunContext, networks: Mapping[str, Segmenter], batch: Batch) -> Picture:
@@ -177,8 +235,8 @@ def _picture(context: RunContext, networks: Mapping[str, Segmenter], batch: Batc
     predictions = {}
     for name, network in networks.items():
         with torch.no_grad(), context.autocast():
-            shown = shown_subsets(run_subsets(context))
-            for subset, logits in logits_of_subsets(context, network, images, shown):
+            every = run_subsets(context)
+            for subset, logits in logits_of_subsets(context, network, images, every):
                 classes = kernels.upsample_argmax(logits, images.shape[-2:])[0]
                 predictions[name, subset.name] = classes.cpu().numpy()
     return Picture(

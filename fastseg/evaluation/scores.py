@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fastseg.engine.context import RunContext
+from fastseg.evaluation.image_scores import ImageScores
 from fastseg.evaluation.metrics import ConfusionMatrix
 from fastseg.evaluation.protocols.modality_subsets import evaluate_subsets
 from fastseg.evaluation.scoring.scorer import Scorer, ScoringConfig
@@ -20,7 +21,10 @@ from fastseg.report.table import format_details, format_table
 
 
 def score_networks(
-    context: RunContext, networks: Mapping[str, Segmenter], views: ViewsConfig | None = None
+    context: RunContext,
+    networks: Mapping[str, Segmenter],
+    views: ViewsConfig | None = None,
+    images: dict[str, ImageScores] | None = None,
 ) -> dict[str, dict[str, ConfusionMatrix]]:
     """Confusion matrix of every network on every subset over the whole evaluation split.
 
@@ -30,6 +34,7 @@ def score_networks(
         context: of the run.
         networks: by name, on its device.
         views: what is averaged for each sample; None: whole images as they are.
+        images: gets, without ``views``, the scores of the images by network.
     """
     ranks = context.ranks
     for network in networks.values():
@@ -40,14 +45,17 @@ def score_networks(
     total = loader.steps_per_epoch
     try:
         loader.check()
-        return {
-            name: evaluate_subsets(
-                context,
-                network,
-                tracked(loader.batches(), f"scoring the {name}", total, shown=ranks.is_first),
-            )
-            for name, network in networks.items()
-        }
+        found = {}
+        for name, network in networks.items():
+            title = f"scoring the {name}"
+            batches = tracked(loader.batches(), title, total, shown=ranks.is_first)
+            if images is None:
+                found[name] = evaluate_subsets(context, network, batches)
+            else:
+                images[name] = ImageScores(context, loader.files)
+                found[name] = evaluate_subsets(context, network, batches, images[name].count)
+                images[name].gather()
+        return found
     finally:
         loader.close()
 

@@ -1,10 +1,14 @@
-"""``python -m fastseg.report RUN``: the page of a run, finished or not, written anew."""
+"""``python -m fastseg.report RUN``: the page of a run, finished or not, written anew.
+
+``python -m fastseg.report RUN OTHER OTHER`` puts the scores and curves of others beside it.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +23,12 @@ from fastseg.engine.context import RunContext
 from fastseg.engine.speed.host_memory import keep_freed_memory
 from fastseg.errors import ConfigError
 from fastseg.evaluation.from_weights import EvaluateConfig, run_config
-from fastseg.evaluation.run_report import check_figures, write_report_of_files, write_run_report
+from fastseg.evaluation.run_report import (
+    check_figures,
+    reports_of_files,
+    write_report_of_files,
+    write_run_report,
+)
 from fastseg.methods import METHODS
 from fastseg.models.precision import Precision
 from fastseg.pipelines.tools.settings import Count, Side, Workers, check_fields
@@ -32,6 +41,9 @@ class ReportConfig:
 
     checkpoint: Path
     """Folder of a run."""
+    beside: tuple[Path, ...] = ()
+    """Folders of other runs, whose scores, curves and settings stand beside those of this one. They
+    may also follow the run as further words."""
     out: Path | None = None
     """Folder for the page and its figures, and for the scores; default: that of the run."""
     score: bool = True
@@ -64,12 +76,16 @@ class ReportConfig:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; the exit code is 0 if it is there."""
     options: ReportConfig = parse_checkpoint(
-        ReportConfig, prog="python -m fastseg.report", description=__doc__, args=arguments
+        ReportConfig,
+        prog="python -m fastseg.report",
+        description=__doc__,
+        args=_with_beside(sys.argv[1:] if arguments is None else arguments),
     )
     keep_freed_memory()
     run, folder = options.checkpoint, options.out or options.checkpoint
-    if not (run / "config.json").is_file():
-        raise ConfigError(f"{run} is no folder of a run: there is no config.json in it")
+    for place in (run, *options.beside):
+        if not (place / "config.json").is_file():
+            raise ConfigError(f"{place} is no folder of a run: there is no config.json in it")
     check_figures()
     found = read_config(run / "config.json")
     files = network_files(found, run)
@@ -89,20 +105,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
         {"": run / "config.json"},
     )
+    beside = reports_of_files(options.beside, run)
     history = MetricsLog(run / "metrics.jsonl", writes=False).rows()
     with processes(config) as ranks:
         context = RunContext(config, ranks)
         if options.score and not missing:
             networks = {name: context.load_network(path, name) for name, path in files.items()}
-            table = write_run_report(context, networks, history, folder, run)
+            table = write_run_report(context, networks, history, folder, run, beside)
         else:
             table = ""
             if missing and options.score and ranks.is_first:
                 say(f"not finished: {', '.join(missing)}; the page shows what the files say")
-            ranks.first(lambda: write_report_of_files(context, history, folder, run))
+            ranks.first(lambda: write_report_of_files(context, history, folder, run, beside))
         if ranks.is_first:
             print("\n".join(filter(None, (table, str(folder / "report.html")))), flush=True)
     return 0
+
+
+def _with_beside(words: Sequence[str]) -> list[str]:
+    """Words of a command line, the runs that follow the first one under ``--beside``."""
+    runs = list(takewhile(lambda word: not word.startswith("-"), words))
+    rest = list(words[len(runs) :])
+    return [*runs[:1], *rest, *(["--beside", *runs[1:]] if runs[1:] else [])]
 
 
 def network_files(config: TrainConfig, run: Path) -> dict[str, Path]:

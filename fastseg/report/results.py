@@ -56,12 +56,14 @@ class Picture:
         images: modality name -> ``[H, W, 3]`` uint8.
         label: ``[H, W]`` uint8; 255 is ignored.
         predictions: (network, subset) -> ``[H, W]`` uint8 classes.
+        note: why it is shown.
     """
 
     sample_id: str
     images: Mapping[str, NDArray[np.uint8]]
     label: NDArray[np.uint8]
     predictions: Mapping[tuple[str, str], NDArray[np.uint8]]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class RunReport:
         details: further tables.
         protocols: tables of the protocols, see ``fastseg.evaluation.protocol_tables``.
         protocols_note: what is wrong with the file that they are in.
+        conditions: mIoU in points by condition and subset, a table for each network.
+        beside: other runs by name, whose scores and curves stand beside those of this one.
     """
 
     title: str
@@ -98,6 +102,8 @@ class RunReport:
     details: Sequence[DetailTable] = ()
     protocols: Sequence[DetailTable] = ()
     protocols_note: str = ""
+    conditions: Sequence[DetailTable] = ()
+    beside: Mapping[str, RunReport] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if np.shape(self.palette) != (len(self.classes), 3):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,14 +13,21 @@ from fastseg.evaluation.subsets import Subset, run_subsets
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch
 
+CountImages = Callable[[str, Tensor, Tensor, Sequence[str]], Tensor]
+"""Counts ``[K, K]`` of a subset's logits, labels and names of a batch, see `ImageScores.count`."""
+
 
 def evaluate_subsets(
-    context: RunContext, model: Segmenter, batches: Iterable[Batch]
+    context: RunContext,
+    model: Segmenter,
+    batches: Iterable[Batch],
+    count: CountImages | None = None,
 ) -> dict[str, ConfusionMatrix]:
     """One confusion matrix per subset of the run over all batches, the full set last.
 
     The batches are those of this process, the matrices are summed over all: exactly once per
     sample, whatever the number of processes. The network, a whole one, is left in eval mode.
+    With ``count`` that is what counts, and may keep what it finds of each image.
     """
     model.eval()
     matrices = {
@@ -32,7 +39,11 @@ def evaluate_subsets(
         with torch.no_grad(), context.autocast():
             scored = logits_of_subsets(context, model, batch.images, run_subsets(context))
             for subset, logits in scored:
-                matrices[subset.name].update_from(logits, batch.labels)
+                matrix = matrices[subset.name]
+                if count is None:
+                    matrix.update_from(logits, batch.labels)
+                else:
+                    matrix.counts += count(subset.name, logits, batch.labels, batch.sample_ids)
     together = torch.stack([matrix.counts for matrix in matrices.values()])
     for matrix, counts in zip(matrices.values(), context.ranks.total(together), strict=True):
         matrix.counts = counts

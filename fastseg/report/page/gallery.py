@@ -2,64 +2,78 @@
 
 from __future__ import annotations
 
-import math
-from html import escape
+from markupsafe import Markup
 
-from ..results import Picture, RunReport
-from .markup import DASH, css, key, keys, missing, rgb
-from .pictures import accuracy, image_uri, label_uri, prediction_grid
+from ..results import Picture, RunReport, by_model
+from .markup import css, fill, missing, points, rgb
+from .pictures import accuracy, image_uri, label_uri, main_subsets, prediction_grid
 from .theme import roles
 
 
-def gallery(report: RunReport) -> str:
-    """All samples with the legend of the class colours."""
+def gallery(report: RunReport) -> Markup:
+    """All samples with the legend of the class colours, and a switch per sensor.
+
+    Every prediction is a picture of the page; the switches choose among them.
+    """
     if not report.pictures:
         return missing("No pictures were taken in this run.")
-    legend = keys(zip(report.classes, map(rgb, report.palette), strict=True))
-    return (
-        "<p>First the inputs and the label (hatched where it is ignored), then for some subsets "
-        "what each network predicts from them, with the share of labelled pixels it has right.</p>"
-        f"\n{legend}{''.join(_sample(picture, report) for picture in report.pictures)}"
+    models = dict.fromkeys(m for p in report.pictures for m in prediction_grid(p)[0])
+    colours = {name: css(role) for name, role in roles(models, report.compared).items()}
+    return fill(
+        "pictures.html",
+        legend=list(zip(report.classes, map(rgb, report.palette), strict=True)),
+        sensors=_sensors(report),
+        scores=_scores(report),
+        models=list(colours.items()),
+        samples=[_sample(picture, report, colours) for picture in report.pictures],
     )
 
 
-def _sample(picture: Picture, report: RunReport) -> str:
-    inputs = [_tile(name, image_uri(image)) for name, image in picture.images.items()]
-    inputs.append(_tile("label", label_uri(picture.label, report.palette)))
+def _sensors(report: RunReport) -> dict[str, str]:
+    """Letter of every sensor by its name; empty where no prediction has all of them."""
+    for picture in report.pictures:
+        full = max(prediction_grid(picture)[1], key=len, default="")
+        if len(full) == len(picture.images):
+            return dict(zip(picture.images, full, strict=True))
+    return {}
+
+
+def _scores(report: RunReport) -> dict[str, str]:
+    """What the networks score with a subset of the sensors over the whole split, as text."""
+    texts: dict[str, list[str]] = {}
+    for model, group in by_model(report.results).items():
+        for subset, result in group.items():
+            texts.setdefault(subset, []).append(f"{model} {points(100 * result.miou_all)} mIoU")
+    return {subset: ", ".join(parts) for subset, parts in texts.items()}
+
+
+def _sample(picture: Picture, report: RunReport, colours: dict[str, str]) -> dict[str, object]:
     models, subsets = prediction_grid(picture)
-    colours = roles(models, report.compared)
-    tiles = []
-    for subset in subsets:
+    sensors = _sensors(report)
+
+    def column(subset: str) -> tuple[str, list[tuple[str, str, float, str]]]:
         parts = []
         for model in models:
-            prediction = picture.predictions.get((model, subset))
-            if prediction is None:
-                continue
-            share = accuracy(prediction, picture.label, len(report.classes))
-            parts.append(
-                f"<figcaption><b>{escape(subset)}</b>{key(css(colours[model]))}"
-                f"<span>{escape(model)}</span><span>{_percent(share)}</span></figcaption>"
-                f"{_image(f'{model} with {subset}', label_uri(prediction, report.palette))}"
-            )
-        tiles.append(f"<figure>{''.join(parts)}</figure>")
-    grid = f'<div class="tiles">{"".join(tiles)}</div>\n' if tiles else ""
-    lack = "" if tiles else missing("No predictions for this sample.")
-    # both rows share their columns, so that modalities stand above predictions
-    columns = max(len(inputs), len(subsets))
-    return (
-        f'<div class="sample" style="--n:{columns}"><h3>{escape(picture.sample_id)}</h3>\n'
-        f'<div class="tiles">{"".join(inputs)}</div>\n{grid}{lack}</div>\n'
-    )
+            if (classes := picture.predictions.get((model, subset))) is not None:
+                share = accuracy(classes, picture.label, len(report.classes))
+                parts.append((model, colours[model], share, label_uri(classes, report.palette)))
+        return subset, parts
 
-
-def _tile(caption: str, uri: str) -> str:
-    text = f"<figcaption>{escape(caption)}</figcaption>"
-    return f"<figure>{text}{_image(caption, uri)}</figure>"
-
-
-def _image(text: str, uri: str) -> str:
-    return f'<img alt="{escape(text)}" src="{uri}">'
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}\u00a0%" if math.isfinite(share) else DASH
+    first = main_subsets(subsets)
+    others = [subset for subset in subsets if subset not in first]
+    return {
+        "name": picture.sample_id,
+        "note": picture.note,
+        "inputs": [
+            (name, sensors.get(name, ""), image_uri(image))
+            for name, image in picture.images.items()
+        ],
+        "label": label_uri(picture.label, report.palette),
+        "subsets": subsets,
+        "groups": [
+            ("All sensors, each alone, and all but the first", list(map(column, first))),
+            ("All other subsets", list(map(column, others))),
+        ],
+        # both rows share their columns, so that modalities stand above predictions
+        "columns": max(len(picture.images) + 1, len(first)),
+    }

@@ -1,22 +1,52 @@
-"""Small pieces of the page."""
+"""The page's templates, and how they write numbers and colours.
+
+Templates escape everything that is not `Markup`: names of classes, samples and files come from
+data sets and may hold anything.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from ..details import DetailTable
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from .charts import Panel
 from .figures import panel_svg
+from .theme import DARK, LIGHT
 
 DASH = "\u2013"
 _MINUS = "\u2212"
 
 
-def missing(text: str) -> str:
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    found.filters.update(points=points, signed=signed, percent=percent, css=css, rgb=rgb)
+    found.globals.update(light=LIGHT, dark=DARK, DASH=DASH)
+    return found
+
+
+def fill(template: str, **values: Any) -> Markup:
+    """A template of the folder ``templates`` with its values."""
+    # templates escape what they are given, so that the whole is safe
+    return Markup(_environment().get_template(template).render(values))
+
+
+def missing(text: str) -> Markup:
     """A sentence in the place of a part that has no data."""
-    return f'<p class="missing">{escape(text)}</p>\n'
+    return Markup('<p class="missing">{}</p>\n').format(text)
 
 
 def points(value: float, digits: int = 2) -> str:
@@ -29,6 +59,11 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", _MINUS) if math.isfinite(value) else DASH
 
 
+def percent(share: float) -> str:
+    """A share without decimals, or a dash if there is none."""
+    return f"{100 * share:.0f}\u00a0%" if math.isfinite(share) else DASH
+
+
 def css(role: str) -> str:
     """The CSS colour of a role of the theme."""
     return f"var(--{role})"
@@ -39,43 +74,9 @@ def rgb(colour: Iterable[int]) -> str:
     return f"rgb({','.join(str(int(value)) for value in colour)})"
 
 
-def key(colour: str) -> str:
-    """A small square of a CSS colour."""
-    return f'<span class="key" style="background:{colour}"></span>'
-
-
-def keys(colours: Iterable[tuple[str, str]]) -> str:
-    """A legend of names and their CSS colours."""
-    items = "".join(f"<li>{key(colour)}{escape(name)}</li>" for name, colour in colours)
-    return f'<ul class="keys">{items}</ul>\n'
-
-
-def grid(panels: Sequence[Panel], name: str, kind: str = "") -> str:
-    """Charts side by side as far as the page is wide; ``name`` is unique on the page."""
-    figures = "".join(
-        f"<figure><figcaption>{escape(panel.title)}</figcaption>"
-        f"{panel_svg(panel, f'{name}-{number}')}</figure>\n"
+def drawn(panels: Sequence[Panel], name: str) -> list[tuple[str, Markup]]:
+    """Title and inline SVG of every chart; ``name`` is unique on the page."""
+    return [
+        (panel.title, Markup(panel_svg(panel, f"{name}-{number}")))
         for number, panel in enumerate(panels)
-    )
-    return f'<div class="panels{kind}">{figures}</div>\n'
-
-
-def details(table: DetailTable, title: str, notes: str = "") -> str:
-    """Numbers by row and column.
-
-    Args:
-        table: the numbers.
-        title: its heading, as text.
-        notes: what stands between heading and numbers, as HTML.
-    """
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
-    lines = [
-        f'<tr><th scope="row">{escape(name)}</th>'
-        f"{''.join(f'<td>{points(value)}</td>' for value in values)}</tr>\n"
-        for name, values in table.rows.items()
     ]
-    return (
-        f"<h3>{escape(title)}</h3>\n{notes}"
-        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>\n'
-        f"<tbody>{''.join(lines)}</tbody></table></div>\n"
-    )

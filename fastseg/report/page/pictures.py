@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +44,18 @@ def prediction_grid(picture: Picture) -> tuple[list[str], list[str]]:
     return models, list(dict.fromkeys(subset for _, subset in picture.predictions))
 
 
+def main_subsets(subsets: Sequence[str]) -> list[str]:
+    """The full set, every single modality, and what is left when the first one is missing."""
+    full = max(subsets, key=len, default="")
+    wanted = list(dict.fromkeys([full, *full, full[1:]]))
+    return [subset for subset in wanted if subset in subsets]
+
+
 def draw_pictures(report: RunReport) -> Image.Image:
     """All pictures on one sheet, every pixel doubled, with captions.
 
-    Per sample a row of modalities and label, then one row per network, one column per subset.
+    Per sample a row of modalities and label, then one row per network with a column for each of
+    `main_subsets`.
 
     Raises:
         ValueError: the report has no pictures.
@@ -104,7 +113,8 @@ def _rows(picture: Picture, palette: NDArray[np.uint8]) -> list[dict[str, NDArra
     rows = [inputs | {"label": label_picture(picture.label, palette)}]
     models, subsets = prediction_grid(picture)
     for model in models:
-        pairs = [(model, subset) for subset in subsets if (model, subset) in picture.predictions]
+        pairs = [(model, subset) for subset in main_subsets(subsets)]
+        pairs = [pair for pair in pairs if pair in picture.predictions]
         rows.append({", ".join(p): label_picture(picture.predictions[p], palette) for p in pairs})
     return rows
 

@@ -3,80 +3,75 @@
 from __future__ import annotations
 
 import math
-from html import escape
 
-from ..results import MEAN, RunReport, by_model, mean_result, subset_order
+from markupsafe import Markup
+
+from ..details import DetailTable
+from ..results import MEAN, RunReport, SubsetResult, by_model, mean_result, subset_order
 from ..table import Score, table_rows
 from .charts import confusion_model, confusion_panel, row_shares, subset_panels
 from .figures import panel_svg
-from .markup import DASH, css, details, grid, key, keys, missing, points, rgb, signed
+from .markup import css, drawn, fill, missing, rgb
 from .theme import roles
 
 
-def subsets(report: RunReport) -> str:
+def subsets(report: RunReport) -> Markup:
     """The table of all subsets and its charts."""
     if not report.results:
         return missing("No results: the table is filled once a network has been evaluated.")
     groups = by_model(report.results)
     lack = [
-        f"No {name} yet: there is no row for it."
+        missing(f"No {name} yet: there is no row for it.")
         for name in report.compared or ()
         if name not in groups
     ]
-    return (
-        '<p class="note">mIoU in points; an absent class counts 0. Letters name the modalities '
-        "that were present.</p>\n"
-        + "".join(map(missing, lack))
-        + _score_table(report, "miou_all")
-        + "<details><summary>The same over the classes that occur only</summary>\n"
-        + _score_table(report, "miou_present")
-        + "</details>\n"
-        + keys((name, css(role)) for name, role in roles(groups, report.compared).items())
-        + grid(subset_panels(report), "subsets")
-        + "".join(details(table, table.title) for table in report.details)
+    colours = roles(groups, report.compared)
+    return fill(
+        "subsets.html",
+        lack=Markup().join(lack),
+        columns=[*subset_order(report.results), MEAN],
+        all=_rows_and_best(report, "miou_all"),
+        present=_rows_and_best(report, "miou_present"),
+        colours=[(name, css(role)) for name, role in colours.items()],
+        panels=drawn(subset_panels(report), "subsets"),
+        details=report.details,
     )
 
 
-def classes(report: RunReport) -> str:
-    """IoU per class: all modalities, and the mean over the subsets."""
+def classes(report: RunReport) -> Markup:
+    """IoU per class: all modalities, the mean over the subsets, and a heat map of every subset."""
     groups = by_model(report.results)
     if not groups:
         return missing("No results: class scores are known once a network has been evaluated.")
     full = max(subset_order(report.results), key=len)
-    columns = []
-    for title in (full, MEAN):
-        for model, group in groups.items():
-            row = mean_result(list(group.values())) if title == MEAN else group.get(title)
-            iou = row.iou if row else (math.nan,) * len(report.classes)
-            columns.append((title, model, iou))
     colours = roles(groups, report.compared)
-    spans = "".join(
-        f'<th scope="colgroup" colspan="{len(groups)}">{escape(title)}</th>'
-        for title in (f"all modalities ({full})", "mean over subsets")
-    )
-    heads = "".join(f'<th scope="col">{escape(model)}</th>' for _, model, _ in columns)
-    lines = []
-    for index, name in enumerate(report.classes):
-        cells = "".join(_bar(100 * iou[index], colours[model]) for _, model, iou in columns)
-        colour = rgb(report.palette[index])
-        lines.append(f'<tr><th scope="row">{key(colour)}{escape(name)}</th>{cells}</tr>\n')
-    return (
-        f'<p class="note">IoU in points; {DASH} where a class is neither in the labels nor in the '
-        'predictions.</p>\n<div class="scroll"><table class="classes"><thead>'
-        f"<tr><th></th>{spans}</tr><tr><th></th>{heads}</tr></thead>\n"
-        f"<tbody>{''.join(lines)}</tbody></table></div>\n"
+    none = (math.nan,) * len(report.classes)
+    columns: list[tuple[str, tuple[float, ...]]] = []
+    for whole in (True, False):
+        for model, group in groups.items():
+            row = group.get(full) if whole else mean_result(list(group.values()))
+            columns.append((colours[model], row.iou if row else none))
+    return fill(
+        "classes.html",
+        titles=(f"all modalities ({full})", "mean over subsets"),
+        models=list(groups),
+        rows=[
+            (name, rgb(report.palette[i]), [(100 * iou[i], role) for role, iou in columns])
+            for i, name in enumerate(report.classes)
+        ],
+        maps=[
+            (f"IoU of every class with every subset, {model}", _class_map(report, group))
+            for model, group in groups.items()
+        ],
     )
 
 
-def confusion(report: RunReport) -> str:
+def confusion(report: RunReport) -> Markup:
     """The confusion matrix and its largest errors."""
     panel, model = confusion_panel(report), confusion_model(report)
     if panel is None or model is None:
         return missing("No confusion matrix: no network has been evaluated on all modalities.")
     reference, result = report.compared or ("", "")
-    text = f"No {escape(result)} yet: this is the {escape(reference)}'s."
-    lack = missing(text) if model == reference else ""
-    chart = panel_svg(panel, "confusion")
     shares = row_shares(report.confusions[model])
     errors = sorted(
         (
@@ -87,50 +82,30 @@ def confusion(report: RunReport) -> str:
         ),
         reverse=True,
     )[:5]
-    worst = ", ".join(
-        f"{escape(label)} seen as {escape(other)} ({100 * share:.0f}\u00a0%)"
-        for share, label, other in errors
-    )
-    return (
-        f"{lack}<p>All modalities present. A row is a class of the label, its cells say what the "
-        f"{escape(model)} made of its pixels, in percent. Shares from 10 % are printed.</p>\n"
-        + (f"<p>Most frequent mistakes: {worst}.</p>\n" if worst else "")
-        + f'<div class="scroll"><figure class="wide">{chart}</figure></div>\n'
+    return fill(
+        "confusion.html",
+        lack=missing(f"No {result} yet: this is the {reference}'s.") if model == reference else "",
+        model=model,
+        errors=errors,
+        chart=Markup(panel_svg(panel, "confusion")),
     )
 
 
-def _score_table(report: RunReport, score: Score) -> str:
+def _rows_and_best(
+    report: RunReport, score: Score
+) -> tuple[dict[str, list[float]], list[float | None]]:
+    """Rows of the table of subsets, and in each column the best score where networks compete."""
     order = subset_order(report.results)
     rows = table_rows(report.results, order, score, report.compared)
     networks = [values for name, values in rows.items() if name != "gain"]
-    best = [
-        max(column) if len(networks) > 1 else math.inf for column in zip(*networks, strict=True)
-    ]
-    head = "".join(f'<th scope="col"{_rule(name)}>{escape(name)}</th>' for name in [*order, MEAN])
-    lines = []
-    for name, values in rows.items():
-        cells = []
-        for subset, value, top in zip([*order, MEAN], values, best, strict=True):
-            if name == "gain":
-                mark = ' class="less"' if value < 0 else ""
-                text = f"<span{mark}>{signed(value)}</span>"
-            else:
-                text = points(value)
-                text = f'<span class="best">{text}</span>' if value == top else text
-            cells.append(f"<td{_rule(subset)}>{text}</td>")
-        kind = ' class="gain"' if name == "gain" else ""
-        lines.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>\n')
-    return (
-        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>\n'
-        f"<tbody>{''.join(lines)}</tbody></table></div>\n"
-    )
+    best = [max(column) if len(networks) > 1 else None for column in zip(*networks, strict=True)]
+    return rows, best
 
 
-def _rule(column: str) -> str:
-    return ' class="rule"' if column == MEAN else ""
-
-
-def _bar(value: float, role: str) -> str:
-    if not math.isfinite(value):
-        return f"<td>{DASH}</td>"
-    return f'<td style="--v:{value:.1f};--bar:var(--{role})">{value:.1f}</td>'
+def _class_map(report: RunReport, group: dict[str, SubsetResult]) -> DetailTable:
+    """IoU in points, a row for each class and a column for each subset."""
+    rows = {
+        name: [100 * result.iou[i] for result in group.values()]
+        for i, name in enumerate(report.classes)
+    }
+    return DetailTable("IoU", tuple(group), rows)

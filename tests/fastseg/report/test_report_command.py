@@ -123,7 +123,7 @@ def test_protocols_are_kept_with_the_run_and_stand_on_its_page(run, capsys):
     for rewritten in (False, True):
         if rewritten:
             assert report.main([str(run), "--no-score"]) == 0
-        section = page.read_text().split('<section id="protocols">')[1].split("</section>")[0]
+        section = page.read_text().split('<section id="protocols"')[1].split("</section>")[0]
         numbers = re.findall(r"<td>([\d.]+)</td>", section)
         for table in (*printed["full"].split("\n\n"), *printed["emm"].split("\n\n")):
             row = next(line for line in table.splitlines() if line.startswith("student   "))
@@ -147,9 +147,9 @@ def test_a_foreign_file_of_protocols_is_named_on_the_page_and_moved_aside(run, c
     file = run / "protocol_tables.csv"
     file.write_bytes(content)
     assert report.main([str(run), "--no-score"]) == 0
-    message = f"{file} is not a file of the protocols&#x27; tables"
+    message = f"{file} is not a file of the protocols&#39; tables"
     assert message in (run / "report.html").read_text()
-    assert message.replace("&#x27;", "'") in capsys.readouterr().err
+    assert message.replace("&#39;", "'") in capsys.readouterr().err
     keep_protocol_tables(run, [DetailTable("full: all", ("mIoU",), {"student": (12.34,)})], [])
     assert "moved to protocol_tables.csv.foreign" in capsys.readouterr().err
     assert (run / "protocol_tables.csv.foreign").read_bytes() == content
