@@ -132,6 +132,8 @@ setup(
             "hypothesis>=6.100",
             "torchmetrics>=1.4",
         ],
+        # the documentation site: mkdocs build --strict
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"],
         "lint": ["ruff==0.17.5", "mypy>=1.15", "types-tqdm", "uv>=0.9"],
     },
     entry_points={

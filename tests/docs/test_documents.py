@@ -13,6 +13,7 @@ from fastseg.__main__ import COMMANDS
 from fastseg.cli import command
 from fastseg.cli.parse import parse, parse_checkpoint, parse_config
 from fastseg.completion import CompletionConfig
+from fastseg.config import reference
 from fastseg.config.compare import changed_fields, flatten
 from fastseg.config.presets.methods import RECIPES
 from fastseg.config.presets.page import page
@@ -167,6 +168,17 @@ def test_every_exit_code_is_explained():
 
 def test_every_recipe_is_described():
     assert (ROOT / "docs" / "reference" / "presets.md").read_text(encoding="utf-8") == page()
+
+
+def test_every_setting_is_described():
+    path = ROOT / "docs" / "reference" / "configuration.md"
+    assert path.read_text(encoding="utf-8") == reference.page()
+    told = set(re.findall(r"^\| `([\w.]+)` \|", reference.page(), re.M))
+    fields = flatten(to_dict(get_preset("demo_robustseg")))
+    # a stage has any name
+    named = {re.sub(r"^stages\.\w+", "stages.NAME", field) for field in fields}
+    named = {field for field in named if not field.startswith("data.eval_corruption.")}
+    assert sorted(named - told) == []
 
 
 def test_the_guide_names_every_method_that_has_recipes():
