@@ -9,13 +9,13 @@ from threading import Timer
 
 import pytest
 
-from fastseg import train
 from fastseg.choice import Choice
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.serialise import read_config
 from fastseg.engine import run_folder
 from fastseg.engine.run_folder import RunFolder
 from fastseg.errors import ConfigError
+from fastseg.train import main
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_a_file_in_the_way(config):
 def test_a_place_where_nobody_may_write_is_named_before_the_data(tmp_path, capsys):
     """The file system of the kernel refuses root, too."""
     words = ["--preset", "debug", "--out", "/proc/runs", "--data.root", str(tmp_path / "none")]
-    assert train.main(words) == 2
+    assert main(words) == 2
     said = capsys.readouterr().err
     assert "cannot create the run folder /proc/runs/debug: " in said
     assert "choose another --out" in said
