@@ -54,8 +54,9 @@ class BuildLoops(build_ext):
             except (OSError, subprocess.SubprocessError) as error:
                 reason = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
                 self.warn(f"no C loops for {march}, fastseg compiles them at first use: {reason}")
-                continue
-            self.written.append(str(target))
+                target.unlink(missing_ok=True)
+            else:
+                self.written.append(str(target))
 
     def get_outputs(self) -> list[str]:
         """The libraries that were compiled."""
