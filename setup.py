@@ -37,9 +37,13 @@ class BuildLoops(build_ext):
     is made without them, and fastseg compiles them at the first use.
     """
 
+    def initialize_options(self) -> None:
+        """Begin with no libraries."""
+        super().initialize_options()
+        self.written: list[str] = []
+
     def run(self) -> None:
         """Compile, and warn of what does not; an editable installation has no need of it."""
-        self.written: list[str] = []
         if self.inplace or self.editable_mode or sys.platform != "linux":
             return
         compiler = shlex.split(os.environ.get("CC") or shutil.which("cc") or "gcc")
