@@ -32,7 +32,7 @@ def metadata():
     return given
 
 
-def build(tmp_path, compiler):
+def build(tmp_path, compiler, command="bdist_wheel"):
     """Name of the wheel of a copy of the checkout, the libraries in it, what was said."""
     pytest.importorskip("setuptools.command.bdist_wheel")
     skipped = shutil.ignore_patterns("__pycache__", "*.so")
@@ -41,16 +41,16 @@ def build(tmp_path, compiler):
         more = {} if copy is shutil.copy else {"ignore": skipped}
         copy(ROOT / name, tmp_path / name, **more)
     done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "bdist_wheel", "-d", "dist"],
+        [sys.executable, "setup.py", "-q", command, "-d", "dist"],
         cwd=tmp_path,
         env={**os.environ, "CC": str(compiler)},
         capture_output=True,
         text=True,
         check=True,
     )
-    (wheel,) = (tmp_path / "dist").iterdir()
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = [Path(name).name for name in zipfile.ZipFile(wheel).namelist()]
-    assert "pixels.c" in names, "the fallback compiles it"
+    assert ("pixels.c" in names) == (command == "bdist_wheel"), "the fallback compiles it"
     return wheel.name, {name for name in names if name.endswith(".so")}, done.stderr
 
 
@@ -74,6 +74,12 @@ def test_a_wheel_has_the_libraries_that_the_loader_looks_for(tmp_path):
     assert re.fullmatch(rf"fastseg-{re.escape(fastseg.__version__)}-py3-none-linux_\w+\.whl", name)
     assert libraries == {recipe.packaged_name(march) for march in set(SETS) - {"x86-64-v4"}}
     assert said.count("bad -march") == ("x86-64-v4" in SETS)
+
+
+def test_an_editable_installation_has_no_need_of_a_compiler(tmp_path):
+    name, libraries, said = build(tmp_path, "no-such-compiler", "editable_wheel")
+    assert "-py3-none-any.whl" in name
+    assert (libraries, "compile" in said) == (set(), False)
 
 
 def test_the_version_is_the_same_everywhere(metadata):
