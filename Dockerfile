@@ -4,7 +4,9 @@
 # hold the one that torch, Triton and DALI were built for, and the driver is the host's.
 ARG PYTHON=3.12
 
+# the compilers' versions are those of the Debian release below the image: a pin would soon be gone
 FROM python:${PYTHON}-slim AS wheel
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
@@ -19,6 +21,7 @@ RUN useradd --create-home --uid 1000 fastseg && install --directory --owner fast
 FROM base AS cuda
 ARG EXTRAS=dali,triton,fast-png
 # Triton and torch.compile build their launchers when a run begins
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
@@ -26,7 +29,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
     pip install --no-cache-dir --constraint /constraints.txt "$(ls /wheels/*.whl)[${EXTRAS}]"
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-USER fastseg
+USER 1000
 WORKDIR /home/fastseg
 ENTRYPOINT ["fastseg"]
 CMD ["doctor"]
@@ -41,7 +44,7 @@ RUN --mount=type=bind,source=constraints.txt,target=/constraints.txt \
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
     pip install --no-cache-dir --constraint /constraints.txt "$(ls /wheels/*.whl)[${EXTRAS}]"
-USER fastseg
+USER 1000
 WORKDIR /home/fastseg
 ENTRYPOINT ["fastseg"]
 CMD ["doctor"]

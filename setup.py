@@ -37,9 +37,13 @@ class BuildLoops(build_ext):
     is made without them, and fastseg compiles them at the first use.
     """
 
+    def initialize_options(self) -> None:
+        """Begin with no libraries."""
+        super().initialize_options()
+        self.written: list[str] = []
+
     def run(self) -> None:
         """Compile, and warn of what does not; an editable installation has no need of it."""
-        self.written: list[str] = []
         if self.inplace or self.editable_mode or sys.platform != "linux":
             return
         compiler = shlex.split(os.environ.get("CC") or shutil.which("cc") or "gcc")
@@ -54,8 +58,9 @@ class BuildLoops(build_ext):
             except (OSError, subprocess.SubprocessError) as error:
                 reason = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
                 self.warn(f"no C loops for {march}, fastseg compiles them at first use: {reason}")
-                continue
-            self.written.append(str(target))
+                target.unlink(missing_ok=True)
+            else:
+                self.written.append(str(target))
 
     def get_outputs(self) -> list[str]:
         """The libraries that were compiled."""

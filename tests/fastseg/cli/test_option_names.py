@@ -99,10 +99,13 @@ FOREIGN = {
     "--index-url": "pip",
     "--no-build-isolation": "pip",
     "--upgrade": "pip",
+    **dict.fromkeys(("--no-deps", "--wheel-dir", "--no-index", "--find-links"), "pip"),
     "--max-restarts": "torchrun",
     "--nproc-per-node": "torchrun",
     "--standalone": "torchrun",
     "--shm-size": "docker run",
+    **dict.fromkeys(("--rm", "--gpus", "--ipc", "--user"), "docker run"),
+    **dict.fromkeys(("--target", "--build-arg"), "docker build"),
     "--fix": "ruff",
     "--local-dir": "hf download",
     # scripts and conftest of bench/, which is not installed
