@@ -186,7 +186,7 @@ def accumulation(record, ranks, alone):
 
 
 def non_finite(record, ranks):
-    """A NaN on rank 1 alone is skipped by all; images without a label there, or on both, are not."""
+    """A NaN on rank 1 is skipped by all; images without a label there, or on both, are not."""
     config = make_config()
     for mode in ("replicate", "fsdp_root"):
         session = open_session(config, ranks, "teacher", mode)
