@@ -421,7 +421,6 @@ def test_images_that_are_not_finite_are_named(config, fit, monkeypatch):
     assert "--data.corruption.* is active (blackout 0.1)" in str(error.value)
 
 
-@pytest.mark.fault("F29")
 def test_other_training_samples_under_a_run_are_refused(config, fit, monkeypatch):
     fit(replace(config, stop_after=2))
     monkeypatch.setattr(
