@@ -131,7 +131,6 @@ def test_what_cannot_be_removed_is_reported(tmp_path, capsys, monkeypatch):
     assert "step-00000005: Device or resource busy; remove it" in capsys.readouterr().err
 
 
-@pytest.mark.fault("F2")
 @pytest.mark.parametrize("fault", ["flip", "truncate", "remove", "no manifest"])
 @pytest.mark.fault("F2", "F4")
 def test_a_damaged_state_is_passed_over(tmp_path, capsys, fault):

@@ -134,7 +134,6 @@ def test_a_layout_that_does_not_fit_its_files_is_passed_over(out, tmp_path, caps
     assert f"{STATE} is passed over" in capsys.readouterr().err
 
 
-@pytest.mark.fault("F2")
 @pytest.mark.parametrize("victim", ["layout.json", "network-00001-of-00002.safetensors"])
 @pytest.mark.parametrize("fault", ["gone", "flipped"])
 @pytest.mark.fault("F2")

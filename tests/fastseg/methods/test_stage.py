@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from fastseg.engine.optim.learning_rate import learning_rate
+from fastseg.evaluation.subsets import all_subsets
 from fastseg.methods.robustseg import RobustSegWeights
-from fastseg.methods.seeds import Share, derive_seed, draw_modalities
+from fastseg.methods.seeds import Share, derive_seed, draw_modalities, draw_modalities_of_samples
 from fastseg.methods.stage import Stage
+from tests.support.optional_hypothesis import given, st
 
 PUBLISHED = Stage(epochs=200, warmup_epochs=10, lr=6e-5)
 
@@ -48,6 +50,21 @@ def test_dropout_draws_every_size_equally_often_and_never_nothing():
     kept = Counter(itertools.chain.from_iterable(draws))
     assert all(abs(kept[m] / 4000 - 0.625) < 0.04 for m in range(4))  # (M + 1) / (2 M)
     assert all(d == sorted(set(d)) for d in draws)
+
+
+@pytest.mark.fault("F31")
+@given(
+    policy=st.sampled_from(["full", "drop", "zero"]),
+    modalities=st.integers(1, 8),
+    samples=st.integers(1, 9),
+    seed=st.integers(0, 2**60),
+)
+def test_no_draw_and_no_score_is_without_every_modality(policy, modalities, samples, seed):
+    assert draw_modalities(policy, modalities, seed)
+    assert (draw_modalities_of_samples(modalities, samples, seed).sum(1) > 0).all()
+    subsets = all_subsets("ABCDEFGH"[:modalities])
+    assert len(subsets) == 2**modalities - 1
+    assert all(subset.positions for subset in subsets)
 
 
 def test_dropout_depends_on_seed_stage_and_step_alone():

@@ -298,6 +298,7 @@ def test_bad_lists_are_refused_by_one_message(predict, tmp_path, text):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault("F31")
 def test_bad_folders_and_options_are_refused_by_one_message(predict, scenes, tmp_path, folder):
     empty, strange = tmp_path / "empty", tmp_path / "strange"
     (empty / "img").mkdir(parents=True)

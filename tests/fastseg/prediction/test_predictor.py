@@ -113,6 +113,7 @@ def test_grey_and_alpha_are_read_as_from_files(predictor, arrays):
     assert (predictor({**arrays, "lidar": np.dstack([grey] * 3 + [alpha])}).labels == three).all()
 
 
+@pytest.mark.fault("F31")
 def test_bad_arrays_are_refused_by_name(predictor, arrays):
     image = arrays["img"]
     for wrong, told in (

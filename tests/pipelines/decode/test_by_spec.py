@@ -137,12 +137,14 @@ def test_jpeg_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("F6")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.3, 0.7, 0.999])
-def test_truncated_files_are_named(tmp_path: Path, keep: float) -> None:
-    path = save(tmp_path / "torn.png", Image.fromarray(np.tile(PIXELS, (20, 20, 1))))
+def test_truncated_files_are_named(tmp_path: Path, keep: float, kind: str) -> None:
+    picture = Image.fromarray(np.tile(PIXELS[..., :3], (20, 20, 1)))
+    path = save(tmp_path / f"torn.{kind.lower()}", picture, kind)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(DataError, match=r"torn\.png is damaged.*fetch this file again"):
+    with pytest.raises(DataError, match=rf"{path.name} is damaged.*fetch this file again"):
         decode_image(path)
 
 

@@ -249,6 +249,7 @@ def test_faults_of_scenes_do_not_stop_the_others(
     assert "12 files written, 18 there before" in capsys.readouterr().out
 
 
+@pytest.mark.fault("F12")
 def test_an_empty_recording_is_an_empty_image(raw_tree: Path) -> None:
     path = raw_tree / f"event_camera/{SCENE}_event_camera.h5"
     trees.write_events(path, {k: v[:0] for k, v in trees.event_arrays("x").items()})
