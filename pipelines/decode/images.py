@@ -20,8 +20,9 @@ Pixels = NDArray[np.uint8]
 Codes = NDArray[Any]
 """uint8 or uint16."""
 
-_FORMATS = ("PNG", "JPEG", "MPO")
-"""PIL's names of the formats; MPO is a JPEG that others follow, as some cameras write it."""
+_FORMATS = ("PNG", "JPEG")
+"""PIL's names of the formats. The reader of JPEG also opens one that others follow (MPO), as some
+cameras write it."""
 _ORIENTATION = 0x0112
 """EXIF tag: 1 for as stored, 2 to 8 for mirrored or turned; other values have no meaning."""
 _OTHERS = {b"BM": "BMP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WEBP"}
