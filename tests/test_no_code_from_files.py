@@ -1,4 +1,4 @@
-"""No code of ours runs what a file or a string says: forbidden calls, and the few that may stand."""
+"""No code of ours runs what a file or a string says: what is forbidden, and what may stand."""
 
 import ast
 from pathlib import Path
