@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastseg.errors import ConfigError, listed
+from fastseg.pipelines.tools.hub_folders import why_unsafe
 from fastseg.pipelines.tools.json_values import json_values
 from fastseg.vision_language.interface import VisionLanguageModel
 from fastseg.vision_language.preprocessing import Preprocessing, read_preprocessing
@@ -101,6 +102,8 @@ def load_clip(folder: Path, device: torch.device) -> Clip:
             "config.json, the CLIPModel of transformers"
         )
     _check_files(folder)
+    if reason := why_unsafe(folder):
+        raise ConfigError(f"{folder} cannot be used: {reason}")
     transformers = _transformers()
     try:
         network, report = transformers.CLIPModel.from_pretrained(

@@ -20,14 +20,17 @@ Pixels = NDArray[np.uint8]
 Codes = NDArray[Any]
 """uint8 or uint16."""
 
-_FORMATS = ("PNG", "JPEG", "MPO")
-"""PIL's names of the formats; MPO is a JPEG that others follow, as some cameras write it."""
+_FORMATS = ("PNG", "JPEG")
+"""PIL's names of the formats. The reader of JPEG also opens one that others follow (MPO), as some
+cameras write it."""
 _ORIENTATION = 0x0112
 """EXIF tag: 1 for as stored, 2 to 8 for mirrored or turned; other values have no meaning."""
+_OTHERS = {b"BM": "BMP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WEBP"}
+"""How files of other formats begin, for messages."""
 _MODES = {8: ("L", "LA", "RGB", "RGBA", "P"), 16: ("I;16", "I", "RGB", "RGBA")}
 _LOW_BYTES = {"RGB": "RGB;16L", "RGBA": "RGBA;16L"}
-# everything PIL was seen to raise on damaged files
-_DAMAGE = (
+
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -36,6 +39,16 @@ _DAMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+"""Everything that Pillow was seen to raise on damaged files."""
+
+
+def opened(data: bytes) -> Image.Image:
+    """An image that Pillow has opened; of its many readers two see the bytes, whatever they are.
+
+    Raises:
+        OSError, ValueError and others of Pillow: it is neither PNG nor JPEG, or damaged.
+    """
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def check_header(
@@ -61,13 +74,16 @@ def check_header(
     try:
         if data.startswith(png.SIGNATURE):
             header = png.read_header(data)
-        with Image.open(io.BytesIO(data)) as image:
-            width, height, mode, kind = image.width, image.height, image.mode, image.format
+        with opened(data) as image:
+            width, height, mode = image.width, image.height, image.mode
             exif = header.exif or image.info.get("exif", b"")
-    except _DAMAGE as error:
-        raise damaged(path, len(data), error) from error
-    if kind not in _FORMATS:
-        raise DataError(f"{path} is a {kind} file; expected PNG or JPEG. Save it as PNG", "format")
+    except DAMAGE as error:
+        kind = next((kind for start, kind in _OTHERS.items() if data.startswith(start)), None)
+        if kind is None:
+            raise damaged(path, len(data), error) from error
+        raise DataError(
+            f"{path} is a {kind} file; expected PNG or JPEG. Save it as PNG", "format"
+        ) from None
     if label:
         refuse_lossy(data, path)
     indexed = header.colour == png.PALETTE
@@ -114,10 +130,11 @@ def decode_image(data: bytes, path: Path, *, bits: tuple[int, ...] = (8,)) -> Co
     deep = data.startswith(png.SIGNATURE) and data[24] == 16
     codes: Codes
     try:
+        _check_pixels(data)
         if (found := _checked(data)) is not None:
             codes = _three_channels(found)
             return codes if bits == (8,) or deep else codes.astype(np.uint16) * 257
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             if bits == (8,):
                 return _rgb(image)
             if not deep:
@@ -128,13 +145,13 @@ def decode_image(data: bytes, path: Path, *, bits: tuple[int, ...] = (8,)) -> Co
             high = _rgb(image)
         # PIL has no 16-bit RGB: it unpacks big-endian pixels to their high bytes. Asked to unpack
         # them as little-endian, it gives the low ones.
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             codec, box, offset, _ = image.tile[0]
             # older versions of PIL know tiles as plain tuples
             image.tile = [(codec, box, offset, _LOW_BYTES[image.mode])]  # type: ignore[list-item]
             codes = high.astype(np.uint16) << 8 | _rgb(image)
             return codes
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise damaged(path, len(data), error) from error
 
 
@@ -153,16 +170,17 @@ def decode_ids(data: bytes, path: Path, *, red_alone: bool, palette: bool = Fals
     """
     check_header(data, path, label=True, palette=palette)
     try:
+        _check_pixels(data)
         if (found := _checked(data)) is not None:
             if red_alone or found.ndim == 2 or found.shape[2] < 3:
                 return found if found.ndim == 2 else found[:, :, 0]
             red, green, blue = (found[:, :, c] for c in range(3))
         else:
-            with Image.open(io.BytesIO(data)) as image:
+            with opened(data) as image:
                 if red_alone or image.mode not in ("RGB", "RGBA"):
                     return np.asarray(image.getchannel(0))
                 red, green, blue = (np.asarray(image.getchannel(c)) for c in range(3))
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise damaged(path, len(data), error) from error
     painted = np.argwhere((red != green) | (red != blue))
     if len(painted):
@@ -195,7 +213,7 @@ def _refuse_turned(path: Path, exif: bytes) -> None:
     try:
         tags.load(exif)
         orientation = tags.get(_ORIENTATION, 1)
-    except _DAMAGE:  # no viewer can read it either
+    except DAMAGE:  # no viewer can read it either
         return
     if orientation in range(2, 9):
         raise DataError(

@@ -21,6 +21,8 @@ AZIMUTHS = 400
 POLAR_HEADER = 11
 """Rows of a radar image before the range bins: seconds, nanoseconds, two unused, validity."""
 
+_RATIO, _HARMLESS_BYTES = 1000, 64 << 20
+"""Events may unpack to so many times the size of their file, or to so many bytes."""
 _POINT_BYTES = 8 * len(POINT_FIELDS)
 
 
@@ -102,6 +104,7 @@ def read_events(path: Path, last_us: int | None = None) -> Events:
                     "four vectors of one length. Fetch this file again",
                     "value",
                 )
+            _refuse_bomb(path, sum(int(data.nbytes) for data in group.values()))
             t = group["t"][:].astype(np.int64)
             keep = slice(None) if last_us is None or not len(t) else t >= t.max() - last_us
             x, y, p = (group[name][:][keep].astype(np.int64) for name in ("x", "y", "p"))
@@ -125,6 +128,17 @@ def read_events(path: Path, last_us: int | None = None) -> Events:
             "value",
         )
     return Events(x, y, t[keep], p)
+
+
+def _refuse_bomb(path: Path, size: int) -> None:
+    """Refuse arrays far larger than their file, before room is made for them."""
+    packed = path.stat().st_size
+    if size > max(_HARMLESS_BYTES, _RATIO * packed):
+        raise DataError(
+            f"{path} is damaged: its {packed} bytes claim to hold {size} bytes of events; fetch this "
+            "file again",
+            "damaged",
+        )
 
 
 def import_h5py() -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ...errors import ConfigError, listed
+from ...pipelines.tools.hub_folders import why_unsafe
 from ...pipelines.tools.json_values import json_values
 from .sizes import ANY_SIZE, SIZES
 
@@ -111,6 +112,8 @@ def check_folder(backbone: str, path: Path | None) -> dict[str, Any]:
             f"{path} has no {_ONE}{found}. Fetch the safetensors file of the model, or convert its "
             "weights where you trust them"
         )
+    if reason := why_unsafe(path):
+        raise ConfigError(f"{path} cannot be used: {reason}")
     return config
 
 

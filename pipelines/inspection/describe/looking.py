@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ...decode import png
 from ...decode.arrays import read_array
 from ...decode.headers import in_threads
-from ...decode.images import decode_ids, decode_image
+from ...decode.images import DAMAGE, decode_ids, decode_image, opened
 from ...decode.painted import packed
 from ...errors import DataError
 from ...tools.reading import read_bytes, read_ends
@@ -103,10 +101,10 @@ def _header(path: Path) -> tuple[int, int, int, tuple[int, int]]:
     for data in (head, None):
         try:
             content = read_bytes(path) if data is None else data + tail
-            with Image.open(io.BytesIO(content)) as image:
+            with opened(content) as image:
                 size, bands = (image.height, image.width), len(image.getbands())
             break
-        except (OSError, ValueError, SyntaxError) as error:
+        except DAMAGE as error:
             if data is None:
                 raise DataError(
                     f"{path} is damaged or no image ({error}); fetch it again, or move it out of "
@@ -155,7 +153,7 @@ def _palette(few: Sequence[Path]) -> dict[int, tuple[int, int, int]]:
     """Colour of each index; empty if some files have another palette."""
     found = set()
     for path in few:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
+        with opened(read_bytes(path)) as image:
             found.add(tuple(image.getpalette("RGB") or ()))
     if len(found) != 1:
         return {}
