@@ -43,6 +43,9 @@ data set and trains on it in minutes. Of your own:
   fastseg train --config my.toml
   fastseg evaluate --checkpoint runs/demo
   fastseg predict --checkpoint runs/demo --folder DIR
+
+--quiet behind any command leaves out progress and details; warnings, errors and
+results stay.
 """
 
 

@@ -5,8 +5,32 @@ from __future__ import annotations
 import sys
 
 
-def say(text: str) -> None:
-    """Print a line without breaking a progress bar."""
+class _Console:
+    """What the command of this process was asked for."""
+
+    quiet = False
+
+
+def hush(quiet: bool) -> None:
+    """Leave out progress and details from here on, or no longer: ``--quiet`` of every command."""
+    _Console.quiet = quiet
+
+
+def is_quiet() -> bool:
+    """True if progress and details are left out."""
+    return _Console.quiet
+
+
+def say(text: str, detail: bool = False) -> None:
+    """Print a line without breaking a progress bar.
+
+    Args:
+        text: the line.
+        detail: it says how something is done, and nothing that a reader must know; ``--quiet``
+            leaves it out.
+    """
+    if detail and _Console.quiet:
+        return
     bars = sys.modules.get("tqdm")
     if bars is None:  # there is no bar to make room for
         print(text, file=sys.stderr, flush=True)

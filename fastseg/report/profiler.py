@@ -65,7 +65,7 @@ class StepWatch:
         self._waited += waited
         if self._expected and self._steps == 2:
             seconds = waited + time.perf_counter() - self._step_began
-            say(f"{self._title}: {foretell('a step', seconds, self._expected - 2)}")
+            say(f"{self._title}: {foretell('a step', seconds, self._expected - 2)}", detail=True)
         if self._profile is not None and self._steps == self._first + self._window:
             self._end_window()
 
