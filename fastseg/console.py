@@ -4,21 +4,7 @@ from __future__ import annotations
 
 import sys
 
-
-class _Console:
-    """What the command of this process was asked for."""
-
-    quiet = False
-
-
-def hush(quiet: bool) -> None:
-    """Leave out progress and details from here on, or no longer: ``--quiet`` of every command."""
-    _Console.quiet = quiet
-
-
-def is_quiet() -> bool:
-    """True if progress and details are left out."""
-    return _Console.quiet
+from fastseg.pipelines.tools.progress import is_quiet
 
 
 def say(text: str, detail: bool = False) -> None:
@@ -29,7 +15,7 @@ def say(text: str, detail: bool = False) -> None:
         detail: it says how something is done, and nothing that a reader must know; ``--quiet``
             leaves it out.
     """
-    if detail and _Console.quiet:
+    if detail and is_quiet():
         return
     bars = sys.modules.get("tqdm")
     if bars is None:  # there is no bar to make room for

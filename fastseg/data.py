@@ -34,7 +34,10 @@ def main(args: Sequence[str] | None = None) -> int:
     chosen: Describe | Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
     with PATHS:
         chosen = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, args=args, prog="python -m fastseg.data", description=f"{__doc__}\n\n{ON_QUIET}"
+            COMMANDS,
+            args=args,
+            prog="python -m fastseg.data",
+            description=f"{__doc__}\n\n{ON_QUIET}",
         )
     try:
         return chosen.run()

@@ -18,7 +18,7 @@ from fastseg.engine.trainer import Stopped, Trainer
 from fastseg.evaluation.run_report import check_figures, write_run_report
 from fastseg.evaluation.validation import Validation
 from fastseg.pipelines.synthetic import SyntheticConfig, foreign_file, generate
-from fastseg.report.progress import duration
+from fastseg.pipelines.tools.progress import duration
 
 
 @command

@@ -19,12 +19,12 @@ import torch.distributed as dist
 from fastseg import kernels
 from fastseg.cli.parse import speaks
 from fastseg.config.run import TrainConfig
-from fastseg.console import hush
 from fastseg.distributed.launch import join
 from fastseg.distributed.ranks import OthersFailed, Ranks
 from fastseg.engine.speed.compile import compile_failure
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.pipelines import DataError
+from fastseg.pipelines.tools.progress import hush
 from fastseg.pipelines.tools.workers import worker_fault
 
 BUG, BAD_INPUT, LOST_PEER, OUT_OF_MEMORY, INTERRUPTED = 1, 2, 69, 75, 130

@@ -33,8 +33,8 @@ def speaks() -> bool:
 
 
 ON_QUIET = (
-    "--quiet, of every command, leaves out progress and details on standard error; warnings, errors "
-    "and results stay."
+    "--quiet, of every command, leaves out progress and details on standard error; warnings, "
+    "errors and results stay."
 )
 PATHS = ConstructorRegistry()
 """Within it, tyro expands ``~`` in paths, which a shell does not behind ``=``, and refuses ''."""

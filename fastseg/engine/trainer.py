@@ -30,9 +30,9 @@ from fastseg.engine.warm_up import warm_up
 from fastseg.methods.stage import Stage
 from fastseg.pipelines import Batch, DataError, build_loader
 from fastseg.pipelines.loaders.to_device import on_device
+from fastseg.pipelines.tools.progress import Progress, foretell
 from fastseg.report.metrics_log import MetricsLog
 from fastseg.report.profiler import StepWatch
-from fastseg.report.progress import Progress, foretell
 from fastseg.report.trackers.registry import Trackers
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fastseg.console import say
 from fastseg.distributed.ranks import Ranks
-from fastseg.report.progress import duration, foretell
+from fastseg.pipelines.tools.progress import duration, foretell
 
 _FIRST_STEP = 10  # of the window, counted from 0: by then a stage runs evenly
 _DEAREST = 10

@@ -20,7 +20,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from ..errors import DataError
-from .process_pool import bar
+from .progress import Progress
 from .reading import check_regular
 
 _BLOCK = 1 << 20
@@ -113,13 +113,15 @@ def unpack(archive: Path, out: Path, progress: bool = True) -> int:
     out.mkdir(parents=True, exist_ok=True)
     staging = out / f".unpacking.{os.getpid()}"
     try:
-        with bar(f"unpacking {archive.name}", "file", len(members), progress) as shown:
+        with Progress(
+            f"unpacking {archive.name}", len(members), shown=progress, unit="file"
+        ) as shown:
             for name, content in _contents(archive):
                 path = staging / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as file:
                     shutil.copyfileobj(content, file, _BLOCK)
-                shown.update()
+                shown.advance()
         _refuse_conflicts(staging, out, members)
         for member in members:
             target = out / member.name
@@ -139,17 +141,17 @@ def _download(url: str, partial: Path, progress: bool) -> str:
         with (
             urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response,
             partial.open("wb") as file,
-            bar(
+            Progress(
                 partial.name,
-                "MiB",
                 int(response.headers.get("Content-Length") or 0) >> 20,
-                progress,
+                shown=progress,
+                unit="MiB",
             ) as shown,
         ):
             while block := response.read(_BLOCK):
                 digest.update(block)
                 file.write(block)
-                shown.update(len(block) / _BLOCK)
+                shown.advance(len(block) / _BLOCK)
             file.flush()
             os.fsync(file.fileno())
     except (urllib.error.URLError, OSError, ValueError) as error:
