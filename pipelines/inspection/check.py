@@ -107,9 +107,7 @@ def check_dataset(
             hint = f". {spec.hint}" if spec.hint else ""
             report.faults.append(Finding("missing", f"{root / name} does not exist{hint}"))
     total = sum(map(len, listed))
-    with Progress(
-        f"checking {shown_name(spec.name, root)}", total, shown=progress, unit="sample"
-    ) as shown:
+    with Progress(f"checking {shown_name(spec.name, root)}", total, shown=progress) as shown:
         for files in listed:
             look = partial(check_sample, replace(files, sample_ids=()))
             sizes: Counter[str] = Counter()
