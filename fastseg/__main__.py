@@ -38,11 +38,12 @@ usage: fastseg COMMAND [options]
 fastseg COMMAND --help has the options of a command with their values; python -m
 fastseg.COMMAND is the same command. Nothing at hand? fastseg train renders a small
 data set and trains on it in minutes. Of your own:
-
   fastseg train --preset deliver_robustseg_b0 --data.root DIR
   fastseg train --config my.toml
   fastseg evaluate --checkpoint runs/demo
   fastseg predict --checkpoint runs/demo --folder DIR
+
+--quiet behind any command leaves out progress and details, no warning, no result.
 """
 
 

@@ -12,7 +12,7 @@ from fastseg.cli.command import command, explain_os_error
 from fastseg.cli.data_describe import Describe
 from fastseg.cli.data_inspect import Check, Pack, Show, Stats
 from fastseg.cli.data_make import Fetch, Prepare, Synthetic, Unpack
-from fastseg.cli.parse import PATHS
+from fastseg.cli.parse import ON_QUIET, PATHS
 from fastseg.errors import ConfigError
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -34,7 +34,10 @@ def main(args: Sequence[str] | None = None) -> int:
     chosen: Describe | Check | Stats | Show | Pack | Fetch | Unpack | Prepare | Synthetic
     with PATHS:
         chosen = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, args=args, prog="python -m fastseg.data", description=__doc__
+            COMMANDS,
+            args=args,
+            prog="python -m fastseg.data",
+            description=f"{__doc__}\n\n{ON_QUIET}",
         )
     try:
         return chosen.run()

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import tyro
 
 import fastseg
 from fastseg import kernels
 from fastseg.cli.command import command
+from fastseg.cli.parse import parse
 from fastseg.engine.optim import nvidia_apex
 from fastseg.models.precision import best_precision
 from fastseg.pipelines.native import build as native
@@ -39,7 +39,7 @@ class DoctorConfig:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line per component; the exit code is 0."""
-    tyro.cli(DoctorConfig, prog="python -m fastseg.doctor", description=__doc__, args=arguments)
+    parse(DoctorConfig, prog="python -m fastseg.doctor", description=__doc__, args=arguments)
     findings = examine()
     names, states = (max(len(getattr(f, key)) for f in findings) for key in ("name", "state"))
     for finding in findings:

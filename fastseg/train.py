@@ -18,7 +18,7 @@ from fastseg.engine.trainer import Stopped, Trainer
 from fastseg.evaluation.run_report import check_figures, write_run_report
 from fastseg.evaluation.validation import Validation
 from fastseg.pipelines.synthetic import SyntheticConfig, foreign_file, generate
-from fastseg.report.progress import duration
+from fastseg.pipelines.tools.progress import duration
 
 
 @command
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = write_run_report(context, networks, trainer.metrics.rows(), run.path)
         if ranks.is_first:
             print(table)
-            say(f"done in {duration(time.monotonic() - began)}; see {run.path / 'report.html'}")
+            took = duration(time.monotonic() - began)
+            say(f"done in {took}; see {run.path / 'report.html'}", detail=True)
     return 0
 
 

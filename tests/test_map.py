@@ -52,7 +52,7 @@ ROOMS = {
         ".": "",
         "errors": "",
         "choice": "",
-        "console": "",
+        "console": "pipelines/tools",
         "models": "errors choice kernels/. kernels/common pipelines/tools",
         "distributed": "errors models",
         "checkpoint": "errors console models distributed pipelines/. pipelines/datasets "
@@ -66,13 +66,13 @@ ROOMS = {
         "kernels/common kernels/network pipelines/*",
         "evaluation": ". errors console models methods distributed report checkpoint config engine "
         "kernels/. pipelines/*",
-        "prediction": ". errors console models checkpoint config engine evaluation report "
+        "prediction": ". errors console models checkpoint config engine evaluation "
         "kernels/. pipelines/*",
         "exporting": ". errors console models report checkpoint config engine evaluation "
         "kernels/common kernels/reference pipelines/*",
         "cli": ". errors report distributed config engine kernels/. pipelines/*",
         "models/__main__": "errors models cli pipelines/tools",
-        "train": "console report config engine evaluation cli pipelines/synthetic",
+        "train": "console config engine evaluation cli pipelines/synthetic pipelines/tools",
         "evaluate": "errors console models report engine evaluation cli pipelines/faults",
         "predict": "engine evaluation prediction cli",
         "export": "engine evaluation exporting cli",

@@ -24,6 +24,7 @@ from fastseg.distributed.ranks import OthersFailed, Ranks
 from fastseg.engine.speed.compile import compile_failure
 from fastseg.errors import CheckpointError, ConfigError, listed
 from fastseg.pipelines import DataError
+from fastseg.pipelines.tools.progress import hush
 from fastseg.pipelines.tools.workers import worker_fault
 
 BUG, BAD_INPUT, LOST_PEER, OUT_OF_MEMORY, INTERRUPTED = 1, 2, 69, 75, 130
@@ -41,13 +42,18 @@ _PATIENCE_S = 3.0
 
 
 def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """Turn the errors that a user can cause into a message on standard error and an exit code."""
+    """Turn the errors that a user can cause into a message on standard error and an exit code.
+
+    Every command has ``--quiet``, which is taken out before its own options are read.
+    """
 
     @wraps(main)
     def wrapped(arguments: Sequence[str] | None = None) -> int:
         print_any_name()
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        hush("--quiet" in words)
         try:
-            return main(arguments)
+            return main([word for word in words if word != "--quiet"])
         except (Exception, KeyboardInterrupt) as error:
             code, message = explain(error)
             if message is None:

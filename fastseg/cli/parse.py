@@ -32,6 +32,10 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
 
 
+ON_QUIET = (
+    "--quiet, of every command, leaves out progress and details on standard error; warnings, "
+    "errors and results stay."
+)
 PATHS = ConstructorRegistry()
 """Within it, tyro expands ``~`` in paths, which a shell does not behind ``=``, and refuses ''."""
 
@@ -51,6 +55,7 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
 
 def parse(kind: type[Any], **options: Any) -> Any:
     """``tyro.cli``; of several processes, which all get the same arguments, rank 0 speaks."""
+    options["description"] = f"{options.get('description') or ''}\n\n{ON_QUIET}"
     with PATHS:
         if speaks():
             return tyro.cli(kind, **options)

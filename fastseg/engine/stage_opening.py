@@ -113,11 +113,11 @@ class StageOpening:
             context, setup, networks, mode=mode.value, kind=optimizer.value, given=frozen
         )
         for line in session.describe(loader, int(state.get("step", 0)), mode, optimizer):
-            self._say(line)
+            self._say(line, detail=True)
         if device.type == "cuda":
             single, size = mode.value == "single", self.config.parallel.shard_size
             shards = 1 if single else copy_size(mode.value, self.ranks, size)
-            self._say(f"{setup.name}: expects {forecast_memory(context, setup, shards)}")
+            self._say(f"{setup.name}: expects {forecast_memory(context, setup, shards)}", True)
         size = expected_bytes(session.module, averaged=self.config.ema > 0)
         self.ranks.first(partial(self.states.foresee, size, self.config.keep_checkpoints))
         return session
@@ -171,6 +171,6 @@ class StageOpening:
             return network.first_encoder()
         return str(network.load_encoder(self.config.model.weights))
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, detail: bool = False) -> None:
         if self.ranks.is_first:
-            say(text)
+            say(text, detail)

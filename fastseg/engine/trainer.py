@@ -30,9 +30,9 @@ from fastseg.engine.warm_up import warm_up
 from fastseg.methods.stage import Stage
 from fastseg.pipelines import Batch, DataError, build_loader
 from fastseg.pipelines.loaders.to_device import on_device
+from fastseg.pipelines.tools.progress import Progress, foretell
 from fastseg.report.metrics_log import MetricsLog
 from fastseg.report.profiler import StepWatch
-from fastseg.report.progress import Progress, foretell
 from fastseg.report.trackers.registry import Trackers
 
 
@@ -271,17 +271,18 @@ class Trainer:
         """Say how steps are run and what was chosen; the time of the stage if that is known yet."""
         data, train = self.config.data, session.step_fn
         modalities, ahead = len(self.context.modalities), session.steps - done
-        self._say(f"{session.name}: {train.paths.describe()}")
+        self._say(f"{session.name}: {train.paths.describe()}", detail=True)
         for line in not_taken(self.config.speed, train.paths):
             self._say(f"warning: {session.name}: {line}")
         seconds, chosen = warm_up(train, modalities, data.batch_size, data.size, self.ranks)
         for line in chosen:
-            self._say(f"{session.name}: {line}")
+            self._say(f"{session.name}: {line}", detail=True)
         if seconds is not None:
             seconds *= self.config.accumulate
-            self._say(f"{session.name}: {foretell('a rehearsed step', seconds, ahead)}")
+            left = foretell("a rehearsed step", seconds, ahead)
+            self._say(f"{session.name}: {left}", detail=True)
         return seconds is not None
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, detail: bool = False) -> None:
         if self.ranks.is_first:
-            say(text)
+            say(text, detail)

@@ -22,6 +22,7 @@ from fastseg.console import say
 from fastseg.engine.context import RunContext
 from fastseg.errors import ConfigError
 from fastseg.evaluation.details import detail_tables
+from fastseg.evaluation.feature_measures import FeatureMeasures
 from fastseg.evaluation.image_scores import ImageScores, chosen_samples
 from fastseg.evaluation.protocol_tables import read_protocol_tables
 from fastseg.evaluation.protocols.modality_subsets import logits_of_subsets
@@ -76,15 +77,18 @@ def write_run_report(
     write_results(folder / "results.csv", results, context.spec.classes)
     if details:
         write_details(folder / "details.csv", details)
+    measures = FeatureMeasures(context)
     report = replace(
         _page(context, history, run or folder),
         results=results,
         confusions={name: found[full].counts.cpu().numpy() for name, found in matrices.items()},
-        pictures=take_pictures(context, networks, images),
+        pictures=take_pictures(context, networks, images, measures),
         details=details,
         beside=beside or {},
         conditions=[t for n, found in images.items() if (t := found.by_condition(n)) is not None],
     )
+    if (features := measures.table()) is not None:
+        report = replace(report, features=[features])
     write_report(folder / "report.html", report)
     return table(context, results, details)
 
@@ -204,6 +208,7 @@ def take_pictures(
     context: RunContext,
     networks: Mapping[str, Segmenter],
     images: Mapping[str, ImageScores] | None = None,
+    measures: FeatureMeasures | None = None,
 ) -> list[Picture]:
     """Predictions for the worst and best samples, and for some of all others.
 
@@ -212,6 +217,7 @@ def take_pictures(
         networks: by name, on its device.
         images: scores of the images by network. The judge is the network that is compared, or the
             last one.
+        measures: gets the samples, too.
     """
     # one sample is a batch: a sample's number is that of its step
     loader = build_loader(replace(context.config.data, eval_batch_size=1), train=False)
@@ -219,14 +225,16 @@ def take_pictures(
     judge = [name for name in images or {} if compared is None or name == compared[1]][-1:]
     scores = {name: images[name].scores for name in judge} if images else {}
     chosen = chosen_samples(scores, loader.num_samples, context.config.evaluation.pictures)
+    pictures = []
     try:
-        return [
-            replace(_picture(context, networks, batch), note=note)
-            for index, note in chosen.items()
-            for batch in loader.batches(index, index + 1)
-        ]
+        for index, note in chosen.items():
+            for batch in loader.batches(index, index + 1):
+                pictures.append(replace(_picture(context, networks, batch), note=note))
+                if measures is not None:
+                    measures.add(networks, batch)
     finally:
         loader.close()
+    return pictures
 
 
 def _picture(context: RunContext, networks: Mapping[str, Segmenter], batch: Batch) -> Picture:

@@ -14,8 +14,8 @@ from fastseg.evaluation.subsets import run_subsets
 from fastseg.models import Segmenter
 from fastseg.pipelines import build_loader
 from fastseg.pipelines.faults.sensor_faults import describe
+from fastseg.pipelines.tools.progress import tracked
 from fastseg.report.details import DetailTable
-from fastseg.report.progress import tracked
 from fastseg.report.results import SubsetResult
 from fastseg.report.table import format_details, format_table
 

@@ -59,7 +59,7 @@ def export(
     """
     deployed = {p: _deployed(context, options, network, p) for p in options.precision}
     with _folder(options.out) as folder:
-        say("computing what the network says")
+        say("computing what the network says", detail=True)
         cases, real = make_cases(context, network)
         say(real)
         about = describe(context, next(iter(deployed.values())), name)
@@ -100,7 +100,7 @@ def _write(
     cases: list[Case],
 ) -> list[Comparison]:
     """Files of one precision, each checked as soon as it is there."""
-    say(f"tracing the network in {precision}")
+    say(f"tracing the network in {precision}", detail=True)
     program = traced(deployed)
     tolerance = _tolerance(deployed, precision)
     text, checks = as_json({k: v for k, v in about.items() if k != "files"}), []
@@ -108,7 +108,7 @@ def _write(
     assert isinstance(files, dict)
     for kind in options.formats:
         path = folder / f"model{'' if precision == 'fp32' else '_' + precision}.{kind}"
-        say(f"writing {path.name}" + (_how_long(program) if kind == "onnx" else ""))
+        say(f"writing {path.name}" + (_how_long(program) if kind == "onnx" else ""), detail=True)
         if kind == "pt2":
             save_pt2(program, path, text)
             run = run_pt2(path, deployed.modalities)
@@ -116,7 +116,7 @@ def _write(
             save_onnx(program, path, deployed, text)
             run = run_onnx(path)
         sync(path)
-        say(f"checking {path.name}")
+        say(f"checking {path.name}", detail=True)
         checks += compare(path.name, run, cases, tolerance)
         files[path.name] = {
             "format": kind,
@@ -141,7 +141,7 @@ def _tolerance(deployed: Deployed, precision: Half) -> Tolerance:
 
 def _latency(folder: Path, deployed: dict[Half, Deployed], options: ExportConfig, name: str) -> str:
     """Write and return the page; torch's own rows are those of the first precision."""
-    say("measuring")
+    say("measuring", detail=True)
     model = next(iter(deployed.values()))
     files = {path.name: path for path in sorted(folder.glob("model*"))}
     rows = measure(model, files, options.latency_sizes, options.threads)

@@ -15,13 +15,13 @@ from fastseg.pipelines import DataError, ModalitySpec
 from fastseg.pipelines.decode.by_spec import Array, read_pixels
 from fastseg.pipelines.tools.names import readable
 from fastseg.pipelines.tools.prefetch import ThreadPrefetcher
+from fastseg.pipelines.tools.progress import Progress
 from fastseg.prediction.options import PredictConfig
 from fastseg.prediction.output import UNREADABLE, Output
 from fastseg.prediction.pictures import Picture, grey_png, overlay_png, palette_png, seen_by
 from fastseg.prediction.predictor import Prediction, Predictor, Prepared
 from fastseg.prediction.samples import Sample
 from fastseg.prediction.sizes import size_by_others
-from fastseg.report.progress import Progress
 
 _SAID = 10
 """Files that cannot be read of which a line is printed."""

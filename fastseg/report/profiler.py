@@ -9,7 +9,7 @@ import torch
 
 from fastseg.console import say
 from fastseg.distributed.ranks import Ranks
-from fastseg.report.progress import duration, foretell
+from fastseg.pipelines.tools.progress import duration, foretell
 
 _FIRST_STEP = 10  # of the window, counted from 0: by then a stage runs evenly
 _DEAREST = 10
@@ -65,7 +65,7 @@ class StepWatch:
         self._waited += waited
         if self._expected and self._steps == 2:
             seconds = waited + time.perf_counter() - self._step_began
-            say(f"{self._title}: {foretell('a step', seconds, self._expected - 2)}")
+            say(f"{self._title}: {foretell('a step', seconds, self._expected - 2)}", detail=True)
         if self._profile is not None and self._steps == self._first + self._window:
             self._end_window()
 

@@ -86,6 +86,7 @@ class RunReport:
         protocols: tables of the protocols, see ``fastseg.evaluation.protocol_tables``.
         protocols_note: what is wrong with the file that they are in.
         conditions: mIoU in points by condition and subset, a table for each network.
+        features: what the features of each sensor say.
         beside: other runs by name, whose scores and curves stand beside those of this one.
     """
 
@@ -103,6 +104,7 @@ class RunReport:
     protocols: Sequence[DetailTable] = ()
     protocols_note: str = ""
     conditions: Sequence[DetailTable] = ()
+    features: Sequence[DetailTable] = ()
     beside: Mapping[str, RunReport] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -31,7 +31,8 @@ from fastseg.pipelines.datasets.split_files import SplitFiles, list_split
 from fastseg.pipelines.inspection.display import picture, to_values
 from fastseg.pipelines.loaders.samples import SampleReader
 from fastseg.pipelines.tools.prefetch import ThreadPrefetcher
-from fastseg.pipelines.tools.process_pool import bar, usable_cpus
+from fastseg.pipelines.tools.process_pool import usable_cpus
+from fastseg.pipelines.tools.progress import Progress
 from fastseg.pipelines.tools.whole_files import remove
 from fastseg.vision_language.interface import VisionLanguageModel
 from fastseg.vision_language.prompts import Prompts, classes_by_area
@@ -190,10 +191,10 @@ class _Job:
         split = [every[start : start + _PART] for start in every[::_PART]]
         self.say(f"embedding {len(every)} samples by {self.model.name} for {self.path}")
         found = []
-        with bar(f"embedding {self.files.split}", "sample", len(every)) as shown:
+        with Progress(f"embedding {self.files.split}", len(every), unit="sample") as shown:
             for number, part in enumerate(split):
                 found.append(self._part(parts / f"{number:05d}.safetensors", part))
-                shown.update(len(part))
+                shown.advance(len(part))
         tensors = {name: torch.cat([part[name] for part in found]) for name in found[0]}
         tensors["classes"] = self.model.embed_texts(
             self.prompts.classes(self.files.spec.classes)

@@ -19,7 +19,8 @@ from ..loaders.samples import FileStore
 from ..native.build import Array
 from ..tools.json_values import json_values
 from ..tools.prefetch import ThreadPrefetcher
-from ..tools.process_pool import bar, usable_cpus
+from ..tools.process_pool import usable_cpus
+from ..tools.progress import Progress
 from ..tools.reading import read_bytes
 from ..tools.whole_files import write_whole
 from .format import (
@@ -80,15 +81,15 @@ def pack_split(
     parts = [range(i, min(i + each, len(files))) for i in range(0, len(files), each)]
     _remove_surplus(folder, len(parts))
     kept = total = 0
-    with bar(f"packing {files.split}", "sample", len(files), progress) as shown:
+    with Progress(f"packing {files.split}", len(files), shown=progress, unit="sample") as shown:
         for number, part in enumerate(parts):
             path = folder / f"{number:05d}.json"
             if _current(files, part, path):
                 kept += len(part)
-                shown.update(len(part))
+                shown.advance(len(part))
             else:
                 _check_space(folder, size * len(part))
-                _write(files, part, path, workers, shown.update)
+                _write(files, part, path, workers, shown.advance)
             total += path.with_suffix(".bin").stat().st_size
     return PackReport(len(files), kept, total)
 

@@ -130,7 +130,6 @@ def decode_image(data: bytes, path: Path, *, bits: tuple[int, ...] = (8,)) -> Co
     deep = data.startswith(png.SIGNATURE) and data[24] == 16
     codes: Codes
     try:
-        _check_pixels(data)
         if (found := _checked(data)) is not None:
             codes = _three_channels(found)
             return codes if bits == (8,) or deep else codes.astype(np.uint16) * 257
@@ -170,7 +169,6 @@ def decode_ids(data: bytes, path: Path, *, red_alone: bool, palette: bool = Fals
     """
     check_header(data, path, label=True, palette=palette)
     try:
-        _check_pixels(data)
         if (found := _checked(data)) is not None:
             if red_alone or found.ndim == 2 or found.shape[2] < 3:
                 return found if found.ndim == 2 else found[:, :, 0]

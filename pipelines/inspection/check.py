@@ -19,7 +19,8 @@ from ..errors import DataError
 from ..loaders.label_coverage import label_fault, train_ids
 from ..loaders.samples import read_label
 from ..synthetic import shown_name
-from ..tools.process_pool import bar, each
+from ..tools.process_pool import each
+from ..tools.progress import Progress
 
 LISTED = 20
 """Findings of a kind that a summary prints."""
@@ -106,7 +107,7 @@ def check_dataset(
             hint = f". {spec.hint}" if spec.hint else ""
             report.faults.append(Finding("missing", f"{root / name} does not exist{hint}"))
     total = sum(map(len, listed))
-    with bar(f"checking {shown_name(spec.name, root)}", "sample", total, progress) as shown:
+    with Progress(f"checking {shown_name(spec.name, root)}", total, shown=progress) as shown:
         for files in listed:
             look = partial(check_sample, replace(files, sample_ids=()))
             sizes: Counter[str] = Counter()
@@ -116,7 +117,7 @@ def check_dataset(
                 report.notes += sample.notes
                 sizes[sample.size] += 1
                 seen.update(sample.train_ids)
-                shown.update()
+                shown.advance()
             found = report.splits[files.split]
             found.sizes = {size: sizes[size] for size in sorted(sizes) if size}
             found.labels, found.train_ids = sum(found.sizes.values()), sorted(seen)

@@ -20,7 +20,8 @@ from ..datasets.split_files import SplitFiles
 from ..decode.by_spec import Array, decode_modality
 from ..loaders.samples import read_label
 from ..synthetic import shown_name
-from ..tools.process_pool import bar, each
+from ..tools.process_pool import each
+from ..tools.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,11 @@ def measure(files: SplitFiles, workers: int = 0, progress: bool = True) -> dict[
     """
     look = partial(measure_sample, replace(files, sample_ids=()))
     samples: list[SampleSums] = []
-    with bar(
-        f"measuring {shown_name(files.spec.name, files.root)}", "sample", len(files), progress
-    ) as shown:
+    title = f"measuring {shown_name(files.spec.name, files.root)}"
+    with Progress(title, len(files), shown=progress, unit="sample") as shown:
         for sample in each(look, files.sample_ids, workers):
             samples.append(sample)
-            shown.update()
+            shown.advance()
     labels = [sum(column) for column in zip(*(s.labels for s in samples), strict=True)]
     return {
         "dataset": files.spec.name,

@@ -14,7 +14,8 @@ from ..datasets.spec import unknown_name
 from ..decode.images import check_header
 from ..decode.muses_raw import import_h5py, read_events, read_points, read_polar
 from ..errors import DataError
-from ..tools.process_pool import bar, each
+from ..tools.process_pool import each
+from ..tools.progress import Progress
 from ..tools.reading import read_bytes
 from ..tools.settings import Range, Workers, check_fields
 from ..tools.whole_files import write_whole
@@ -118,13 +119,13 @@ def prepare_muses(config: PrepareConfig, progress: bool = True) -> PrepareReport
         import_h5py()
     _open_target(config)
     report = PrepareReport(config.target, len(scenes))
-    with bar("projecting muses", "scene", len(scenes), progress) as shown:
+    with Progress("projecting muses", len(scenes), shown=progress, unit="scene") as shown:
         for scene in each(partial(project_scene, config, calibration), scenes, config.workers):
             report.written += scene.written
             report.kept += scene.kept
             report.moved += scene.moved
             report.faults += scene.faults
-            shown.update()
+            shown.advance()
     report.faults.sort()
     return report
 

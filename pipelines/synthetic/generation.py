@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ..tools.process_pool import bar, each
+from ..tools.process_pool import each
+from ..tools.progress import Progress
 from .config import SPLITS, SyntheticConfig
 from .manifest import close_folder, open_folder
 from .plan import FOLDERS, Frame, plan
@@ -76,17 +77,17 @@ def _complete(config: SyntheticConfig, progress: bool) -> dict[Frame, Record]:
     frames = _frames(config)
     records: dict[Frame, Record] = {}
     missing: list[Frame] = []
-    with bar("synthetic", "frame", len(frames), progress) as shown:
+    with Progress("synthetic", len(frames), shown=progress, unit="frame") as shown:
         for frame in frames:
             record = read_sample(config.out, frame)
             if record is None:
                 missing.append(frame)
             else:
                 records[frame] = record
-                shown.update()
+                shown.advance()
         for frame, record in each(partial(_render, config), missing, config.workers):
             records[frame] = record
-            shown.update()
+            shown.advance()
     return records
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ..errors import DataError
-from .process_pool import bar
+from .progress import Progress
 from .reading import check_regular
 
 _BLOCK = 1 << 20
@@ -75,13 +75,14 @@ def unpack(archive: Path, out: Path, progress: bool = True) -> int:
     out.mkdir(parents=True, exist_ok=True)
     staging = out / f".unpacking.{os.getpid()}"
     try:
-        with bar(f"unpacking {archive.name}", "file", len(members), progress) as shown:
+        title = f"unpacking {archive.name}"
+        with Progress(title, len(members), shown=progress, unit="file") as shown:
             for name, content in _contents(archive):
                 path = staging / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as file:
                     shutil.copyfileobj(content, file, _BLOCK)
-                shown.update()
+                shown.advance()
         _refuse_conflicts(staging, out, members)
         for member in members:
             target = out / member.name

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import DataError
-from .process_pool import bar
+from .progress import Progress
 from .reading import check_regular
 
 _BLOCK = 1 << 20
@@ -92,17 +92,17 @@ def _download(url: str, partial: Path, progress: bool) -> str:
         with (
             urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT_S) as response,
             partial.open("wb") as file,
-            bar(
+            Progress(
                 partial.name,
-                "MiB",
                 int(response.headers.get("Content-Length") or 0) >> 20,
-                progress,
+                shown=progress,
+                unit="MiB",
             ) as shown,
         ):
             while block := response.read(_BLOCK):
                 digest.update(block)
                 file.write(block)
-                shown.update(len(block) / _BLOCK)
+                shown.advance(len(block) / _BLOCK)
             file.flush()
             os.fsync(file.fileno())
     except (urllib.error.URLError, OSError, ValueError) as error:

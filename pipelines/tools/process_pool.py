@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
-from typing import Any, TypeVar
-
-from tqdm import tqdm
+from typing import TypeVar
 
 from .workers import cannot_start, obey_parent_only, stop_signals_blocked, worker_fault
 
@@ -73,12 +70,6 @@ def each(
     finally:
         # running pieces end and their files are kept; waiting leaves no process behind
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def bar(label: str, unit: str, total: int, shown: bool = True) -> tqdm[Any]:
-    """A progress bar on standard error, with a line every five seconds where that is a pipe."""
-    pause = 0.1 if sys.stderr.isatty() else 5.0
-    return tqdm(total=total, unit=unit, desc=label, disable=not shown, mininterval=pause)
 
 
 def _chunk(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

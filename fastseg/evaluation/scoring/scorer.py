@@ -28,7 +28,7 @@ from fastseg.pipelines import Batch, CorruptionConfig, build_loader
 from fastseg.pipelines.datasets.path_templates import case_of, conditions_of
 from fastseg.pipelines.faults.missing_elements import kept_elements
 from fastseg.pipelines.faults.sensor_faults import describe
-from fastseg.report.progress import tracked
+from fastseg.pipelines.tools.progress import tracked
 
 Cell = tuple[str, ...]
 """Conditions of a sample in the order of the spec, then its failure case.

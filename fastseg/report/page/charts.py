@@ -237,7 +237,7 @@ def _dotted(axes: Axes, lines: Mapping[str, curves.Series], colours: Mapping[str
         above = name == highest  # close ends would write over each other
         axes.annotate(
             name, end, xytext=(0, 6 if above else -6), textcoords="offset points", fontsize=9,
-            ha="center", va="bottom" if above else "top", color=LIGHT[colours[name]],
+            ha="center", va="bottom" if above else "top", color=LIGHT["ink"],
             annotation_clip=False,
         )  # fmt: skip
 

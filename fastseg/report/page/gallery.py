@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from ..results import Picture, RunReport, by_model
 from .markup import css, fill, missing, points, rgb
-from .pictures import accuracy, image_uri, label_uri, main_subsets, prediction_grid
+from .pictures import HATCH, accuracy, image_uri, label_uri, main_subsets, prediction_grid
 from .theme import roles
 
 
@@ -24,6 +24,7 @@ def gallery(report: RunReport) -> Markup:
         legend=list(zip(report.classes, map(rgb, report.palette), strict=True)),
         sensors=_sensors(report),
         scores=_scores(report),
+        ignored=[colour for colour in HATCH if colour not in map(tuple, report.palette.tolist())],
         models=list(colours.items()),
         samples=[_sample(picture, report, colours) for picture in report.pictures],
     )

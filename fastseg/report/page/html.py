@@ -49,6 +49,8 @@ def render(report: RunReport) -> str:
     if report.conditions:
         tables = fill("conditions.html", tables=report.conditions)
         sections["conditions"] = ("Conditions", tables)
+    if report.features:
+        sections["features"] = ("Features", fill("protocols.html", tables=report.features, note=""))
     sections |= {
         "confusion": ("Confusion", confusion(report)),
         "training": ("Training", _training(report)),

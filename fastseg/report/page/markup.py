@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..details import DetailTable
 from .charts import Panel
 from .figures import panel_svg
 from .theme import DARK, LIGHT
@@ -34,6 +35,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     found.filters.update(points=points, signed=signed, percent=percent, css=css, rgb=rgb)
+    found.filters["largest"] = largest
     found.globals.update(light=LIGHT, dark=DARK, DASH=DASH)
     return found
 
@@ -62,6 +64,12 @@ def signed(value: float) -> str:
 def percent(share: float) -> str:
     """A share without decimals, or a dash if there is none."""
     return f"{100 * share:.0f}\u00a0%" if math.isfinite(share) else DASH
+
+
+def largest(table: DetailTable) -> float:
+    """The largest finite number of a table; 1 if none is above 0."""
+    every = (value for row in table.rows.values() for value in row)
+    return max((value for value in every if math.isfinite(value)), default=0.0) or 1.0
 
 
 def css(role: str) -> str:

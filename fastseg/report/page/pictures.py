@@ -14,7 +14,7 @@ from ..results import Picture, RunReport
 from .theme import LIGHT
 
 LONGEST = 256  # pixels of a picture's longer side on the page; larger ones are reduced
-_HATCH = ((0, 0, 0), (84, 84, 84))  # two colours, so that no class's colour is mistaken for it
+HATCH = ((0, 0, 0), (84, 84, 84))  # two colours, so that no class's colour is mistaken for it
 _GAP, _CAPTION, _HEADING = 12, 30, 48
 
 
@@ -127,7 +127,7 @@ def _hatched(
     down, across = np.indices(label.shape)
     stripe = (down + across) // 4 % 2
     indices = np.where(label < count, label, count + stripe).astype(np.uint8)
-    return indices, np.concatenate([palette, np.array(_HATCH)]).astype(np.uint8)
+    return indices, np.concatenate([palette, np.array(HATCH)]).astype(np.uint8)
 
 
 def _uri(picture: Image.Image) -> str:

@@ -1,11 +1,14 @@
 import json
 import math
+import re
 
 import pytest
 import torch
 
+from fastseg.console import say
+from fastseg.pipelines.tools import progress as progress_lines
+from fastseg.pipelines.tools.progress import Progress, duration, hush, tracked
 from fastseg.report.metrics_log import Meter, MetricsLog
-from fastseg.report.progress import Progress, duration
 
 
 def test_rows_are_valid_json_even_with_nan(tmp_path):
@@ -77,7 +80,8 @@ def test_progress_prints_plain_lines_into_a_pipe(capsys):
     progress.close()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith("teacher: 1/3 loss 1.5 ETA ")
+    assert re.fullmatch(r"teacher: 1/3 33 % loss 1.5 ETA \d+:\d\d at .*\d\d:\d\d", lines[0])
+    assert re.fullmatch(r"teacher: 3/3 100 % loss 1.5 in 0:0\d", lines[2])
     assert "\r" not in "".join(lines)
 
 
@@ -86,3 +90,39 @@ def test_progress_prints_plain_lines_into_a_pipe(capsys):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_lines_in_a_pipe_come_more_and_more_slowly(capsys, monkeypatch):
+    """Ten hours of a step a second are some dozen lines, not thousands."""
+    now = 0.0
+    monkeypatch.setattr(progress_lines.time, "perf_counter", lambda: now)
+    progress = Progress("teacher", total=36_000)
+    for _ in range(36_000):
+        now += 1.0
+        progress.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert 50 < len(lines) < 150
+    assert lines[0].startswith("teacher: 10/36000 0 % ETA 9:59:50 at ")
+    assert lines[-1] == "teacher: 36000/36000 100 % in 10:00:00"
+
+
+def test_a_task_of_unknown_length_only_counts(capsys):
+    progress = Progress("file.zip", total=0, every_s=0)
+    progress.advance(1.5)
+    assert capsys.readouterr().err == "file.zip: 1\n"
+
+
+def test_quiet_leaves_out_progress_and_details(capsys):
+    def speak(quiet):
+        hush(quiet)
+        try:
+            for _ in tracked(range(2), "scoring", 2):
+                pass
+            say("the step is compiled", detail=True)
+            say("warning: a file is damaged")
+        finally:
+            hush(False)
+        return capsys.readouterr().err.splitlines()
+
+    assert speak(quiet=True) == ["warning: a file is damaged"]
+    assert len(speak(quiet=False)) == 3

@@ -7,6 +7,7 @@
   const boxes = Array.from(form.querySelectorAll("input[data-letter]"));
   const said = document.getElementById("sensors-said");
   const scores = JSON.parse(form.dataset.scores);
+  const ignored = JSON.parse(form.dataset.ignored);
 
   function pixels(image) {
     const canvas = document.createElement("canvas");
@@ -17,11 +18,11 @@
     return pen.getImageData(0, 0, canvas.width, canvas.height);
   }
 
-  // what is right fades, so that mistakes keep the colour of the class that was predicted
-  function fadeRight(shown, label) {
+  // mistakes keep the colour of the class that was predicted; right and ignored pixels go
+  function onlyMistakes(shown, label) {
     for (let at = 0; at < shown.data.length; at += 4) {
-      const same = [0, 1, 2].every((k) => shown.data[at + k] === label.data[at + k]);
-      if (same) shown.data[at + 3] = 0;
+      const is = (colour) => colour.every((value, k) => value === label.data[at + k]);
+      if (is(shown.data.slice(at, at + 3)) || ignored.some(is)) shown.data[at + 3] = 0;
     }
     return shown;
   }
@@ -37,7 +38,7 @@
       const image = pixels(kept);
       canvas.width = image.width;
       canvas.height = image.height;
-      canvas.getContext("2d").putImageData(mistakes ? fadeRight(image, pixels(label)) : image, 0, 0);
+      canvas.getContext("2d").putImageData(mistakes ? onlyMistakes(image, pixels(label)) : image, 0, 0);
       canvas.dataset.subset = kept.dataset.subset;
     });
   }
