@@ -9,7 +9,7 @@ from threading import Timer
 
 import pytest
 
-from fastseg import train
+from fastseg import train as train_command
 from fastseg.choice import Choice
 from fastseg.config.presets.registry import get_preset
 from fastseg.config.serialise import read_config
@@ -188,7 +188,7 @@ def test_a_file_in_the_way(config):
 def test_a_place_where_nobody_may_write_is_named_before_the_data(tmp_path, capsys):
     """The file system of the kernel refuses root, too."""
     words = ["--preset", "debug", "--out", "/proc/runs", "--data.root", str(tmp_path / "none")]
-    assert train.main(words) == 2
+    assert train_command.main(words) == 2
     said = capsys.readouterr().err
     assert "cannot create the run folder /proc/runs/debug: " in said
     assert "choose another --out" in said
