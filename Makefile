@@ -4,13 +4,16 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),$(CURDIR)/.venv/bin/python,python)
 FAST = tests/pipelines tests/kernels/reference tests/kernels/common \
   $(addprefix tests/fastseg/,config methods models report)
 
-.PHONY: test test-fast lint types demo ci
+.PHONY: test test-fast endurance lint types demo ci
 
 test:  ## everything, some of it on two processes
 	$(PYTHON) -m pytest
 
 test-fast:  ## no run of the trainer, no second process, not the interpreter
 	$(PYTHON) -m pytest -m "not slow" $(FAST)
+
+endurance:  ## kills, full disks, hanging ranks, flipped bits: a quarter of an hour
+	$(PYTHON) -m pytest -m endurance
 
 lint:  ## the rules and the format
 	$(PYTHON) -m ruff check .

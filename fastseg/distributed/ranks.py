@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,10 @@ from fastseg.errors import ConfigError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+T = TypeVar("T")
 _POLL_SECONDS = 0.1
+_STORE_SECONDS = 3.0
+"""How long a process that leaves waits for an answer of the store, which others may hold."""
 _FAILED, _CODE, _LEFT = "fastseg/failed", "fastseg/exit-code", "fastseg/left"
 _ALIVE = "fastseg/alive"
 
@@ -180,56 +183,75 @@ class Ranks:
 
     def claim_failure(self, code: int) -> bool:
         """True if this process is the first to fail, and so the one to say why."""
-        assert self.store is not None
-        try:
-            first = bool(self.store.add(_FAILED, 1) == 1)
+        store = self.store
+        assert store is not None
+
+        def claim() -> bool:
+            first = bool(store.add(_FAILED, 1) == 1)
             if first:
-                self.store.set(_CODE, str(code))
-        except RuntimeError:  # the store died with its process, which cannot have said why
-            return True
-        return first
+                store.set(_CODE, str(code))
+            return first
+
+        # the process that holds the store is gone or hangs, and cannot have said why
+        return _in_time(claim, True)
 
     def tell_alive(self) -> None:
         """After a broken collective: let the others know that it was not this process."""
-        assert self.store is not None
-        with suppress(RuntimeError):  # the store died with its process
-            self.store.set(f"{_ALIVE}-{self.rank}", "")
+        store = self.store
+        assert store is not None
+        _in_time(lambda: store.set(f"{_ALIVE}-{self.rank}", ""), None)
 
     def silent(self) -> list[int]:
-        """The ranks that have not called `tell_alive`; nothing waits."""
-        assert self.store is not None
+        """The ranks that have not called `tell_alive`; of the store, at once."""
+        store = self.store
+        assert store is not None
         others = [rank for rank in range(self.world) if rank != self.rank]
-        try:
-            return [rank for rank in others if not self.store.check([f"{_ALIVE}-{rank}"])]
-        except RuntimeError:
-            # torchrun holds the store in a process of its own; else it is rank 0
-            return [] if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
+        # the process that holds the store; torchrun has one of its own
+        holder = [] if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
+        return _in_time(
+            lambda: [rank for rank in others if not store.check([f"{_ALIVE}-{rank}"])], holder
+        )
 
     def linger(self, patience_s: float) -> None:
         """After a failure: the process that holds the store waits until the others have read it.
 
         torchrun holds it in a process of its own; else it is rank 0.
         """
-        if self.store is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = self.store
+        if store is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return
-        try:
-            self.store.add(_LEFT, 1)
-            if not self.is_first:
-                return
-            if self.device.type == "cpu":
-                # closed connections wake the others; it may wait for an exchange, so not here
-                Thread(target=dist.destroy_process_group, daemon=True).start()
-            deadline = time.monotonic() + patience_s
-            while self.store.add(_LEFT, 0) < self.world and time.monotonic() < deadline:
+        left = _in_time(lambda: store.add(_LEFT, 1), None)
+        if left is None or not self.is_first:
+            return
+        if self.device.type == "cpu":
+            # closed connections wake the others; it may wait for an exchange, so not here
+            Thread(target=dist.destroy_process_group, daemon=True).start()
+        deadline = time.monotonic() + patience_s
+        with suppress(RuntimeError):  # the store is gone already
+            while store.add(_LEFT, 0) < self.world and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
-        except RuntimeError:  # the store is gone already
-            return
 
     def failure_of_others(self, patience_s: float) -> int | None:
         """Exit code of a process that failed, or None if none says so within the time."""
-        assert self.store is not None
-        try:
-            self.store.wait([_CODE], timedelta(seconds=patience_s))
-            return int(self.store.get(_CODE))
-        except (RuntimeError, ValueError):  # nobody failed, or the store died with its process
-            return None
+        store = self.store
+        assert store is not None
+
+        def find() -> int:
+            store.wait([_CODE], timedelta(seconds=patience_s))
+            return int(store.get(_CODE))
+
+        return _in_time(find, None, patience_s + _STORE_SECONDS)
+
+
+def _in_time(call: Callable[[], T], otherwise: T, seconds: float = _STORE_SECONDS) -> T:
+    """What a call of the store returns; something else if its process is gone or hangs."""
+    found: list[T] = []
+
+    def run() -> None:
+        with suppress(RuntimeError, ValueError):
+            found.append(call())
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else otherwise

@@ -43,7 +43,7 @@ def test_the_job_saves_before_its_time_is_over_and_continues(scenes, tmp_path, t
     assert "#SBATCH --signal=B:USR1@120\n#SBATCH --requeue\n" in script
     words = options(scenes, tmp_path, 60, "--save-every", "100000", "--data.batch-size", "2")
     words += ["--stages.student.steps", "1"]
-    ours, count = re.subn(r"--preset .*(?= &\n)", " ".join(words), script)
+    ours, count = re.subn(r"--preset .*(?=\n' &\n)", " ".join(words), script)
     assert count == 1
     (tmp_path / "job.sh").write_text(ours)
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):

@@ -1,5 +1,7 @@
 """Ranks that are killed, stopped or told to stop: how the others end, and how a run recovers."""
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastseg.engine.not_finite.repeat import repeat
 from fastseg.engine.stop_request import SAME_REQUEST_S
 from tests.support.interrupted_runs import assert_same_run, committed, options, wait_for
 
@@ -49,20 +52,30 @@ def leave_none(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.fault("F18")
+@pytest.mark.fault("F18", "F19")
 @pytest.mark.usefixtures("leave_none")
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.endurance)])
-def test_torchrun_starts_again_what_a_killed_rank_has_ended(scenes, tmp_path, environment, victim):
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        (0, signal.SIGKILL),
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.endurance),
+        # torchrun kills it half a minute after the other has noticed
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.endurance),
+    ],
+)
+def test_torchrun_starts_again_what_a_lost_rank_has_ended(
+    scenes, tmp_path, environment, victim, number
+):
     """From the newest state on, to the very weights and rows of a run that nobody has killed."""
     said, quiet = tmp_path / "said", tmp_path / "said-quiet"
     command = [*TRAIN, *of_two(scenes, tmp_path / "quiet", 8)]
     other = under_torchrun(environment, quiet, 0, command)
-    command = [*TRAIN, *of_two(scenes, tmp_path / "killed", 8)]
+    command = [*TRAIN, *of_two(scenes, tmp_path / "killed", 8, "--parallel.timeout", "0.3")]
     launcher = under_torchrun(environment, said, 1, command)
     run = tmp_path / "killed" / "debug"
     wait_for(lambda: max(committed(run), default=0) > 2, launcher)
-    os.kill(ranks_of(tmp_path / "killed")[victim], signal.SIGKILL)
-    assert launcher.wait(120) == 0, said.read_text()
+    os.kill(ranks_of(tmp_path / "killed")[victim], number)
+    assert launcher.wait(200) == 0, said.read_text()
     assert other.wait(120) == 0, quiet.read_text()
     assert "continued at step" in said.read_text()
     assert_same_run(run, tmp_path / "quiet" / "debug")
@@ -140,3 +153,39 @@ def test_a_second_signal_ends_all_at_once(scenes, tmp_path, launch):
     assert codes == [130, 130], said
     assert "Traceback" not in said
     assert list(committed(tmp_path / "debug")) == [1, 2]
+
+
+POISONED = """
+import sys
+from fastseg.engine import trainer
+real = trainer.on_device
+def poisoned(batches, device):
+    for step, batch in enumerate(real(batches, device)):
+        if step >= 2:
+            batch.images[1, 0, 0, 0, 0] = float("nan")
+        yield batch
+if "--poisoned" in sys.argv:
+    sys.argv.remove("--poisoned")
+    trainer.on_device = poisoned
+from fastseg import train
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.endurance
+@pytest.mark.fault("F13", "F14")
+def test_images_of_one_rank_that_are_not_finite_end_all_at_one_step(scenes, tmp_path, launch):
+    """Each rank leaves its share of the step, and only that of the one repeats without a number."""
+    command = of_two(scenes, tmp_path, 8, "--max-skipped", "3", "--parallel.mode", "replicate")
+    codes, _, said = launch(["-c", POISONED, *command], per_rank=[(1, ["--poisoned"])]).finish()
+    assert codes == [2, 2], said
+    assert "the gradient was not finite in 3 steps in a row up to step 5" in said
+    run = tmp_path / "debug"
+    assert max(committed(run)) <= 4
+    files = [run / f"not-finite-teacher{rank}.json" for rank in ("", "-rank1")]
+    dumps = [json.loads(file.read_text()) for file in files]
+    assert [dump["step"] for dump in dumps] == [5, 5]
+    assert [len(dump["skipped_steps"]) for dump in dumps] == [3, 3]
+    assert dumps[0]["images_not_finite"] == []
+    assert dumps[1]["images_not_finite"][0].endswith(" (depth)")
+    assert [math.isfinite(repeat(file).values["ohem"]) for file in files] == [True, False]

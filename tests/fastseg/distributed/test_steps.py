@@ -136,6 +136,19 @@ def test_a_nan_on_one_rank_is_skipped_by_all(seen, mode):
         assert same_bits(before, after)
 
 
+@pytest.mark.fault("F9")
+@pytest.mark.parametrize("mode", ["replicate", "fsdp_root"])
+def test_one_rank_without_a_label_learns_with_the_other(seen, mode):
+    """Of the student, with every term: nothing is skipped, and both hold the same weights."""
+    for facts in seen.facts:
+        values = facts[f"ignored-{mode}"]
+        assert all(map(math.isfinite, values.values())), values
+        assert values["skipped"] == 0
+    assert seen.facts[1][f"ignored-{mode}"]["ohem"] == 0
+    assert seen.facts[0][f"ignored-{mode}"]["ohem"] > 0
+    assert same_bits(*(seen.tensors(f"ignored-{mode}", rank) for rank in (0, 1)))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_fp16_halves_its_scale_on_all_ranks_and_recovers(seen, mode):
     for facts in seen.facts:

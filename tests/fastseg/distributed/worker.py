@@ -201,6 +201,13 @@ def non_finite(record, ranks):
         values = session.step_fn(1, batch)
         record.facts[f"nan-{mode}"] = float(values["skipped"])
         record.tensors(f"after-nan-{mode}", state(session))
+        session = open_session(config, ranks, "student", mode)
+        batch = shares(global_batch(2), ranks)[0]
+        if ranks.rank == 1:
+            batch.labels.fill_(255)
+        values = session.step_fn(2, batch)
+        record.facts[f"ignored-{mode}"] = {name: float(value) for name, value in values.items()}
+        record.tensors(f"ignored-{mode}", state(session))
 
 
 def short_precision(record, ranks):

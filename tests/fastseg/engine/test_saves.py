@@ -110,7 +110,7 @@ def test_a_disk_that_never_answers_ends_the_run_in_time(teacher, fit, monkeypatc
     monkeypatch.setattr(commit_module, "sync", sync)
     config = replace(teacher, parallel=replace(teacher.parallel, timeout=0.02))
     try:
-        with pytest.raises(CheckpointError, match=r"step-00000004 is not written after 1\.2 s"):
+        with pytest.raises(CheckpointError, match=r"step-00000004 is not written after 1\.\d+ s"):
             fit(config)
         assert states_of(config) == ["step-00000002", "step-00000004.partial"]
     finally:
