@@ -135,8 +135,8 @@ def _refuse_bomb(path: Path, size: int) -> None:
     packed = path.stat().st_size
     if size > max(_HARMLESS_BYTES, _RATIO * packed):
         raise DataError(
-            f"{path} is damaged: its {packed} bytes claim to hold {size} bytes of events; fetch this "
-            "file again",
+            f"{path} is damaged: its {packed} bytes claim to hold {size} bytes of events; fetch "
+            "this file again",
             "damaged",
         )
 
