@@ -47,9 +47,7 @@ def test_images_that_declare_more_than_they_hold(tmp_path):
     """Pillow takes the smaller one, and makes room for all of it before it reads a pixel."""
     few = widened(9000)
     for read in (decode_image, lambda data, path: decode_ids(data, path, red_alone=False)):
-        with pytest.raises(
-            DataError, match=r"declares 9000 x 9000 pixels, more than its 1. packed"
-        ):
+        with pytest.raises(DataError, match="declares 9000 x 9000 pixels, more than its"):
             read(few, tmp_path / "a.png")
         with pytest.raises(DataError, match="decompression bomb"):
             read(widened(60_000), tmp_path / "a.png")
