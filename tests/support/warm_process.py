@@ -78,6 +78,7 @@ def _run(words: list[str], environment: dict[str, str], outputs: list[str]) -> N
         with open(name, "w", encoding="utf-8") as file:
             os.dup2(file.fileno(), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)  # that of its workers is not its own
     os.environ.clear()
     os.environ.update(environment)
     kind, *rest = words
