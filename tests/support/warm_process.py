@@ -92,4 +92,5 @@ def _run(words: list[str], environment: dict[str, str], outputs: list[str]) -> N
         exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.argv[:] = words
+        sys.path.insert(0, os.path.dirname(kind))
         runpy.run_path(kind, run_name="__main__")
