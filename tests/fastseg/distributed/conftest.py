@@ -2,11 +2,11 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.warm_process import WarmProcess
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[2]
@@ -23,12 +23,9 @@ class Launch:
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         extra = {rank: list(more) for rank, more in per_rank}
         self.ranks = [
-            subprocess.Popen(
-                [sys.executable, *map(str, arguments), *extra.get(rank, [])],
-                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+            WarmProcess(
+                [*map(str, arguments), *extra.get(rank, [])],
+                shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(world)
         ]

@@ -40,7 +40,7 @@ from fastseg.methods.seeds import Share
 from fastseg.pipelines import Batch
 
 MODES = ("replicate", "fsdp_root", "fsdp_blocks", "hsdp")
-SAMPLES, STEPS = 4, 3
+SAMPLES, STEPS = 4, 2
 
 
 def make_config(**changes):
@@ -359,7 +359,7 @@ def schedules(record, ranks):
     for way, changes in ways.items():
         config = replace(base, **changes)
         for mode in ("replicate", "fsdp_root"):
-            session = open_session(config, ranks, "student", mode)
+            session = open_session(config, ranks, "teacher", mode)
             record.run(f"{way}-{mode}", session, ranks, steps=range(2))
     record.facts["compiled graphs"] = counters["stats"]["unique_graphs"]
     step_module.compile_regions = plain
