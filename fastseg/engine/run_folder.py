@@ -81,7 +81,8 @@ class RunFolder:
         if not self.config_file.is_file():
             raise ConfigError(
                 f"rank {self._ranks.rank} does not see the run folder {self.path} that rank 0 made:"
-                " put --out on a file system that all nodes share"
+                " put --out on a file system that all nodes share",
+                help="a-node-does-not-see-the-run-folder",
             )
         # rank 0 has decided for all
         decided = read_config(self.config_file)
@@ -137,7 +138,7 @@ class RunFolder:
             os.close(handle)
             if isinstance(error, BlockingIOError):
                 message = f"another process is writing the run {folder}: wait for it or "
-                raise ConfigError(message + "choose --name") from None
+                raise ConfigError(message + "choose --name", help="the-run-is-in-use") from None
             raise ConfigError(
                 f"cannot lock {file} ({error.strerror}): choose an --out whose file system has "
                 "locks"
@@ -188,7 +189,8 @@ class RunFolder:
                     f"the run {self.path} was started with other settings:\n"
                     + "\n".join(lines)
                     + "\nUse another --name, or --fresh to move the old run aside."
-                    + (_SAMPLES_HINT if "samples per step" in changed else "")
+                    + (_SAMPLES_HINT if "samples per step" in changed else ""),
+                    help="settings-that-changed",
                 )
         # what only concerns this session is not part of the recipe
         config = replace(self.config, fresh=False, stop_after=0, allow_data_change=False)

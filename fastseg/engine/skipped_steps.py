@@ -170,7 +170,8 @@ class SkipWatch:
         advice = "\n  ".join(self._advice(inputs))
         return ConfigError(
             f"{name}: {what}; nothing is saved over the last good state, and {file} has the "
-            f"details.\n  {advice}"
+            f"details.\n  {advice}",
+            help="gradients-that-are-not-finite",
         )
 
     def _advice(self, inputs: Sequence[str]) -> list[str]:
