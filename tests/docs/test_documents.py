@@ -181,6 +181,18 @@ def test_published_results_are_those_of_the_recipes(path):
         assert f"Estimate: {hours} of one H100" in told, name
 
 
+def test_times_of_kernels_are_those_that_were_recorded():
+    page = (ROOT / "docs" / "reference" / "kernels.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `\w+`.* \| (.+K25) \| (.+) \| (.+) \| (.*)\|$", page, re.M)
+    recorded = (ROOT / "bench" / "results" / "cpu" / "kernels.md").read_text(encoding="utf-8")
+    row = r"^\| {} \| fwd\+bwd \| float32 \| {} \| {} \|"
+    assert len(told) == 5
+    for case, *times in told:
+        for provider, ms in zip(("official", "eager", "compile"), times, strict=True):
+            wanted = row.format(re.escape(case), provider, re.escape(ms.strip()))
+            assert not ms.strip() or re.search(wanted, recorded, re.M), (case, provider, ms)
+
+
 def test_every_setting_is_described():
     path = ROOT / "docs" / "reference" / "configuration.md"
     assert path.read_text(encoding="utf-8") == reference.page()
