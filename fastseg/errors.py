@@ -4,7 +4,15 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A setting is unknown or out of range; the message names it, its value and what would do."""
+    """A setting is unknown or out of range; the message names it, its value and what would do.
+
+    Attributes:
+        help: anchor of the entry in ``docs/troubleshooting.md`` that says more; empty: none does.
+    """
+
+    def __init__(self, message: str, help: str = "") -> None:
+        super().__init__(message)
+        self.help = help
 
 
 class CheckpointError(ValueError):

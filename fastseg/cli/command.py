@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from fastseg import kernels
+from fastseg.cli import help
 from fastseg.cli.parse import speaks
 from fastseg.config.run import TrainConfig
 from fastseg.distributed.launch import join
@@ -118,25 +119,27 @@ def processes(config: TrainConfig) -> Iterator[Ranks]:
 def explain(error: BaseException) -> tuple[int, str | None]:
     """Exit code and message of an error; no message for a bug, whose trace is wanted."""
     if isinstance(error, CheckpointError | ConfigError | DataError):
-        return BAD_INPUT, f"error: {error}"
+        return BAD_INPUT, f"error: {error}{help.see(help.anchor_of(error))}"
     if _out_of_memory(error):
         return OUT_OF_MEMORY, (
             f"error: out of memory ({_first_line(error)})\n"
             "Use --precision bf16. If scores were computed, lower --data.eval-batch-size or "
             "--data.eval-size, else let python -m fastseg.train have a lower --data.batch-size "
             "(with a higher --accumulate the samples per step stay) or --data.size. The same "
-            "command then continues from the last checkpoint."
+            "command then continues from the last checkpoint." + help.see(help.MEMORY)
         )
     if (reason := compile_failure(error)) is not None:
         return BAD_INPUT, (
             f"error: torch.compile failed ({reason})\n"
             "The same command with --speed.compile off goes on from the last checkpoint."
+            + help.see(help.COMPILE)
         )
     # torch raises it wherever the run is when a worker dies
     if isinstance(error, RuntimeError) and (fault := worker_fault(error)) is not None:
-        return BAD_INPUT, f"error: {fault}"
+        return BAD_INPUT, f"error: {fault}{help.see(help.anchor_of(fault))}"
     if isinstance(error, OSError) and (error.errno in _REFUSALS or error.filename is not None):
-        return BAD_INPUT, f"error: {explain_os_error(error)}"
+        entry = help.FULL_DISK if error.errno in _FULL else None
+        return BAD_INPUT, f"error: {explain_os_error(error)}{help.see(entry)}"
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "; ".join(filter(None, ("interrupted", str(error))))
     return BUG, None
@@ -210,7 +213,8 @@ def _loss(ranks: Ranks, error: BaseException) -> str:
     where = f" at {ranks.at}" if ranks.at else ""
     return (
         f"error: rank {ranks.rank} lost another process, which was killed or hangs "
-        f"({_first_line(error)})\nThe same command continues from the last checkpoint; {who} not "
+        f"({_first_line(error)}){help.see(help.LOST_PROCESS)}\n"
+        f"The same command continues from the last checkpoint; {who} not "
         f"answer rank {ranks.rank}{where}."
     )
 

@@ -85,7 +85,7 @@ def meanings(kind: type[Any]) -> dict[str, str]:
     return found
 
 
-def rows_of(kind: type[Any], before: str) -> list[str]:
+def rows_of(kind: Any, before: str) -> list[str]:
     """A row for every field that is a value; sections have tables of their own."""
     rows = []
     said, annotations = meanings(kind), field_types(kind)
@@ -109,7 +109,7 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
 
 
-def _sections(kind: type[Any], before: str = "") -> Iterator[str]:
+def _sections(kind: Any, before: str = "") -> Iterator[str]:
     """Heading and table of every section below a dataclass, in the order of its fields."""
     seen: dict[type[Any], str] = {}
     for name, section in field_types(kind).items():

@@ -87,7 +87,8 @@ class RunFolder:
         if not self.config_file.is_file():
             raise ConfigError(
                 f"rank {self._ranks.rank} does not see the run folder {self.path} that rank 0 made:"
-                " put --out on a file system that all nodes share"
+                " put --out on a file system that all nodes share",
+                help="a-node-does-not-see-the-run-folder",
             )
         # rank 0 has decided for all
         decided = read_config(self.config_file)
@@ -146,7 +147,8 @@ class RunFolder:
                     by = f" ({owner})" if owner else ""
                     raise ConfigError(
                         f"another process{by} is writing the run {folder}: wait for it or choose "
-                        "--name"
+                        "--name",
+                        help="the-run-is-in-use",
                     )
                 time.sleep(0.1)
             os.ftruncate(handle, 0)
@@ -200,7 +202,8 @@ class RunFolder:
                     f"the run {self.path} was started with other settings:\n"
                     + "\n".join(lines)
                     + "\nUse another --name, or --fresh to move the old run aside."
-                    + (_SAMPLES_HINT if "samples per step" in changed else "")
+                    + (_SAMPLES_HINT if "samples per step" in changed else ""),
+                    help="settings-that-changed",
                 )
         # what only concerns this session is not part of the recipe
         config = replace(self.config, fresh=False, stop_after=0, allow_data_change=False)

@@ -17,7 +17,7 @@ from fastseg.config import reference
 from fastseg.config.compare import changed_fields, flatten
 from fastseg.config.presets.methods import RECIPES
 from fastseg.config.presets.page import page
-from fastseg.config.presets.registry import get_preset
+from fastseg.config.presets.registry import PRESETS, get_preset
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import from_dict, to_dict
 from fastseg.evaluation.from_weights import EvaluateConfig
@@ -168,6 +168,29 @@ def test_every_exit_code_is_explained():
 
 def test_every_recipe_is_described():
     assert (ROOT / "docs" / "reference" / "presets.md").read_text(encoding="utf-8") == page()
+
+
+@each_of(sorted((ROOT / "docs" / "reproduce").glob("*.md")))
+def test_published_results_are_those_of_the_recipes(path):
+    text = path.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+ hours) \|$", text, re.M)
+    assert rows or path.stem == "index"
+    for name, published, hours in rows:
+        told = PRESETS[name].__doc__
+        assert f"Published: {published}.\n" in told, name
+        assert f"Estimate: {hours} of one H100" in told, name
+
+
+def test_times_of_kernels_are_those_that_were_recorded():
+    page = (ROOT / "docs" / "reference" / "kernels.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `\w+`.* \| (.+K25) \| (.+) \| (.+) \| (.*)\|$", page, re.M)
+    recorded = (ROOT / "bench" / "results" / "cpu" / "kernels.md").read_text(encoding="utf-8")
+    row = r"^\| {} \| fwd\+bwd \| float32 \| {} \| {} \|"
+    assert len(told) == 5
+    for case, *times in told:
+        for provider, ms in zip(("official", "eager", "compile"), times, strict=True):
+            wanted = row.format(re.escape(case), provider, re.escape(ms.strip()))
+            assert not ms.strip() or re.search(wanted, recorded, re.M), (case, provider, ms)
 
 
 def test_every_setting_is_described():

@@ -63,3 +63,26 @@ def test_what_a_browser_would_load_from_elsewhere_is_found():
     )
     found = ["https://fonts.example/css", "//cdn.example/x.js", "https://a.example/b.png"]
     assert pages.loaded_from_elsewhere(html) == found
+
+
+def test_the_job_for_kubernetes_holds_together():
+    page = (ROOT / "docs" / "howto" / "kubernetes.md").read_text(encoding="utf-8")
+    text = page.split("```yaml\n")[1].split("```")[0]
+    service, job = yaml.safe_load_all(text)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (script,) = container["args"]
+    name = job["metadata"]["name"]
+    assert (service["kind"], job["kind"]) == ("Service", "Job")
+    # the pods are found by the label that a job gives its pods, as <job>-<index>.<service>
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert f"--master-addr {name}-0.{service['metadata']['name']} " in script
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert job["spec"]["completionMode"] == "Indexed"
+    nodes = job["spec"]["parallelism"]
+    assert nodes == job["spec"]["completions"]
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    assert f"--nnodes {nodes} --nproc-per-node {gpus} " in script
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+    assert f"--out {mounts['shared']}/" in script

@@ -171,7 +171,8 @@ class SkipWatch:
         advice = "\n  ".join(self._advice(inputs))
         return ConfigError(
             f"{name}: {what}; nothing is saved over the last good state, and {file} has the "
-            f"details.\n  {advice}\n  {again}"
+            f"details.\n  {advice}\n  {again}",
+            help="gradients-that-are-not-finite",
         )
 
     def _advice(self, inputs: Sequence[str]) -> list[str]:

@@ -443,7 +443,8 @@ def test_a_full_disk_is_explained_and_leaves_no_partial_file(scenes, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    said = done.stderr.splitlines()[-1]
+    said, entry = done.stderr.splitlines()[-2:]
+    assert entry == "see docs/troubleshooting.md#disk-full"
     assert said.startswith(f"error: {tmp_path / 'debug'}")
     assert "make room" in said
     assert "the same command continues" in said
