@@ -203,8 +203,7 @@ def non_finite(record, ranks):
         record.tensors(f"after-nan-{mode}", state(session))
         session = open_session(config, ranks, "student", mode)
         batch = shares(global_batch(2), ranks)[0]
-        if ranks.rank == 1:
-            batch.labels.fill_(255)
+        batch.labels.masked_fill_(torch.tensor(ranks.rank == 1), 255)
         values = session.step_fn(2, batch)
         record.facts[f"ignored-{mode}"] = {name: float(value) for name, value in values.items()}
         record.tensors(f"ignored-{mode}", state(session))
