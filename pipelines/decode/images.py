@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ..errors import DataError
 from . import fast_png, png
@@ -42,7 +42,7 @@ DAMAGE = (
 """Everything that Pillow was seen to raise on damaged files."""
 
 
-def opened(data: bytes) -> Image.Image:
+def opened(data: bytes) -> ImageFile.ImageFile:
     """An image that Pillow has opened; of its many readers two see the bytes, whatever they are.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Inputs that a fuzzer found to reach different places: each gives a result or one message."""
+"""Inputs that a fuzzer kept, as each reached another place: a result or one message each."""
 
 from tests.fuzz.fuzz_readers import CORPUS, Fuzzer, kept_corpus
 
