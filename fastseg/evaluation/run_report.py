@@ -134,7 +134,7 @@ def write_report_of_files(
 def reports_of_files(runs: Sequence[Path], first: Path) -> dict[str, RunReport]:
     """Settings, history and scores of runs by name, from their files.
 
-    Runs of one name are told apart by a dash behind it.
+    Runs of one name are told apart by a prime behind it.
 
     Args:
         runs: folders of runs.

@@ -110,8 +110,7 @@ def check_dataset(
     with Progress(f"checking {shown_name(spec.name, root)}", total, shown=progress) as shown:
         for files in listed:
             look = partial(check_sample, replace(files, sample_ids=()))
-            sizes: Counter[str] = Counter()
-            seen: set[int] = set()
+            sizes, seen = Counter[str](), set[int]()
             for sample in each(look, files.sample_ids, workers):
                 report.faults += sample.faults
                 report.notes += sample.notes

@@ -58,7 +58,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     table = done.stdout.splitlines()
     assert table[0].split() == [*SUBSETS, "Mean"]
     assert [line.split()[0] for line in table[1:]] == ["teacher", "student", "gain"]
-    for word in ("loss", "mIoU", "images/s", "data-wait", "ETA"):
+    for word in ("loss", "mIoU", "images/s", "data-wait", "100 %"):
         assert word in done.stderr
 
 

@@ -35,9 +35,33 @@ def test_the_page_of_a_finished_run_has_scores_confusion_and_pictures(run, tmp_p
     assert "No confusion matrix" not in page
     assert "No pictures" not in page
     assert "Stage teacher" in page
+    assert "worst of 5 samples by the student with all sensors" in page
+    assert "mIoU of the teacher by condition and subset" in page
+    assert "teacher and student prototypes" in page
+    assert len(set(re.findall(r'data-subset="(\w+)"', page))) == 15
     assert f"--config {run / 'config.json'}" in page
     assert (out / "results.csv").is_file()
     assert not (run / "report.html").exists()
+
+
+def test_runs_that_follow_the_first_stand_beside_it(run, untrained, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(untrained, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"seed": 5}))
+    arguments = [str(run), str(other), str(untrained), "--no-score", "--quiet"]
+    assert report.main(arguments) == 0
+    section = (run / "report.html").read_text().split('<section id="runs"')[1]
+    section = section.split("</section>")[0]
+    # the three bear one name, and are told apart
+    for name in ("untrained, student", "untrained&#39;, student", "untrained&#39;&#39;, student"):
+        assert f'<th scope="row">{name}</th>' in section
+    assert '<th scope="row">seed</th><td>0</td><td>5</td><td>0</td>' in section
+    (other / "results.csv").write_text("a,b\n")
+    assert report.main([str(run), "--beside", str(other), "--no-score"]) == 2
+    assert f"or leave {other} out" in capsys.readouterr().err
+    assert report.main([str(run), str(tmp_path / "nothing"), "--no-score"]) == 2
+    assert f"{tmp_path / 'nothing'} is no folder of a run" in capsys.readouterr().err
 
 
 def test_the_page_of_files_needs_no_data_and_no_weights(run, capsys):
