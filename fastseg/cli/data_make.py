@@ -14,8 +14,8 @@ from fastseg.pipelines.inspection.check import LISTED
 from fastseg.pipelines.projection import PrepareConfig, prepare_muses
 from fastseg.pipelines.projection.prepare import PointWidth
 from fastseg.pipelines.synthetic import SyntheticConfig, generate, profile
-from fastseg.pipelines.tools.archives import unpack
-from fastseg.pipelines.tools.download import fetch
+from fastseg.pipelines.tools.elsewhere.archives import unpack
+from fastseg.pipelines.tools.elsewhere.download import fetch
 from fastseg.pipelines.tools.settings import Natural, SceneSide, Seed, Workers, check_fields
 
 

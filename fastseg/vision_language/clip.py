@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastseg.errors import ConfigError, listed
-from fastseg.pipelines.tools.hub_folders import why_unsafe
+from fastseg.pipelines.tools.elsewhere.hub_folders import why_unsafe
 from fastseg.pipelines.tools.json_values import json_values
 from fastseg.vision_language.interface import VisionLanguageModel
 from fastseg.vision_language.preprocessing import Preprocessing, read_preprocessing

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...errors import ConfigError, listed
-from ...pipelines.tools.hub_folders import why_unsafe
+from ...pipelines.tools.elsewhere.hub_folders import why_unsafe
 from ...pipelines.tools.json_values import json_values
 from .sizes import ANY_SIZE, SIZES
 

@@ -18,8 +18,8 @@ from fastseg.pipelines.decode.muses_raw import read_events
 from fastseg.pipelines.inspection.check import check_dataset
 from fastseg.pipelines.projection.calibration import read_json
 from fastseg.pipelines.projection.motion import read_gnss
-from fastseg.pipelines.tools.archives import unpack
-from fastseg.pipelines.tools.download import fetch
+from fastseg.pipelines.tools.elsewhere.archives import unpack
+from fastseg.pipelines.tools.elsewhere.download import fetch
 from fastseg.pipelines.tools.reading import read_bytes
 from tests.support.loader_cases import LOADERS, Open
 

@@ -29,7 +29,7 @@ from fastseg.pipelines.cache.format import _digest
 from fastseg.pipelines.cache.read import PackedStore
 from fastseg.pipelines.cache.write import pack_split
 from fastseg.pipelines.datasets.split_files import SplitFiles, list_split
-from fastseg.pipelines.tools.archives import unpack
+from fastseg.pipelines.tools.elsewhere.archives import unpack
 from fastseg.pipelines.tools.json_values import json_values
 from tests.support.dataset_trees import save
 from tests.support.hostile.reading import Target

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .json_values import json_values
+from ..json_values import json_values
 
 _CODE = ("auto_map", "custom_pipelines")
 """Keys of a config that name Python files of the folder or of a hub."""

@@ -19,9 +19,9 @@ import pytest
 
 from fastseg import data
 from fastseg.pipelines import DataError
-from fastseg.pipelines.tools import archives
-from fastseg.pipelines.tools.archives import unpack
-from fastseg.pipelines.tools.download import fetch
+from fastseg.pipelines.tools.elsewhere import archives
+from fastseg.pipelines.tools.elsewhere.archives import unpack
+from fastseg.pipelines.tools.elsewhere.download import fetch
 
 CONTENT = {"set/img/a.png": b"first" * 50, "set/img/b.png": b"second", "set/empty.txt": b""}
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import DataError
-from .progress import Progress
-from .reading import check_regular
+from ...errors import DataError
+from ..progress import Progress
+from ..reading import check_regular
 
 _BLOCK = 1 << 20
 _TIMEOUT_S = 60

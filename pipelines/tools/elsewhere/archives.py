@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ..errors import DataError
-from .progress import Progress
-from .reading import check_regular
+from ...errors import DataError
+from ..progress import Progress
+from ..reading import check_regular
 
 _BLOCK = 1 << 20
 _RATIO = 100
