@@ -32,6 +32,13 @@ def test_the_navigation_has_every_page_once():
     assert all((ROOT / source).is_file() for source in pages.OUTSIDE.values())
 
 
+def test_ci_fails_on_a_warning():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (line,) = (line for line in script.splitlines() if "mkdocs build" in line)
+    # --quiet hides warnings from --strict, too
+    assert line.split("mkdocs ")[1] == "build --strict"
+
+
 @pytest.mark.parametrize(
     ("page", "written", "expected"),
     [
