@@ -1,7 +1,7 @@
 """Hooks of the documentation site, which ``mkdocs build --strict`` makes of docs/.
 
 Pages are written for a reader of the repository: a link is a path from the file that holds it.
-Three files outside docs/ are pages of the site, too; links to and from them are made to fit. Any
+Four files outside docs/ are pages of the site, too; links to and from them are made to fit. Any
 other link out of docs/ leads nowhere on the site and fails the strict build: name such a file in
 backticks.
 """
@@ -19,6 +19,7 @@ OUTSIDE = {
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "security.md": "SECURITY.md",
 }
 """Pages of the site that are files of the repository's root."""
 

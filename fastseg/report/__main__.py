@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ReportConfig,
         prog="python -m fastseg.report",
         description=__doc__,
-        args=_with_beside(sys.argv[1:] if arguments is None else arguments),
+        args=with_beside(sys.argv[1:] if arguments is None else arguments),
     )
     keep_freed_memory()
     run, folder = options.checkpoint, options.out or options.checkpoint
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _with_beside(words: Sequence[str]) -> list[str]:
+def with_beside(words: Sequence[str]) -> list[str]:
     """Words of a command line, the runs that follow the first one under ``--beside``."""
     runs = list(takewhile(lambda word: not word.startswith("-"), words))
     rest = list(words[len(runs) :])

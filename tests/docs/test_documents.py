@@ -24,7 +24,7 @@ from fastseg.evaluation.from_weights import EvaluateConfig
 from fastseg.exporting.options import ExportConfig
 from fastseg.models.__main__ import ConvertConfig, ModelsConfig
 from fastseg.prediction.options import PredictConfig
-from fastseg.report.__main__ import ReportConfig
+from fastseg.report.__main__ import ReportConfig, with_beside
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -148,7 +148,7 @@ def read(module, arguments, monkeypatch):
     elif module == "fastseg.models":
         parse(ModelsConfig, prog=module, args=arguments or ["--help"])
     elif module == "fastseg.report":
-        parse_checkpoint(ReportConfig, module, "", arguments or ["--help"])
+        parse_checkpoint(ReportConfig, module, "", with_beside(arguments) or ["--help"])
     elif module == "fastseg.completion":
         parse(CompletionConfig, prog=module, args=arguments)
     elif module == "fastseg.data":

@@ -129,7 +129,7 @@ def test_contributing_names_files_folders_and_targets_that_are_there():
     gone = [name for name in named if not (ROOT / name).exists() and name != ".venv/bin/python"]
     assert gone == []
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    assert {*targets} == {"test", "test-fast", "lint", "types", "demo", "ci"}
+    assert {*targets} == {"test", "test-fast", "endurance", "lint", "types", "demo", "ci"}
     assert {*re.findall(r"`make ([\w-]+)`", text)} == {*targets}
 
 
