@@ -122,7 +122,7 @@ def _sections(kind: Any, before: str = "") -> Iterator[str]:
             yield f"The settings of `{seen[section]}`, with `{place}.` before them.\n"
             continue
         seen[section] = place
-        yield (section.__doc__ or "").strip().splitlines()[0] + "\n"
+        yield (section.__doc__ or "").strip().splitlines()[0].replace("``", "`") + "\n"
         yield _table(rows_of(section, f"{place}."))
         yield from _sections(section, f"{place}.")
 
