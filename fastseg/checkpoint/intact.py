@@ -25,6 +25,8 @@ from fastseg.pipelines.tools.json_values import json_values
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
 _NUMBER = (int, float)
+_COUNTS = 5
+"""Numbers of a row of ``meter`` before the sums of the step's values."""
 # what every state says, and the types that it may have
 _FIELDS: dict[str, tuple[type, ...]] = {
     "stage": (str,),
@@ -133,4 +135,21 @@ def _wrong_field(state: Any, step: int) -> str | None:
         return f"{STATE} has loss_scale {scale!r}"
     if state["step"] != step:
         return f"{STATE} is that of step {state['step']}"
-    return None
+    return None if _is_log(state) else f"{STATE} has sums of the log that no step leaves"
+
+
+def _is_log(state: Mapping[str, Any]) -> bool:
+    """Whether the sums since the last row of the log are as `StepLog` writes them, or not there."""
+    names, rows = state.get("values", []), state.get("meter", [])
+    seen = state.get("modalities", {})
+    if not (isinstance(names, list) and isinstance(rows, list) and isinstance(seen, dict)):
+        return False
+    numbers = [*seen.values()]
+    for row in rows:
+        # replaced samples, then the four counts of `Meter`, then a sum for each name
+        if not isinstance(row, list) or len(row) != _COUNTS + len(names):
+            return False
+        numbers += row
+    return all(isinstance(name, str) for name in names) and all(
+        type(number) in _NUMBER for number in numbers
+    )

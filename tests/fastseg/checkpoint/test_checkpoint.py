@@ -178,6 +178,10 @@ def of_tensors(edit):
         ("state.json", of_json(skipped_in_row="no"), "has skipped_in_row 'no'"),
         ("state.json", of_json(step=7), "is that of step 7"),
         ("state.json", of_json(loss_scale={"scale": 1.0}), "has loss_scale"),
+        ("state.json", of_json(meter=[[0, 1, 8]], values=["loss"]), "has sums of the log"),
+        ("state.json", of_json(meter=[[0, 1, 8, 0, 0, "x"]], values=["loss"]), "sums of the log"),
+        ("state.json", of_json(meter={"loss": 1}), "has sums of the log"),
+        ("state.json", of_json(modalities=["img"]), "has sums of the log"),
         ("state.json", lambda file: file.write_text("[]"), "is no object"),
         ("optimizer.safetensors", of_tensors(lambda t: {}), "is empty"),
         (
