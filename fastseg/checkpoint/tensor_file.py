@@ -1,14 +1,12 @@
-"""Named tensors in safetensors files: written with the user's rights, compared and checksummed."""
+"""Named tensors in safetensors files: written with the user's rights, and compared."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,16 +35,6 @@ def write_tensors(
         raise OSError(number, os.strerror(number), str(path)) from error
     if path.stat().st_mode != mode:
         path.chmod(mode)
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of CPU tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

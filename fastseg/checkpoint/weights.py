@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from fastseg.checkpoint.tensor_file import misfits, not_finite, tensors_digest, write_tensors
+from fastseg.checkpoint.tensor_file import misfits, not_finite, write_tensors
 from fastseg.distributed.sharded_tensors import module_tensors
 from fastseg.errors import CheckpointError, listed
 from fastseg.models import Segmenter
 from fastseg.pipelines.tools.json_values import json_values
+from fastseg.pipelines.tools.tensor_digest import tensors_digest
 from fastseg.pipelines.tools.whole_files import commit
 
 _CONSTANTS = "constants"

@@ -12,7 +12,6 @@ from torch import nn
 
 from fastseg.checkpoint.contents import expected_bytes
 from fastseg.checkpoint.state import TrainingStates
-from fastseg.checkpoint.tensor_file import tensors_digest
 from fastseg.console import say
 from fastseg.distributed.parallelize import copy_size
 from fastseg.distributed.sharded_tensors import module_tensors
@@ -27,6 +26,7 @@ from fastseg.errors import CheckpointError
 from fastseg.methods.stage import ENCODER, RANDOM
 from fastseg.models import Segmenter
 from fastseg.pipelines import Batch, Loader
+from fastseg.pipelines.tools.tensor_digest import tensors_digest
 
 Saved = tuple[Path, dict[str, Any]]
 """Folder of a training state, and what its ``state.json`` says."""

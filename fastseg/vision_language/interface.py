@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastseg.checkpoint.tensor_file import tensors_digest
 from fastseg.errors import ConfigError
+from fastseg.pipelines.tools.tensor_digest import tensors_digest
 from fastseg.vision_language.preprocessing import Preprocessing
 
 _TEXTS = 256

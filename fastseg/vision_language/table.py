@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastseg.checkpoint.tensor_file import tensors_digest, write_tensors
+from fastseg.checkpoint.tensor_file import write_tensors
 from fastseg.pipelines.tools.json_values import json_values
+from fastseg.pipelines.tools.tensor_digest import tensors_digest
 from fastseg.pipelines.tools.whole_files import commit
 
 Shapes = Mapping[str, tuple[int, ...]]

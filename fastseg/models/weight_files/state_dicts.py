@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import CheckpointError, listed
+from ...pipelines.tools.tensor_digest import tensors_digest
 from .restricted_pickle import StoredTensor, UnsafeFile
 from .torch_file import TorchFile
 
@@ -76,8 +77,10 @@ def open_weights(path: str | Path) -> WeightFile:
             content: object = source.content
         else:
             with safe_open(path, framework="pt", device="cpu") as opened:
-                content = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
                 file = WeightFile(path, metadata=opened.metadata() or {})
+            _check_digest(file, tensors)
+            content = tensors
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -109,6 +112,16 @@ def _places(
         yield place, tensors
     for name, inner in named.items():
         yield from _places(inner, f"{place}.{name}" if place else name, seen, depth + 1)
+
+
+def _check_digest(file: WeightFile, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that a run of fastseg has written with a checksum, and that are others now."""
+    written = file.metadata.get("sha256") if "fastseg" in file.metadata else None
+    if written is not None and written != tensors_digest(tensors):
+        raise CheckpointError(
+            f"{file.path} is damaged: its tensors are not those that were written; copy the file "
+            "again from its run"
+        )
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

@@ -8,12 +8,12 @@ import pytest
 
 from fastseg.checkpoint.intact import examine
 from fastseg.checkpoint.state import TrainingStates
-from fastseg.checkpoint.tensor_file import tensors_digest
 from fastseg.config.run import TrainConfig
 from fastseg.config.serialise import read_config
 from fastseg.engine.context import RunContext
 from fastseg.engine.run_folder import RunFolder
 from fastseg.errors import CheckpointError, ConfigError
+from fastseg.pipelines.tools.tensor_digest import tensors_digest
 from fastseg.report.metrics_log import MetricsLog
 from fastseg.report.results import read_results
 

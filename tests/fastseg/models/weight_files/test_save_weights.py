@@ -6,6 +6,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
+from fastseg.checkpoint import weights as run_weights
 from fastseg.errors import CheckpointError, ConfigError
 from fastseg.models import SegFormer, build_segmenter, load_weights, save_weights
 from fastseg.models.__main__ import main
@@ -173,3 +174,22 @@ def test_the_command_takes_a_part_and_an_encoder(tmp_path, capsys):
     assert main(words) == 2
     assert "half.pth is damaged" in capsys.readouterr().err
     assert not (tmp_path / "none.pth").exists()
+
+
+@pytest.mark.fault("F2")
+def test_a_flipped_bit_in_weights_of_a_run_is_noticed(tmp_path):
+    """Published files carry no checksum; those of a run do."""
+    network, path = make_model(seed=1), tmp_path / "student.safetensors"
+    identity = run_weights.Identity(
+        "student", "deliver", ("a", "b"), ("img", "depth"), "mit_nano", 16
+    )
+    run_weights.save_weights(path, network, identity, {})
+    target = make_model(seed=2)
+    load_weights(target, path)
+    assert_same(network, target)
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"student\.safetensors is damaged: its tensors are"):
+        load_weights(target, path)
+    assert_same(network, target)
