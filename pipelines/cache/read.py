@@ -151,8 +151,14 @@ class PackedStore:
         used = {m.name for m in self._files.modalities} | {"label"}
         parts = [m.name for m in modalities for _ in m.files]
         parts += ["label"] * len(self._files.spec.label.files)
-        for index, (_, sample) in enumerate(self._samples):
+        for index, (shard, sample) in enumerate(self._samples):
             paths = source_paths(self._files, index, modalities)
+            if len(sample.sources) != len(parts):
+                raise self._refusal(
+                    "damaged",
+                    f"{self._paths[shard]} names {len(sample.sources)} sources of {sample.id}, "
+                    f"which has {len(parts)}",
+                )
             for part, path, before in zip(parts, paths, sample.sources, strict=True):
                 if part in used and not same_state(source_state(path), before):
                     raise self._refusal("stale", f"{path} has changed since it was packed")

@@ -41,6 +41,8 @@ _DAMAGE = (
     OSError,
     EOFError,
     RuntimeError,
+    # a name in a ZIP that says it is UTF-8 and is not
+    UnicodeDecodeError,
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
