@@ -95,7 +95,7 @@ def test_a_rank_that_hangs_ends_the_other_within_the_timeout(scenes, tmp_path, l
     _, said = other.communicate(timeout=60)
     assert time.monotonic() - began < 6 + 30
     both.ranks[victim].kill()
-    assert other.returncode == 69
+    assert other.returncode == 69, said
     last = said.splitlines()[-1]
     step = max(committed(run)) + 1
     assert f"rank {victim} does not answer rank {1 - victim} at step " in last
