@@ -200,7 +200,9 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _lost_peer(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+    # the last one is what torch says of a wait, whatever the backend
+    said = ("gloo", "NCCL", "Operation timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in said)
 
 
 def _loss(ranks: Ranks, error: BaseException) -> str:
