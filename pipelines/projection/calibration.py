@@ -52,10 +52,13 @@ def read_calibration(root: Path) -> Calibration:
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         try:
-            array = np.array(value, np.float64)
-        except (TypeError, ValueError, OverflowError):
-            array = np.empty(0)
-        if array.shape != (side, side) or not np.isfinite(array).all():
+            found = np.array(value)
+        except ValueError:  # rows of different lengths
+            found = np.empty(0)
+        # text that looks like a number is none, and would be taken for one
+        numbers = found.shape == (side, side) and found.dtype.kind in "iuf"
+        array: Matrix = found.astype(np.float64) if numbers else np.full(1, np.nan)
+        if not np.isfinite(array).all():
             raise DataError(
                 f"{root / 'calib.json'}: {'.'.join(keys)} is not a {side} x {side} matrix of "
                 "numbers; restore the file of the download"
