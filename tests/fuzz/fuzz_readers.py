@@ -9,8 +9,8 @@ input of each place is written to FOLDER/findings, and the run goes on. FOLDER/c
 that reached something new; ``--keep`` packs the smallest ones of them into ``corpus.zip`` beside
 this file, which `test_corpus.py` replays with the findings of before in ``found``.
 
-A run of 28 minutes (Python 3.11, atheris 3.0.0, a shared core, with the mends of docs/faults.md)
-executed 27,671 inputs, of which 1,422 were accepted, and found nothing.
+Three runs, an hour in all (Python 3.11, atheris 3.0.0, a shared core), executed 280,213 inputs, of
+which 12,472 were accepted; the four findings are mended, and in ``found``.
 """
 
 from __future__ import annotations
