@@ -1,9 +1,12 @@
 """What ``fastseg doctor`` says of this machine and of what it lacks."""
 
 import ctypes
+import os
 import runpy
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,3 +65,30 @@ def test_doctor_tries_a_kernel_on_a_gpu(monkeypatch, broken):
     assert ("fused kernels" in finding.consequence) == (broken is None)
     assert (broken or "") in finding.state
     assert ("python3-dev" in finding.consequence) == (broken is not None)
+
+
+@pytest.mark.fault("F38")
+@pytest.mark.parametrize(
+    ("package", "verdict"),
+    [
+        ({}, "not installed"),
+        ({"apex/__init__.py": ""}, "not NVIDIA apex"),
+        ({"apex/__init__.py": "raise ImportError('pyramid')"}, "web toolkit of PyPI"),
+        ({"apex/__init__.py": "", "apex/optimizers/__init__.py": ""}, "without CUDA extensions"),
+    ],
+)
+def test_doctor_tells_the_four_kinds_of_apex_apart(tmp_path, package, verdict):
+    for name, text in package.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
+    done = subprocess.run(
+        [sys.executable, "-c", "from fastseg import doctor; print(doctor._apex().state)"],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert verdict in done.stdout
